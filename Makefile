@@ -1,0 +1,65 @@
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help env repro demo test check format lock readme clone
+
+VENV := .venv
+# The first Python that the lock was made for.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+help:  ## This list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+env: $(VENV)/installed  ## The environment in .venv, from requirements.lock
+
+$(VENV)/installed: requirements.lock
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found: install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@echo "installing into $(VENV) from requirements.lock, about 2 GB"
+	@if command -v uv >/dev/null; then \
+		export UV_COMPILE_BYTECODE=1 && uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+		VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip sync --quiet --require-hashes requirements.lock; \
+	else \
+		{ $(PYTHON) -m venv $(VENV) || { echo "error: this Python has no venv: on Debian, apt-get install python3-venv" >&2; exit 1; }; } && \
+		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
+	fi
+	@touch $@
+
+clone:
+	@command -v git >/dev/null || { echo "error: git is not installed, and DVC needs it: on Debian, apt-get install git" >&2; exit 1; }
+	@test "$$(git rev-parse --show-toplevel 2>/dev/null)" = "$$(pwd -P)" || { echo "error: this folder is no git clone (a zip download?), and DVC needs one: clone it, or here: git init && git add -A && git commit -m start" >&2; exit 1; }
+
+repro: clone env  ## Everything: data, training, evaluation, comparison
+	dvc repro
+	@python -m pipeline.compare
+	@printf '%s\n' '' 'Next:' \
+		'  source .venv/bin/activate        for everything below' \
+		'  results/comparison.md            the table; results/comparison.png the curves' \
+		'  mlflow ui                        the runs, at http://127.0.0.1:5000' \
+		'  dvc exp run -S train.epochs=3    try a value; then: dvc exp show'
+
+demo: clone env  ## The same in small: 1 epoch, a tenth of the digits, in the folder demo/
+	@rm -rf demo && git clone --quiet . demo && mkdir -p data/downloads demo/data && ln -s ../../data/downloads demo/data/downloads
+	cd demo && dvc exp run -S train.epochs=1 -S conf/data/mnist.yaml:fraction=0.1 -S conf/data/mnist.yaml:val_size=500
+	@cd demo && python -m pipeline.compare
+	@echo 'In demo/: results/comparison.md, and `mlflow ui` (after: source .venv/bin/activate).'
+
+test: check  ## Formatting, lint, types, tests: what CI runs
+	python -m pytest -m pipeline
+
+check: env  ## The same without the whole-pipeline tests
+	ruff format --check .
+	ruff check .
+	mypy
+	python -m pytest -m 'not pipeline'
+
+format: env  ## Put the code into its format
+	ruff format .
+	ruff check --fix .
+
+lock:  ## Renew requirements.lock (needs uv)
+	uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+		--extra dev --output-file requirements.lock pyproject.toml
+
+readme: env  ## Put the table of results/comparison.md into README.md
+	python docs/fill_readme.py

@@ -1,0 +1,67 @@
+"""Random affine digits, a whole batch in one operation.
+
+Shapes: B batch, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+
+from pipeline.config import Augment
+
+
+def random_affine(images: tf.Tensor, seed: tf.Tensor, augment: Augment) -> tf.Tensor:
+    """Rotate, scale, shear and shift every digit by its own random amounts, about its centre.
+
+    Args:
+      images: uint8 [B, H, W].
+      seed: int32 [2]; the same seed gives the same digits.
+      augment: the largest amounts, each drawn uniformly from minus to plus it: rotation in degrees, scale as a
+        share of the size, shear in pixels sideways a pixel down, shift in pixels down and sideways.
+
+    Returns:
+      uint8 [B, H, W]: bilinear between pixels, rounded, paper outside.
+    """
+    largest = [
+        math.radians(augment.rotation),
+        augment.scale,
+        augment.shear,
+        augment.shift,
+        augment.shift,
+    ]
+    amounts = tf.random.stateless_uniform([5, tf.shape(images)[0]], seed, -1.0, 1.0)  # [5, B]
+    rotation, scale, shear, down, right = tf.unstack(amounts * tf.constant(largest)[:, None])
+    return affine(images, rotation, 1.0 + scale, shear, down, right)
+
+
+def affine(
+    images: tf.Tensor,
+    rotation: tf.Tensor,
+    scale: tf.Tensor,
+    shear: tf.Tensor,
+    down: tf.Tensor,
+    right: tf.Tensor,
+) -> tf.Tensor:
+    """Move uint8 digits [B, H, W] by float32 [B] amounts: radians, a factor, and pixels."""
+    height, width = images.shape[1:]
+    # The operation wants the inverse map, from a pixel of the result (column x, row y) to one of the source:
+    # undo the shift, then shear, rotate and shrink about the centre.
+    cosine, sine = tf.cos(rotation) / scale, tf.sin(rotation) / scale
+    xx, xy = cosine, cosine * shear + sine
+    yx, yy = -sine, cosine - sine * shear
+    centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
+    start_x = centre_x - xx * (centre_x + right) - xy * (centre_y + down)
+    start_y = centre_y - yx * (centre_x + right) - yy * (centre_y + down)
+    zero = tf.zeros_like(xx)
+    transforms = tf.stack([xx, xy, start_x, yx, yy, start_y, zero, zero], axis=1)  # [B, 8]
+    moved = tf.raw_ops.ImageProjectiveTransformV3(
+        images=tf.cast(images, tf.float32)[..., None],
+        transforms=transforms,
+        output_shape=[height, width],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="CONSTANT",
+    )
+    return tf.cast(tf.round(moved[..., 0]), tf.uint8)

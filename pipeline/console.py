@@ -1,0 +1,74 @@
+"""What a person sees: a bar on a terminal, a line an epoch elsewhere, and nothing of TensorFlow's own chatter."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from tqdm import tqdm
+
+CHATTER = (b"WARNING: All log messages before absl", b"I0000 ")
+
+
+@contextmanager
+def quiet_import() -> Iterator[None]:
+    """Drop the notes that TensorFlow's libraries write to stderr while they load; the rest comes through afterwards.
+
+    No setting of TensorFlow reaches these: they are written before its log level is read.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # from then on: fatal errors only
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            written.seek(0)
+            for line in written:
+                if not line.startswith(CHATTER):
+                    os.write(2, line)
+
+
+class TrainingProgress:
+    """Shows epoch, running accuracy, images a second and time left. `size` is digits an epoch."""
+
+    def __init__(self, name: str, epochs: int, size: int) -> None:
+        self.name, self.epochs, self.size = name, epochs, size
+        self.epoch = 1
+        self.begin = time.perf_counter()
+        self.bar = tqdm(
+            total=epochs * size, unit=" images", unit_scale=True, leave=False, disable=not sys.stderr.isatty()
+        )
+
+    def __enter__(self) -> TrainingProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.close()
+
+    def batch(self, done: int, accuracy: float) -> None:
+        """`done` digits of the running epoch."""
+        self.bar.set_description(f"{self.name} epoch {self.epoch}/{self.epochs}, train {100 * accuracy:.2f} %", False)
+        self.bar.update((self.epoch - 1) * self.size + done - self.bar.n)
+
+    def epoch_done(self, train_accuracy: float, val_accuracy: float, seconds: float) -> None:
+        """Print the epoch's line; `seconds` is its time in training."""
+        left = (time.perf_counter() - self.begin) / self.epoch * (self.epochs - self.epoch)
+        tqdm.write(
+            f"{self.name} epoch {self.epoch}/{self.epochs}  train {100 * train_accuracy:.2f} %  "
+            f"val {100 * val_accuracy:.2f} %  {self.size / seconds:,.0f} images/s  {left:.0f} s left",
+            file=sys.stdout,
+        )
+        sys.stdout.flush()
+        self.epoch += 1

@@ -1,0 +1,183 @@
+"""Digits: reading and checking the published files, splitting, storing.
+
+Shapes: N examples, H rows, W columns, K classes.
+Images are uint8 [N, H, W], 0 (paper) to 255 (ink); labels are uint8 [N], 0 to K - 1.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import struct
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import Data, PipelineError
+from pipeline.files import REMAKE, existing, replacing, save_csv
+
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+KERAS_NAMES = dict(zip(ARRAYS, ("x_train", "y_train", "x_test", "y_test"), strict=True))
+
+
+class Digits(NamedTuple):
+    images: NDArray[np.uint8]  # [N, H, W]
+    labels: NDArray[np.uint8]  # [N]
+    source_index: NDArray[np.int32]  # [N], the position among the published training or test digits
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """Read one file of unsigned bytes in the IDX format, gzipped or not.
+
+    The format is described at the foot of the MNIST page (LeCun, Cortes, Burges): two zero bytes, the type (8),
+    the number of dimensions, each size as a big-endian 32-bit number, then the values.
+    """
+    try:
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+        zeros, kind, dimensions = struct.unpack_from(">HBB", content)
+        shape = struct.unpack_from(f">{dimensions}I", content, 4)
+        values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
+        if (zeros, kind) != (0, 8):
+            raise ValueError("no IDX header")
+        return values.reshape(shape)
+    except (ValueError, struct.error, EOFError, gzip.zlib.error, gzip.BadGzipFile) as error:  # type: ignore[attr-defined]
+        raise PipelineError(f"{path} is not a whole IDX file ({error})") from None
+
+
+def read_source(path: Path, files: Mapping[str, str]) -> dict[str, NDArray[np.uint8]]:
+    """Read the four arrays from Keras's mnist.npz or from a folder of it or of the four IDX files, gzipped or not.
+
+    `files` maps each of ARRAYS to its IDX file name. What cannot be read is a PipelineError.
+    """
+    if path.is_dir() and (path / "mnist.npz").is_file():
+        path = path / "mnist.npz"
+    if path.is_file():
+        archive = _load_npz(path)
+        names = KERAS_NAMES if "x_train" in archive else dict(zip(ARRAYS, ARRAYS, strict=True))
+        if missing := [name for name in names.values() if name not in archive]:
+            raise PipelineError(f"{path} lacks the arrays {', '.join(missing)}")
+        return {key: archive[name] for key, name in names.items()}
+    if not path.is_dir():
+        raise PipelineError(f"{path} is neither a file nor a folder")
+    arrays = {}
+    for key, name in files.items():
+        found = [file for file in (path / name, path / f"{name}.gz") if file.is_file()]
+        if not found:
+            raise PipelineError(f"{path} has neither {name} nor {name}.gz")
+        arrays[key] = read_idx(found[0])
+    return arrays
+
+
+def verify(arrays: Mapping[str, NDArray[np.uint8]], expected: Mapping[str, str]) -> None:
+    """Raise a PipelineError unless each array has the SHA-256 (of its bytes in C order) that is expected of it."""
+    for key, digest in expected.items():
+        actual = array_sha256(arrays[key])
+        if actual != digest:
+            raise PipelineError(f"{key} has SHA-256 {actual[:12]}…, expected {digest[:12]}…")
+
+
+def array_sha256(array: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def stratified_split(labels: NDArray[np.uint8], size: int, seed: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Split positions into (rest, drawn), both ascending, with `size` drawn.
+
+    Each class gives its share of `size`, rounded so that the shares add up (largest remainders first).
+    """
+    if not 0 <= size <= len(labels):
+        raise PipelineError(f"cannot draw {size} of {len(labels)} digits: give data.val_size 0 to {len(labels)}")
+    classes, counts = np.unique(labels, return_counts=True)
+    shares = counts * size / max(len(labels), 1)
+    whole = np.floor(shares).astype(int)
+    whole[np.argsort(whole - shares, kind="stable")[: size - whole.sum()]] += 1
+    generator = np.random.default_rng(seed)
+    drawn = np.zeros(len(labels), bool)
+    for value, number in zip(classes, whole, strict=True):
+        drawn[generator.permutation(np.flatnonzero(labels == value))[:number]] = True
+    return np.flatnonzero(~drawn).astype(np.int32), np.flatnonzero(drawn).astype(np.int32)
+
+
+def stratified_fraction(labels: NDArray[np.uint8], fraction: float, seed: int) -> NDArray[np.int32]:
+    """Ascending positions of a share of the digits, drawn by class."""
+    return stratified_split(labels, round(len(labels) * fraction), seed)[1]
+
+
+def split_record(data: Data) -> dict[str, Any]:
+    """What decides the split, to be kept beside it."""
+    return {"name": data.name, "val_size": data.val_size, "split_seed": data.split_seed, "fraction": data.fraction}
+
+
+def check_split(record: Mapping[str, Any], data: Data, path: Path) -> None:
+    """Raise a PipelineError where the configuration asks for another split than the one recorded."""
+    for key, value in split_record(data).items():
+        if record.get(key) != value:
+            raise PipelineError(
+                f"data.{key}={value}, but the split in {path} was made with {record.get(key)}: change "
+                f"conf/data/{data.name}.yaml and run `dvc repro preprocess`"
+            )
+
+
+def take(images: NDArray[np.uint8], labels: NDArray[np.uint8], index: NDArray[np.int32]) -> Digits:
+    return Digits(images[index], labels[index], index)
+
+
+def save_arrays(path: Path, **arrays: NDArray) -> None:
+    """Write an .npz, uncompressed: the bytes of compressed ones depend on the build of zlib."""
+    with replacing(path) as temporary:
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]
+
+
+def load_raw(path: Path, data: Data) -> dict[str, NDArray[np.uint8]]:
+    """Load what fetch wrote; anything but the arrays of the configuration is a PipelineError."""
+    arrays = _load_npz(existing(path))
+    if set(arrays) != set(ARRAYS):
+        raise PipelineError(f"{path} is damaged, it lacks arrays: {REMAKE}")
+    try:
+        verify(arrays, data.sha256)
+    except PipelineError as error:
+        raise PipelineError(f"{path} is not {data.name}: {error}: {REMAKE}") from None
+    return arrays
+
+
+def load_digits(path: Path, data: Data) -> Digits:
+    """Load what preprocess wrote; a missing, empty or damaged file is a PipelineError."""
+    arrays = _load_npz(existing(path))
+    if set(arrays) != set(Digits._fields):
+        raise PipelineError(f"{path} is damaged, it lacks arrays: {REMAKE}")
+    digits = Digits(**arrays)
+    size = len(digits.labels)
+    if digits.images.shape != (size, *data.image_shape) or digits.images.dtype != np.uint8:
+        raise PipelineError(
+            f"{path} holds images {digits.images.dtype}{list(digits.images.shape)}, expected "
+            f"uint8{[size, *data.image_shape]}: {REMAKE}"
+        )
+    if size and digits.labels.max() >= data.classes:
+        raise PipelineError(f"{path} holds the label {digits.labels.max()}, expected 0 to {data.classes - 1}: {REMAKE}")
+    return digits
+
+
+def save_predictions(path: Path, digits: Digits, probabilities: NDArray[np.float64]) -> None:
+    """Write a CSV row a digit: its index, label, prediction, and probabilities [N, K] to six significant digits."""
+    columns: dict[str, Iterable[Any]] = {
+        "index": digits.source_index,
+        "label": digits.labels,
+        "prediction": probabilities.argmax(1),
+    }
+    for k, column in enumerate(probabilities.T):
+        columns[f"probability_{k}"] = (f"{value:.6g}" for value in column)
+    save_csv(path, columns)
+
+
+def _load_npz(path: Path) -> dict[str, NDArray]:
+    try:
+        with np.load(path) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, EOFError, zipfile.BadZipFile, KeyError, AttributeError) as error:
+        raise PipelineError(f"{path} is damaged or no .npz ({error}): {REMAKE}") from None

@@ -1,0 +1,238 @@
+"""The training loop, compiled: one step, one epoch, and prediction.
+
+Shapes: N examples, B batch, H rows, W columns, K classes, S steps an epoch.
+All randomness comes from (seed, epoch) and (seed, step), so nothing random has to be remembered between epochs.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from pipeline.augment import random_affine
+from pipeline.config import Augment, Config, Optimizer, PipelineError
+from pipeline.data import Digits
+
+CHUNKS = 20  # calls of the compiled loop an epoch, for the progress bar to move
+PREDICT_BATCH = 500
+
+
+class Epoch(NamedTuple):
+    """One row of history.csv. Losses are the mean cross-entropy in nats; accuracies are shares, 0 to 1.
+
+    The training figures are running ones, as Keras prints them: taken while the weights still move, on augmented
+    digits where the recipe augments. The validation figures are taken at the end of the epoch, and are absent (NaN)
+    where no digits were set aside.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float
+
+
+def start(seed: int) -> None:
+    """Seed Keras and fix the threads. Call it before anything else of TensorFlow.
+
+    One thread an operation and two operations at once: how a sum is cut among threads decides its last bits, so
+    the cut is in the graph, and the machine's number of cores cannot change a result.
+    """
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(2)
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(seed)
+
+
+def learning_rates(optimizer: Optimizer, steps: int) -> NDArray[np.float32]:
+    """The rate of every step, float32 [steps]: constant, or one cycle (Smith 2018, arXiv 1803.09820), linear."""
+    if optimizer.schedule == "constant":
+        return np.full(steps, optimizer.learning_rate, np.float32)
+    position = (np.arange(steps) + 0.5) / steps  # 0..1, the middle of the step
+    rise = position / max(optimizer.warmup, 1 / steps)
+    fall = (1 - position) / (1 - optimizer.warmup)
+    return (optimizer.learning_rate * np.minimum(np.minimum(rise, fall), 1)).astype(np.float32)
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980), Keras's defaults, one fused operation a variable.
+
+    Weight decay is decoupled (Loshchilov and Hutter 2019, arXiv 1711.05101) and moves kernels alone.
+    """
+
+    def __init__(self, variables: list[tf.Variable], weight_decay: float) -> None:
+        self.variables = variables
+        self.weight_decay = weight_decay
+        self.first = [tf.Variable(tf.zeros_like(variable)) for variable in variables]
+        self.second = [tf.Variable(tf.zeros_like(variable)) for variable in variables]
+
+    def apply(self, gradients: list[tf.Tensor], rate: tf.Tensor, step: tf.Tensor) -> None:
+        """Move the variables; `rate` is float32, `step` int32, counted from 0 over the whole training."""
+        power = tf.cast(step + 1, tf.float32)
+        for variable, gradient, first, second in zip(self.variables, gradients, self.first, self.second, strict=True):
+            if self.weight_decay and variable.shape.rank > 1:
+                variable.assign(variable * (1.0 - rate * self.weight_decay))
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle,
+                m=first.handle,
+                v=second.handle,
+                beta1_power=0.9**power,
+                beta2_power=0.999**power,
+                lr=rate,
+                beta1=0.9,
+                beta2=0.999,
+                epsilon=1e-7,
+                grad=gradient,
+            )
+
+
+class Trainer:
+    """Trains `model` in place on digits held in memory."""
+
+    def __init__(self, model: keras.Model, optimizer: Optimizer, augment: Augment, seed: int) -> None:
+        self.model = model
+        self.settings = optimizer
+        self.augment = augment if any(vars(augment).values()) else None
+        self.seed = seed
+        self.variables = [variable.value for variable in model.trainable_variables]
+        self.optimizer = Adam(self.variables, optimizer.weight_decay)
+
+    def _gradients(
+        self, images: tf.Tensor, labels: tf.Tensor, batch_size: tf.Tensor
+    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+        """Of one shard, its share of the batch's mean: gradients, summed cross-entropy, number right."""
+        with tf.GradientTape() as tape:
+            logits = self.model(images, training=True)  # [B, K]
+            log_probabilities = tf.nn.log_softmax(logits)
+            losses = -tf.gather(log_probabilities, labels, axis=1, batch_dims=1)  # [B]
+            smoothing = self.settings.label_smoothing
+            smoothed = (1 - smoothing) * losses - smoothing * tf.reduce_mean(log_probabilities, 1)
+            mean = tf.reduce_sum(smoothed) / tf.cast(batch_size, tf.float32)
+        right = tf.argmax(logits, 1, tf.int32) == labels
+        return (
+            tape.gradient(mean, self.variables),
+            tf.reduce_sum(losses),
+            tf.reduce_sum(tf.cast(right, tf.int32)),
+        )
+
+    def _step(
+        self, images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor, step: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """One batch, uint8 [B, H, W] and int32 [B]: summed cross-entropy and number right."""
+        batch_size = tf.shape(labels)[0]
+        if self.augment is not None:
+            images = random_affine(images, tf.stack([self.seed, step]), self.augment)
+        shards = self.settings.batch_shards
+        parts = [self._gradients(images[part::shards], labels[part::shards], batch_size) for part in range(shards)]
+        gradients, losses, right = zip(*parts, strict=True)
+        self.optimizer.apply([tf.add_n(of) for of in zip(*gradients, strict=True)], rate, step)
+        return tf.add_n(losses), tf.add_n(right)
+
+    @tf.function
+    def _steps(
+        self,
+        images: tf.Tensor,  # uint8 [N, H, W]
+        labels: tf.Tensor,  # int32 [N]
+        order: tf.Tensor,  # int32 [N], the epoch's shuffle
+        rates: tf.Tensor,  # float32 [S]
+        first: tf.Tensor,  # int32, the steps from `first` to below `last` of this epoch
+        last: tf.Tensor,
+        done: tf.Tensor,  # int32, steps of all epochs before
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Run some steps: summed cross-entropy, number right, and the first step not finite (or -1)."""
+        losses, right, bad = tf.constant(0.0), tf.constant(0), tf.constant(-1)
+        size = self.settings.batch_size
+        for step in tf.range(first, last):
+            batch = order[step * size : (step + 1) * size]
+            loss, hits = self._step(tf.gather(images, batch), tf.gather(labels, batch), rates[step], done + step)
+            if bad < 0 and not tf.math.is_finite(loss):
+                bad = step
+            losses += loss
+            right += hits
+        return losses, right, bad
+
+    def run_epoch(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        rates: NDArray[np.float32],
+        epoch: int,
+        on_progress: Callable[[int, float], None],
+    ) -> tuple[float, float]:
+        """Visit every digit once, in an order of this epoch's own: running loss and accuracy.
+
+        `epoch` counts from 0, `rates` are this epoch's; `on_progress` gets digits done and running accuracy.
+        A loss that is not finite is a PipelineError.
+        """
+        size, steps = len(labels), len(rates)
+        order = np.random.default_rng([self.seed, epoch]).permutation(size).astype(np.int32)
+        edges = np.linspace(0, steps, min(CHUNKS, steps) + 1).astype(np.int32)
+        loss, right, done = 0.0, 0, 0
+        for first, last in pairwise(edges):
+            losses, hits, bad = self._steps(images, labels, order, rates, first, last, np.int32(epoch * steps))
+            if bad >= 0:
+                good = f"{loss / done:.4f}" if done else "none in this epoch"
+                raise PipelineError(
+                    f"the loss is not finite in epoch {epoch + 1}, step {int(bad) + 1} of {steps} "
+                    f"(mean before: {good}): lower optimizer.learning_rate={self.settings.learning_rate}"
+                )
+            loss, right = loss + float(losses), right + int(hits)
+            done = min(int(last) * self.settings.batch_size, size)
+            on_progress(done, right / done)
+        return loss / size, right / size
+
+
+def fit(
+    model: keras.Model,
+    config: Config,
+    train: Digits,
+    val: Digits,
+    on_progress: Callable[[int, float], None],
+) -> Iterator[tuple[Epoch, float]]:
+    """Train `model` in place, giving after each epoch its figures and its seconds (validation not among them)."""
+    size = config.optimizer.batch_size
+    steps = math.ceil(len(train.labels) / size)
+    if 0 < len(train.labels) % size < config.optimizer.batch_shards:
+        raise PipelineError(
+            f"{len(train.labels)} digits leave a last batch smaller than "
+            f"optimizer.batch_shards={config.optimizer.batch_shards}: give another optimizer.batch_size than {size}"
+        )
+    trainer = Trainer(model, config.optimizer, config.augment, config.seed)
+    images, labels = tf.constant(train.images), tf.constant(train.labels, tf.int32)
+    rates = learning_rates(config.optimizer, steps * config.train.epochs)
+    for epoch in range(config.train.epochs):
+        begin = time.perf_counter()
+        of_epoch = rates[epoch * steps : (epoch + 1) * steps]
+        loss, accuracy = trainer.run_epoch(images, labels, of_epoch, epoch, on_progress)
+        seconds = time.perf_counter() - begin
+        val_loss, val_accuracy = assess(predict(model, val.images), val.labels)
+        yield (
+            Epoch(epoch + 1, loss, accuracy, val_loss, val_accuracy, float(of_epoch[-1])),
+            seconds,
+        )
+
+
+def assess(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> tuple[float, float]:
+    """Mean cross-entropy in nats and accuracy over all examples; NaN for none."""
+    if not len(labels):
+        return math.nan, math.nan
+    losses = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    right = logits.argmax(1) == labels
+    return float(np.mean(losses, dtype=np.float64)), float(np.mean(right))
+
+
+def predict(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The logits, float32 [N, K], of digits uint8 [N, H, W], at inference (batch norm by its running figures)."""
+    infer = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
+    starts = range(0, len(images), PREDICT_BATCH)
+    parts = [infer(images[i : i + PREDICT_BATCH]).numpy() for i in starts]
+    return np.concatenate([np.empty((0, model.output_shape[-1]), np.float32), *parts])

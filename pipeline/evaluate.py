@@ -1,0 +1,108 @@
+"""Stage 4: read the test digits, once, for the model of one recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline import data
+from pipeline.config import ROOT, Config, entry_point, output_folders
+from pipeline.console import quiet_import
+from pipeline.files import load_csv, replacing, save_csv, save_json, sha256
+
+
+@entry_point
+def evaluate(config: Config) -> None:
+    test = data.load_digits(ROOT / "data" / "processed" / "test.npz", config.data)
+    model_file = ROOT / "models" / config.name / "model.keras"
+    trained = ROOT / "results" / "recipes" / config.name
+    history = load_csv(trained / "history.csv", ["epoch", "train_accuracy", "val_accuracy"])
+    digest = sha256(model_file)
+    results = output_folders(config).results
+
+    with quiet_import():
+        from pipeline import engine, metrics, model, tracking
+
+    engine.start(config.seed)
+    cnn = model.load_model(model_file)
+    probabilities = metrics.softmax(engine.predict(cnn, test.images))
+    figures = _figures(config, test, probabilities, history[-1])
+    per_class = metrics.class_figures(
+        metrics.confusion_matrix(test.labels, probabilities.argmax(1), config.data.classes)
+    )
+    data.save_predictions(results / "predictions.csv", test, probabilities)
+    save_csv(results / "per_class.csv", {"class": range(config.data.classes), **per_class._asdict()})
+    plots = _draw(results / "plots", config, test, probabilities, history)
+    about = {"recipe": config.name, "num_params": cnn.count_params(), "epochs": len(history)}
+    save_json(results / "metrics.json", {**about, **figures, "model_sha256": digest})
+
+    run = tracking.find_trained(config, model_file) or tracking.adopt(config, cnn, model_file, history)
+    files = [results / "predictions.csv", results / "per_class.csv", results / "metrics.json", *plots]
+    of_test = {key: value for key, value in figures.items() if key.startswith("test_")}
+    reads = tracking.log_evaluation(run, config, test, of_test, len(history), files)
+    print(
+        f"{config.name}: test accuracy {100 * figures['test_accuracy']:.2f} %, {figures['test_errors']} errors of "
+        f"{len(test.labels):,}; test set read {reads} x for MLflow run {run.info.run_id}"
+    )
+
+
+def _figures(config: Config, test: data.Digits, probabilities: Any, last: dict[str, float]) -> dict[str, Any]:
+    from pipeline import metrics
+
+    predictions = probabilities.argmax(1)
+    errors, size = metrics.errors(test.labels, predictions), len(test.labels)
+    low, high = metrics.wilson_interval(size - errors, size, config.evaluate.confidence)
+    return {
+        **{key: last[key] for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")},
+        "test_loss": metrics.cross_entropy(test.labels, probabilities),
+        "test_accuracy": metrics.accuracy(test.labels, predictions),
+        "test_accuracy_low": low,
+        "test_accuracy_high": high,
+        "test_errors": errors,
+        "test_examples": size,
+        "test_calibration_error": metrics.calibration(
+            test.labels, probabilities, config.evaluate.calibration_bins
+        ).error,
+        "confidence": config.evaluate.confidence,
+    }
+
+
+def _draw(
+    folder: Path, config: Config, test: data.Digits, probabilities: Any, history: list[dict[str, float]]
+) -> list[Path]:
+    """Draw everything into `folder`: the files drawn."""
+    from pipeline import metrics, plots
+
+    labels, predictions = test.labels, probabilities.argmax(1)
+    worst = metrics.worst_mistakes(labels, probabilities, most=24)
+    confusion = metrics.confusion_matrix(labels, predictions, config.data.classes)
+    reliability = metrics.calibration(labels, probabilities, config.evaluate.calibration_bins)
+    first = range(min(8, len(labels)))
+    figures = {
+        "learning_curves": plots.plot_history(history, config.name),
+        "confusion_matrix": plots.plot_confusion_matrix(confusion, f"{config.name}, {len(labels):,} test digits"),
+        "reliability": plots.plot_reliability(
+            reliability, f"{config.name}: calibration error {100 * reliability.error:.2f} points"
+        ),
+        "worst_mistakes": plots.plot_digits(
+            test.images[worst],
+            [f"#{test.source_index[i]}: {labels[i]}, not {predictions[i]}" for i in worst],
+            6,
+            f"{config.name}: the test digits it was most wrong about",
+        ),
+        "gallery": plots.plot_digits(
+            test.images[first],
+            [f"{predictions[i]} (is {labels[i]})" for i in first],
+            4,
+            f"{config.name}: the first test digits, prediction and truth",
+            [predictions[i] != labels[i] for i in first],
+        ),
+    }
+    for name, figure in figures.items():
+        with replacing(folder / f"{name}.png") as temporary:
+            figure.savefig(temporary, **plots.PNG)
+    return [folder / f"{name}.png" for name in figures]
+
+
+if __name__ == "__main__":
+    evaluate()

@@ -1,0 +1,75 @@
+"""Files that appear whole or not at all, with the same bytes for the same content."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import PipelineError
+
+REMAKE = "remove it and run `dvc repro`"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`, moved over `path` when the block ends well, removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_json(path: Path, value: Mapping[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """Read an object; a missing or damaged file is a PipelineError."""
+    try:
+        return json.loads(existing(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PipelineError(f"{path} is damaged ({error}): {REMAKE}") from None
+
+
+def save_csv(path: Path, columns: Mapping[str, Iterable[Any]]) -> None:
+    """Write columns of the same length under their names; floats in their shortest exact form."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+def load_csv(path: Path, columns: Iterable[str]) -> list[dict[str, float]]:
+    """Read rows of numbers; a file that lacks one of `columns`, a row or a number is a PipelineError."""
+    try:
+        with existing(path).open(newline="", encoding="utf-8") as file:
+            rows = [{key: float(text) for key, text in row.items()} for row in csv.DictReader(file)]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise PipelineError(f"{path} is damaged ({error}): {REMAKE}") from None
+    if not rows or not set(columns) <= set(rows[0]):
+        raise PipelineError(f"{path} is damaged, not a table of {', '.join(columns)}: {REMAKE}")
+    return rows
+
+
+def sha256(path: Path) -> str:
+    with existing(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def existing(path: Path) -> Path:
+    """Give `path` back, or refuse it where no file is there."""
+    if not path.is_file():
+        raise PipelineError(f"{path} is missing: run `dvc repro` first, which makes it")
+    return path

@@ -1,0 +1,98 @@
+"""Pure figures from arrays.
+
+Shapes: N examples, K classes, M bins. Truth comes before prediction. Accuracies are shares, 0 to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special, stats
+
+Labels = NDArray[np.integer]  # [N], 0 to K - 1
+Probabilities = NDArray[np.floating]  # [N, K], each row adds up to 1
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+class ClassFigures(NamedTuple):
+    precision: NDArray[np.float64]  # [K], NaN where the class was never predicted
+    recall: NDArray[np.float64]  # [K], NaN where the class has no examples
+    f1: NDArray[np.float64]  # [K]
+    support: NDArray[np.int64]  # [K], examples of the class
+
+
+class Calibration(NamedTuple):
+    """Bins of the confidence in the prediction, equal in width over 0 to 1; NaN in empty bins."""
+
+    size: NDArray[np.int64]  # [M], predictions in the bin
+    confidence: NDArray[np.float64]  # [M], mean of the bin
+    accuracy: NDArray[np.float64]  # [M]
+    error: float  # expected calibration error, weighted by size
+
+
+def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    return special.softmax(np.asarray(logits, np.float64), axis=1)
+
+
+def accuracy(labels: Labels, predictions: Labels) -> float:
+    """The share predicted right; NaN of no examples."""
+    return float(np.mean(labels == predictions)) if len(labels) else math.nan
+
+
+def errors(labels: Labels, predictions: Labels) -> int:
+    return int(np.sum(labels != predictions))
+
+
+def cross_entropy(labels: Labels, probabilities: Probabilities) -> float:
+    """Mean over all examples, in nats; a probability of 0 counts as the smallest float64 above 0."""
+    given = probabilities[np.arange(len(labels)), labels]
+    return float(-np.mean(np.log(np.maximum(given, np.finfo(np.float64).tiny))))
+
+
+def wilson_interval(right: int, total: int, confidence: float) -> Interval:
+    """Interval of a share of `right` in `total` (Wilson 1927), what to expect of other digits of the same kind.
+
+    It says nothing about other seeds: for those, train several.
+    """
+    found = stats.binomtest(right, total).proportion_ci(confidence, method="wilson")
+    return Interval(float(found.low), float(found.high))
+
+
+def confusion_matrix(labels: Labels, predictions: Labels, classes: int) -> NDArray[np.int64]:
+    """Counts, [K true, K predicted]."""
+    pairs = np.asarray(labels, np.int64) * classes + predictions
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def class_figures(confusion: NDArray[np.int64]) -> ClassFigures:
+    """Precision, recall and F1 of every class of a confusion matrix [K true, K predicted]."""
+    right, support, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    with np.errstate(invalid="ignore"):
+        return ClassFigures(right / predicted, right / support, 2 * right / (support + predicted), support)
+
+
+def calibration(labels: Labels, probabilities: Probabilities, bins: int) -> Calibration:
+    """Reliability of the confidence (Guo et al. 2017, arXiv 1706.04599); a bin holds its upper edge, not its lower."""
+    confidence = probabilities.max(1)
+    right = probabilities.argmax(1) == labels
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    size = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        mean = np.bincount(place, confidence, bins) / size
+        share = np.bincount(place, right, bins) / size
+    gaps = np.abs(mean - share)[size > 0] * size[size > 0]
+    return Calibration(size, mean, share, float(gaps.sum() / len(labels)))
+
+
+def worst_mistakes(labels: Labels, probabilities: Probabilities, most: int) -> NDArray[np.int64]:
+    """Positions of the wrong predictions, those least probable of their true label first."""
+    wrong = np.flatnonzero(probabilities.argmax(1) != labels)
+    order = np.argsort(probabilities[wrong, labels[wrong]], kind="stable")
+    return wrong[order][:most]

@@ -1,0 +1,75 @@
+"""The networks, as ordinary Keras models.
+
+Shapes: B batch, H rows, W columns, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+from keras import layers
+
+from pipeline.config import Model, PipelineError
+from pipeline.files import REMAKE, existing, replacing
+
+
+def build_cnn(model: Model, image_shape: Sequence[int], classes: int) -> keras.Model:
+    """Build convolutions, pooling, hidden dense layers and one logit a class.
+
+    The network takes raw digits, uint8 [B, H, W] in 0..255, and gives logits, float32 [B, K]: scaling is inside.
+    With one 'valid' convolution of 64 filters, no batch norm, 'flatten' and units 64, 64 it is the published one.
+    """
+    images = layers.Input(tuple(image_shape), dtype="uint8", name="images")  # [B, H, W]
+    x = layers.Reshape((*image_shape, 1), name="channel")(images)  # [B, H, W, 1]
+    x = layers.Rescaling(model.pixel_scale, name="pixels")(x)
+    for layer in model.convolutions:
+        x = layers.Conv2D(
+            model.filters * layer.multiple,
+            model.kernel_size,
+            strides=layer.strides,
+            padding=layer.padding,
+            use_bias=not model.batch_norm,  # batch norm has a bias of its own
+        )(x)
+        if model.batch_norm:
+            x = layers.BatchNormalization()(x)
+        x = layers.ReLU()(x)
+    # [B, H', W', C] -> [B, features]
+    x = layers.Flatten()(x) if model.pooling == "flatten" else layers.GlobalAveragePooling2D()(x)
+    for units in model.units:
+        x = layers.Dense(units, activation="relu")(x)
+    logits = layers.Dense(classes, name="logits")(x)  # [B, K]
+    return keras.Model(images, logits)
+
+
+def save_model(path: Path, model: keras.Model) -> None:
+    """Write a .keras file whose bytes depend on the model alone: Keras puts in the date, zip the time, and
+    shared_object_id is an address in memory."""
+    with replacing(path) as temporary:
+        model.save(temporary)
+        with zipfile.ZipFile(temporary) as archive:
+            members = {name: archive.read(name) for name in sorted(archive.namelist())}
+        metadata = json.loads(members["metadata.json"]) | {"date_saved": "1980-01-01@00:00:00"}
+        members["metadata.json"] = json.dumps(metadata).encode()
+        numbers: dict[str, str] = {}  # address -> order of first appearance
+        members["config.json"] = re.sub(
+            r'(?<="shared_object_id": )\d+',
+            lambda found: numbers.setdefault(found[0], str(len(numbers) + 1)),
+            members["config.json"].decode(),
+        ).encode()
+        with zipfile.ZipFile(temporary, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(zipfile.ZipInfo(name), content)
+
+
+def load_model(path: Path) -> keras.Model:
+    """Load a .keras file of ours; a missing or damaged one is a PipelineError."""
+    try:
+        return keras.saving.load_model(existing(path), compile=False)
+    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PipelineError(f"{path} is damaged or no .keras file ({reason}): {REMAKE}") from None

@@ -1,0 +1,132 @@
+"""Figures from arrays: nothing is computed here but places on the page, and nothing is saved.
+
+Shapes: N examples, H rows, W columns, K classes, M bins. Images are uint8 [N, H, W], 0 paper to 255 ink.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from pipeline.metrics import Calibration, Interval
+
+BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#777777"  # Okabe and Ito, for all eyes
+COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9")
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.family": "DejaVu Sans",
+}
+PNG: dict[str, Any] = {"dpi": 120, "metadata": {"Software": None}}  # for savefig: the same figure gives the same bytes
+
+History = Sequence[Mapping[str, float]]  # rows of history.csv
+
+
+def plot_digits(
+    images: NDArray[np.uint8], titles: Sequence[str], columns: int, heading: str, wrong: Sequence[bool] = ()
+) -> Figure:
+    """A sheet of digits, black ink on white, each under its title; red where `wrong`."""
+    rows = max(1, -(-len(images) // columns))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(1.15 * columns + 0.3, 1.4 * rows + 0.5), layout="constrained")
+        figure.suptitle(heading)
+        for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+            axes.axis("off")
+            if number < len(images):
+                axes.imshow(images[number], cmap="gray_r", vmin=0, vmax=255)
+                colour = ORANGE if number < len(wrong) and wrong[number] else "black"
+                axes.set_title(titles[number], fontsize=8, color=colour)
+        return figure
+
+
+def plot_confusion_matrix(confusion: NDArray[np.int64], title: str) -> Figure:
+    """Counts [K true, K predicted]; the colour shows the mistakes alone, the diagonal is grey."""
+    classes = range(len(confusion))
+    with rc_context(STYLE | {"axes.spines.top": True, "axes.spines.right": True}):
+        figure = Figure(figsize=(5.6, 5.2), layout="constrained")
+        axes = figure.subplots()
+        mistakes = np.where(np.eye(len(confusion), dtype=bool), 0, confusion)
+        axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(1, mistakes.max()) * 1.5)
+        for row in classes:
+            for column in classes:
+                if confusion[row, column]:
+                    colour = GREY if row == column else "black"
+                    axes.text(column, row, confusion[row, column], ha="center", va="center", color=colour)
+        axes.set(title=title, xlabel="predicted", ylabel="true", xticks=classes, yticks=classes)
+        return figure
+
+
+def plot_reliability(calibration: Calibration, title: str) -> Figure:
+    """Accuracy against confidence, by bin, with the number of digits in each bin below."""
+    bins = len(calibration.size)
+    edges = np.linspace(0, 1, bins + 1)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.6, 5.0), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="calibrated")
+        upper.plot(calibration.confidence, calibration.accuracy, "o-", color=BLUE, label="observed")
+        upper.set(title=title, ylabel="accuracy in the bin", ylim=(-0.02, 1.02))
+        upper.legend(frameon=False)
+        lower.bar(edges[:-1], calibration.size, width=1 / bins, align="edge", color=BLUE)
+        lower.set(xlabel="confidence", ylabel="digits", yscale="symlog", xlim=(0, 1))
+        return figure
+
+
+def plot_history(history: History, title: str) -> Figure:
+    """Loss and accuracy over the epochs, training (running figures) and validation."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 3.6), layout="constrained")
+        figure.suptitle(title)
+        for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+            for split, colour in (("train", BLUE), ("val", ORANGE)):
+                _curve(axes, history, f"{split}_{metric}", color=colour, label=f"{split}_{metric}")
+            axes.set(xlabel="epoch", ylabel=metric)
+            axes.legend(frameon=False)
+        return figure
+
+
+def plot_comparison(
+    histories: Mapping[str, History], tests: Mapping[str, tuple[float, Interval]], published: str
+) -> Figure:
+    """Error over the epochs, in points of a hundred on a log scale, and the test error of the last epoch, by recipe.
+
+    `histories` and `tests` (accuracy and its interval) are by name. The run named `published` showed its test curve
+    as validation curve: it is drawn dotted, being unlike the others'.
+    """
+    with rc_context(STYLE):
+        figure = Figure(figsize=(10.4, 4.2), layout="constrained")
+        train, val, test = figure.subplots(1, 3, sharey=True, width_ratios=[3, 3, 2])
+        for colour, (name, history) in zip(COLOURS, histories.items(), strict=False):
+            _curve(train, history, "train_accuracy", error=True, color=colour, label=name)
+            unlike = name == published
+            label = f"{name}: its test set" if unlike else name
+            line = ":" if unlike else "-"
+            _curve(val, history, "val_accuracy", error=True, color=colour, label=label, linestyle=line)
+        for place, (colour, (share, interval)) in enumerate(zip(COLOURS, tests.values(), strict=False)):
+            error = 100 * (1 - share)
+            reach = [[error - 100 * (1 - interval.high)], [100 * (1 - interval.low) - error]]
+            test.errorbar([place], [error], yerr=reach, fmt="o", color=colour, capsize=3)
+            test.annotate(f"{100 * share:.2f} %", (place, error), xytext=(7, 0), textcoords="offset points")
+        train.set(title="training, running", xlabel="epoch", ylabel="error in %, log scale", yscale="log")
+        val.set(title="validation", xlabel="epoch")
+        test.set(title="test, last epoch", xticks=range(len(tests)), xlim=(-0.5, len(tests)))
+        test.set_xticklabels(list(tests), rotation=20)
+        train.yaxis.set_major_formatter("{x:g}")
+        train.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "235" else "")
+        train.legend(frameon=False)
+        val.legend(frameon=False)
+        return figure
+
+
+def _curve(axes: Axes, history: History, key: str, error: bool = False, **style: Any) -> None:
+    values = np.array([row[key] for row in history])
+    # A training error of exactly 0 has no place on a log scale: it is left out.
+    shown = np.where(values < 1, 100 * (1 - values), np.nan) if error else values
+    axes.plot([row["epoch"] for row in history], shown, marker=".", **style)
