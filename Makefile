@@ -15,13 +15,13 @@ env: $(VENV)/installed  ## The environment in .venv, from requirements.lock
 
 $(VENV)/installed: requirements.lock
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found: install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
-	@echo "installing into $(VENV) from requirements.lock, about 2 GB"
+	@echo "installing into $(VENV) from requirements.lock, about 3 GB"
 	@if command -v uv >/dev/null; then \
 		export UV_COMPILE_BYTECODE=1 && uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
 		VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip sync --quiet --require-hashes requirements.lock; \
 	else \
 		{ $(PYTHON) -m venv $(VENV) || { echo "error: this Python has no venv: on Debian, apt-get install python3-venv" >&2; exit 1; }; } && \
-		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
+		$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock; \
 	fi
 	@touch $@
 

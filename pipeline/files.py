@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pipeline.config import PipelineError
 
 REMAKE = "remove it and run `dvc repro`"
@@ -33,6 +35,11 @@ def replacing(path: Path) -> Iterator[Path]:
 def save_json(path: Path, value: Mapping[str, Any]) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def save_yaml(path: Path, value: Mapping[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(yaml.safe_dump(value, sort_keys=False), encoding="utf-8")
 
 
 def load_json(path: Path) -> dict[str, Any]:

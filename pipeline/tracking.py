@@ -30,6 +30,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
+from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.config import ROOT, Config, PipelineError, in_dvc_stage, overrides, to_dict
 from pipeline.data import Digits
@@ -41,6 +42,20 @@ PACKAGES = ("tensorflow", "keras", "numpy", "hydra-core", "mlflow", "dvc")
 NOT_SOURCE = (":!results", ":!dvc.lock")
 
 
+@contextmanager
+def refusals_in_one_line() -> Iterator[None]:
+    """Turn what the store refuses (absent, broken, full, of another version) into a PipelineError."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        first = str(error).splitlines()[0][:200]
+        uri = mlflow.get_tracking_uri()
+        raise PipelineError(
+            f"the MLflow store {uri} refused ({first}): free its disk, or mend MLFLOW_TRACKING_URI, or move it away"
+        ) from None
+
+
+@refusals_in_one_line()
 def open_store(name: str) -> tuple[MlflowClient, str]:
     """Open the store and find or create the experiment `name`: a client and the experiment's id.
 
@@ -53,14 +68,11 @@ def open_store(name: str) -> tuple[MlflowClient, str]:
     location = None if uri else (root / "mlruns").as_uri()
     mlflow.set_tracking_uri(uri or f"sqlite:///{root / 'mlflow.db'}")
     client = MlflowClient()
-    try:
-        # Several processes that create the same database at once would leave it half made.
-        with filelock.FileLock(root / "mlflow.db.lock"):
-            experiment = client.get_experiment_by_name(name)
-            if experiment is None:
-                return client, client.create_experiment(name, artifact_location=location)
-    except MlflowException as error:
-        raise PipelineError(_refused(error)) from None
+    # Several processes that create the same database at once would leave it half made.
+    with filelock.FileLock(root / "mlflow.db.lock"):
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            return client, client.create_experiment(name, artifact_location=location)
     if experiment.lifecycle_stage != "active":
         raise PipelineError(
             f"the MLflow experiment {name!r} is deleted: restore it with "
@@ -77,7 +89,10 @@ def training_run(config: Config, train: Digits, val: Digits, data_files: Sequenc
     words = [word for word in overrides() if not word.startswith("recipe=")]
     name = config.name if in_dvc_stage() else " ".join([config.name, *words])
     tags = _tags(config, "pipeline.train") | {"data_sha256": _sha256_of_all(data_files)}
-    with mlflow.start_run(experiment_id=experiment, run_name=name, tags=tags, log_system_metrics=True) as run:
+    with (
+        refusals_in_one_line(),
+        mlflow.start_run(experiment_id=experiment, run_name=name, tags=tags, log_system_metrics=True) as run,
+    ):
         run_id = run.info.run_id
         settings = to_dict(config)
         settings.pop(EVALUATION)
@@ -121,6 +136,7 @@ def log_model(model: Any, image_shape: Sequence[int]) -> None:
     mlflow.tensorflow.log_model(model, name="model", signature=signature, pip_requirements=versions)
 
 
+@refusals_in_one_line()
 def find_trained(config: Config, model_file: Path) -> Run | None:
     """The newest finished run of a DVC stage that trained exactly this model, or None; never a sweep's child."""
     client, experiment = open_store(config.data.name)
@@ -133,6 +149,7 @@ def find_trained(config: Config, model_file: Path) -> Run | None:
     return next((run for run in found if "mlflow.parentRunId" not in run.data.tags), None)
 
 
+@refusals_in_one_line()
 def adopt(config: Config, model: Any, model_file: Path, history: Sequence[Mapping[str, float]]) -> Run:
     """Open a run for a model trained elsewhere (pulled, or its tracker lost), from what its files hold."""
     client, experiment = open_store(config.data.name)
@@ -154,6 +171,7 @@ def adopt(config: Config, model: Any, model_file: Path, history: Sequence[Mappin
     return client.get_run(run.info.run_id)
 
 
+@refusals_in_one_line()
 def log_evaluation(
     run: Run, config: Config, test: Digits, figures: Mapping[str, float], step: int, files: Sequence[Path]
 ) -> int:
@@ -190,6 +208,7 @@ def log_evaluation(
     return reads
 
 
+@refusals_in_one_line()
 def seconds_in_training(name: str, model_sha256: str, data_name: str) -> tuple[float, str] | None:
     """Summed epoch seconds and the hardware of the newest run that trained this model, or None where none is known."""
     client, experiment = open_store(data_name)
@@ -289,9 +308,3 @@ def _dataset(context: str, digits: Digits) -> DatasetInput:
 
 def _sha256_of_all(files: Sequence[Path]) -> str:
     return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
-
-
-def _refused(error: Exception) -> str:
-    first = str(error).splitlines()[0][:200]
-    uri = mlflow.get_tracking_uri()
-    return f"the MLflow store {uri} refused: {first}: check MLFLOW_TRACKING_URI, or move that store away"

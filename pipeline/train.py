@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pipeline import data
-from pipeline.config import ROOT, Config, entry_point, output_folders
+from pipeline.config import ROOT, Config, entry_point, in_dvc_stage, output_folders, to_dict
 from pipeline.console import TrainingProgress, quiet_import
-from pipeline.files import load_json, save_csv
+from pipeline.files import load_json, save_csv, save_yaml
 
 
 @entry_point
@@ -31,6 +31,8 @@ def train(config: Config) -> None:
             history.append(epoch)
             tracking.log_epoch(run, epoch._asdict(), size, seconds)
             progress.epoch_done(epoch.train_accuracy, epoch.val_accuracy, seconds)
+        if not in_dvc_stage():  # DVC's own files say it for a stage
+            save_yaml(outputs.results / "config.yaml", to_dict(config))
         model_file = outputs.model / "model.keras"
         files = [outputs.results / "history.csv", outputs.results / "val_predictions.csv"]
         model.save_model(model_file, cnn)

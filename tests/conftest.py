@@ -37,7 +37,7 @@ def compose() -> Callable[..., Config]:
 
 
 def generated_digits(size: int, seed: int, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, 28, 28] and labels uint8 [N] that a small network learns: a bright 7 x 5 block a class, in noise."""
+    """Images uint8 [N, 28, 28] and labels uint8 [N] that a small network learns: a bright block a class, in noise."""
     generator = np.random.default_rng(seed)
     labels = (np.arange(size) % classes).astype(np.uint8)
     images = generator.integers(0, 60, (size, 28, 28)).astype(np.uint8)
@@ -54,6 +54,6 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 
 
 def run(*words: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as a user would, with its output captured; MLflow's and DVC's variables as a user has them: unset."""
+    """Run a command as a user would, its output captured; the variables of MLflow and DVC are unset."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "MNIST_"))}
     return subprocess.run(words, cwd=cwd, env=kept | variables, capture_output=True, text=True)

@@ -1,0 +1,226 @@
+"""What a run holds, read back through MLflow's own client from a real store in a temporary folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from conftest import ROOT, generated_digits
+
+from pipeline import config as configuration
+from pipeline import engine, metrics, model, tracking
+from pipeline.config import Config, PipelineError
+from pipeline.data import Digits, save_arrays, save_predictions
+from pipeline.files import save_csv, sha256
+
+HISTORY = [
+    engine.Epoch(1, 0.9, 0.5, 0.8, 0.6, 0.001),
+    engine.Epoch(2, 0.4, 0.75, math.nan, math.nan, 0.0005),
+]
+
+
+class Trained(NamedTuple):
+    run: tracking.Run
+    config: Config
+    model_file: Path
+    test: Digits
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_ROOT", str(folder))  # where DVC says the user's repository is
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setenv("DVC_STAGE", "train@accurate")
+        patch.setattr(tracking, "overrides", lambda: ["recipe=accurate", "seed=3"])
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def trained(store, compose) -> Trained:
+    engine.start(3)
+    config = compose("recipe=accurate", "model.filters=2", "seed=3", "train.epochs=2")
+    digits = Digits(*generated_digits(40, 0), np.arange(40, dtype=np.int32))
+    test = Digits(*generated_digits(20, 1), np.arange(20, dtype=np.int32))
+    files = [store / "history.csv", store / "val_predictions.csv"]
+    save_arrays(store / "train.npz", **digits._asdict())
+    cnn = model.build_cnn(config.model, (28, 28), 10)
+    with tracking.training_run(config, digits, test, [store / "train.npz"]) as run:
+        for epoch in HISTORY:
+            tracking.log_epoch(run, epoch._asdict(), 40, seconds=0.5)
+        save_csv(files[0], dict(zip(engine.Epoch._fields, zip(*HISTORY, strict=True), strict=True)))
+        save_predictions(files[1], test, metrics.softmax(engine.predict(cnn, test.images)))
+        model.save_model(store / "model.keras", cnn)
+        tracking.log_trained(run, cnn, store / "model.keras", files, (28, 28))
+    return Trained(tracking.MlflowClient().get_run(run.info.run_id), config, store / "model.keras", test, store)
+
+
+def test_parameters_are_every_value_of_the_configuration(trained):
+    params = trained.run.data.params
+    assert params["seed"] == "3" and params["train.epochs"] == "2"
+    assert params["model.convolutions.1.strides"] == "2" and params["model.units"] == "[]"
+    assert params["data.sha256.test_labels"] == trained.config.data.sha256["test_labels"]
+    assert params["data.train_examples"] == "40" and params["data.val_examples"] == "20"
+    assert params["model.num_params"] == str(model.load_model(trained.model_file).count_params())
+    settings = configuration.to_dict(trained.config)
+    settings.pop("evaluate")  # logged by the evaluation alone: a parameter cannot change
+    assert set(tracking.flatten(settings)) < set(params)
+    assert not any(key.startswith("evaluate.") for key in params)
+
+
+def test_metrics_stand_at_their_epoch_and_absent_ones_are_left_out(trained):
+    client, run_id = tracking.MlflowClient(), trained.run.info.run_id
+
+    def history(key: str) -> list[tuple[int, float]]:
+        return [(metric.step, metric.value) for metric in client.get_metric_history(run_id, key)]
+
+    assert history("train_accuracy") == [(1, 0.5), (2, 0.75)]
+    assert history("val_accuracy") == [(1, 0.6)]
+    assert history("learning_rate") == [(1, 0.001), (2, 0.0005)]
+    assert history("epoch_seconds") == [(1, 0.5), (2, 0.5)]
+    assert history("images_per_second") == [(1, 80.0), (2, 80.0)]
+
+
+def test_tags_name_code_data_model_and_machine_but_no_person(trained):
+    tags = trained.run.data.tags
+    assert trained.run.info.status == "FINISHED" and trained.run.info.run_name == "accurate"
+    assert tags["recipe"] == "accurate" and tags["dvc_stage"] == "train@accurate"
+    assert tags["model_sha256"] == sha256(trained.model_file)
+    assert tags["git_commit"] == (tracking.git("rev-parse", "HEAD") or "none")
+    assert len(tags["config_sha256"]) == len(tags["data_sha256"]) == 64
+    assert "2.2" in tags["versions"] and "cores" in tags["hardware"]
+    assert tags["mlflow.user"] == "pipeline" and tags["mlflow.source.name"] == "pipeline.train"
+    home = str(Path.home())
+    assert not [key for key, value in tags.items() if home in value and key != "mlflow.log-model.history"]
+
+
+def test_inputs_carry_digests_of_the_digits(trained):
+    inputs = trained.run.inputs.dataset_inputs
+    assert [[tag.value for tag in given.tags] for given in inputs] in ([["train"], ["val"]], [["val"], ["train"]])
+    by_name = {given.dataset.name: given.dataset for given in inputs}
+    images, labels = generated_digits(40, 0)
+    import hashlib
+
+    assert by_name["train"].digest == hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()[:32]
+    assert json.loads(by_name["train"].source) == {"tags": {"file": "data/processed/train.npz"}}
+
+
+def test_artifacts_are_readable_and_lie_below_mlruns(trained, tmp_path):
+    client, run_id = tracking.MlflowClient(), trained.run.info.run_id
+    names = {item.path for item in client.list_artifacts(run_id)}
+    assert {"config.yaml", "history.csv", "val_predictions.csv", "packages.txt"} <= names
+    assert trained.run.info.artifact_uri.startswith((trained.folder / "mlruns").as_uri())
+    with Path(client.download_artifacts(run_id, "history.csv", str(tmp_path))).open() as file:
+        assert [row["train_loss"] for row in csv.DictReader(file)] == ["0.9", "0.4"]
+    packages = Path(client.download_artifacts(run_id, "packages.txt", str(tmp_path))).read_text()
+    assert f"\nhydra-core=={__import__('hydra').__version__}\n" in packages
+
+
+def test_the_logged_model_takes_raw_digits_and_gives_the_same_logits(trained):
+    import mlflow.pyfunc
+
+    found = tracking.MlflowClient().search_logged_models([trained.run.info.experiment_id])
+    loaded = mlflow.pyfunc.load_model(found[0].model_uri)
+    assert str(loaded.metadata.signature.inputs.inputs[0].type) == "uint8"
+    logits = loaded.predict(trained.test.images)
+    expected = engine.predict(model.load_model(trained.model_file), trained.test.images)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_run_of_a_model_is_found_by_content(trained, tmp_path):
+    found = tracking.find_trained(trained.config, trained.model_file)
+    assert found is not None and found.info.run_id == trained.run.info.run_id
+    other = tmp_path / "other.keras"
+    other.write_bytes(trained.model_file.read_bytes() + b" ")
+    assert tracking.find_trained(trained.config, other) is None
+    digest = sha256(trained.model_file)
+    assert tracking.seconds_in_training("accurate", digest, "mnist") == (1.0, trained.run.data.tags["hardware"])
+    assert tracking.seconds_in_training("baseline", digest, "mnist") is None
+
+
+def test_evaluation_goes_into_the_run_and_with_other_settings_into_a_child(trained, compose):
+    client, run_id = tracking.MlflowClient(), trained.run.info.run_id
+    figures = {"test_accuracy": 0.9, "test_errors": 2}
+    history = trained.folder / "history.csv"
+    run = tracking.find_trained(trained.config, trained.model_file)
+    assert tracking.log_evaluation(run, trained.config, trained.test, figures, 2, [history]) == 1
+    read = client.get_run(run_id)
+    assert read.data.metrics["test_accuracy"] == 0.9 and read.data.params["evaluate.confidence"] == "0.95"
+    assert {given.dataset.name for given in read.inputs.dataset_inputs} == {"train", "val", "test"}
+    assert client.get_metric_history(run_id, "test_errors")[0].step == 2
+
+    other = compose("recipe=accurate", "evaluate.confidence=0.9")
+    run = tracking.find_trained(trained.config, trained.model_file)
+    assert tracking.log_evaluation(run, other, trained.test, {"test_accuracy": 0.8}, 2, []) == 2
+    children = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    assert [child.data.metrics["test_accuracy"] for child in children] == [0.8]
+    assert [child.data.params["evaluate.confidence"] for child in children] == ["0.9"]
+    assert client.get_run(run_id).data.metrics["test_accuracy"] == 0.9
+
+
+def test_a_model_without_a_run_gets_one_from_its_files(trained, tmp_path):
+    cnn = model.build_cnn(trained.config.model, (28, 28), 10)
+    model.save_model(tmp_path / "model.keras", cnn)
+    history = [epoch._asdict() for epoch in HISTORY]
+    adopted = tracking.adopt(trained.config, cnn, tmp_path / "model.keras", history)
+    found = tracking.find_trained(trained.config, tmp_path / "model.keras")
+    assert found is not None and found.info.run_id == adopted.info.run_id
+    steps = tracking.MlflowClient().get_metric_history(adopted.info.run_id, "train_loss")
+    assert [(metric.step, metric.value) for metric in steps] == [(1, 0.9), (2, 0.4)]
+
+
+def test_a_run_that_fails_is_marked_as_failed(trained):
+    with (
+        pytest.raises(PipelineError, match="not finite"),
+        tracking.training_run(trained.config, *[trained.test] * 2, []),
+    ):
+        raise PipelineError("the loss is not finite")
+    newest = tracking.MlflowClient().search_runs(
+        [trained.run.info.experiment_id], order_by=["attributes.start_time DESC"]
+    )
+    assert newest[0].info.status == "FAILED"
+
+
+def test_a_set_tracking_uri_wins(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'own.db'}")
+    client, experiment = tracking.open_store("mnist")
+    assert client.get_experiment(experiment).name == "mnist" and (tmp_path / "own.db").is_file()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking.open_store("mnist")[1] == trained.run.info.experiment_id
+
+
+def test_a_deleted_experiment_and_a_broken_store_are_refused_in_one_line(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'deleted.db'}")
+    client, experiment = tracking.open_store("mnist")
+    client.delete_experiment(experiment)
+    with pytest.raises(PipelineError, match="is deleted: restore it with"):
+        tracking.open_store("mnist")
+    (tmp_path / "broken.db").write_text("no database at all, and long enough to be read as one" * 20)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'broken.db'}")
+    with pytest.raises(
+        PipelineError, match=r"\Athe MLflow store [^\n]*broken.db refused \([^\n]*not a database[^\n]*\Z"
+    ):
+        tracking.open_store("mnist")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    tracking.open_store("mnist")
+
+
+def test_flatten_keeps_lists_of_plain_values_whole():
+    assert tracking.flatten({"a": {"b": [1, 2]}, "c": [{"d": 1}, {"d": 2}]}) == {
+        "a.b": "[1, 2]",
+        "c.0.d": "1",
+        "c.1.d": "2",
+    }
+
+
+def test_results_and_lock_do_not_make_a_tree_dirty():
+    assert tracking.git("status", "--porcelain", "--", "results", "dvc.lock", *tracking.NOT_SOURCE) in ("", None)
+    assert (ROOT / "pipeline").is_dir()
