@@ -136,7 +136,7 @@ def save_arrays(path: Path, **arrays: NDArray) -> None:
 
 def load_raw(path: Path, data: Data) -> dict[str, NDArray[np.uint8]]:
     """Load what fetch wrote; anything but the arrays of the configuration is a PipelineError."""
-    arrays = _load_npz(existing(path))
+    arrays = _load_own_npz(path)
     if set(arrays) != set(ARRAYS):
         raise PipelineError(f"{path} is damaged, it lacks arrays: {REMAKE}")
     try:
@@ -148,7 +148,7 @@ def load_raw(path: Path, data: Data) -> dict[str, NDArray[np.uint8]]:
 
 def load_digits(path: Path, data: Data) -> Digits:
     """Load what preprocess wrote; a missing, empty or damaged file is a PipelineError."""
-    arrays = _load_npz(existing(path))
+    arrays = _load_own_npz(path)
     if set(arrays) != set(Digits._fields):
         raise PipelineError(f"{path} is damaged, it lacks arrays: {REMAKE}")
     digits = Digits(**arrays)
@@ -179,5 +179,13 @@ def _load_npz(path: Path) -> dict[str, NDArray]:
     try:
         with np.load(path) as archive:
             return {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, KeyError, AttributeError) as error:
-        raise PipelineError(f"{path} is damaged or no .npz ({error}): {REMAKE}") from None
+    except (ValueError, EOFError, zipfile.BadZipFile, KeyError, AttributeError):
+        raise PipelineError(f"{path} is damaged, or no .npz file") from None
+
+
+def _load_own_npz(path: Path) -> dict[str, NDArray]:
+    existing(path)
+    try:
+        return _load_npz(path)
+    except PipelineError as error:
+        raise PipelineError(f"{error}: {REMAKE}") from None

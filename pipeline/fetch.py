@@ -31,7 +31,10 @@ def fetch(config: Config) -> None:
 def find_arrays(settings: Data, own: str | None, downloads: Path) -> Arrays:
     """Give verified arrays from `own`, if set, or else from `downloads`, filled from the sources where it must be."""
     if own:
-        return _verified(Path(own).expanduser(), settings, "MNIST_SOURCE")
+        try:
+            return _verified(Path(own).expanduser(), settings, "MNIST_SOURCE")
+        except PipelineError as error:
+            raise PipelineError(f"{error}: give a folder of the four IDX files, or mnist.npz") from None
     kept = downloads / settings.name
     if kept.exists():
         try:

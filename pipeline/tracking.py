@@ -36,6 +36,7 @@ from pipeline.config import ROOT, Config, PipelineError, in_dvc_stage, overrides
 from pipeline.data import Digits
 from pipeline.files import sha256
 
+MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the view that the web page opens with
 EVALUATION = "evaluate"  # the section of the configuration that only evaluation reads and logs
 PACKAGES = ("tensorflow", "keras", "numpy", "hydra-core", "mlflow", "dvc")
 # What DVC itself deletes and rewrites around a stage does not make a tree dirty.
@@ -72,7 +73,7 @@ def open_store(name: str) -> tuple[MlflowClient, str]:
     with filelock.FileLock(root / "mlflow.db.lock"):
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
-            return client, client.create_experiment(name, artifact_location=location)
+            return client, client.create_experiment(name, location, tags=MODEL_TRAINING)
     if experiment.lifecycle_stage != "active":
         raise PipelineError(
             f"the MLflow experiment {name!r} is deleted: restore it with "

@@ -1,0 +1,37 @@
+"""README's figures are those of the committed results, and its commands exist."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from conftest import ROOT, run
+
+sys.path.insert(0, str(ROOT / "docs"))
+
+from fill_readme import BEGIN, END, filled
+
+README = (ROOT / "README.md").read_text()
+
+
+def committed(name: str) -> str:
+    """The file as committed, since a run on other hardware may have changed it here; as it is outside a clone."""
+    done = run("git", "show", f"HEAD:{name}")
+    return done.stdout if done.returncode == 0 else (ROOT / name).read_text()
+
+
+def test_the_table_is_the_committed_one():
+    assert filled(committed("README.md"), committed("results/comparison.md")) == committed("README.md")
+
+
+def test_filling_replaces_what_stood_between_the_marks_alone():
+    assert filled(f"a\n{BEGIN}\nold\n{END}\nb\n", "new\n") == f"a\n{BEGIN}\nnew\n{END}\nb\n"
+
+
+def test_every_make_target_and_file_it_names_exists():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z]+)\b", README)) <= targets
+    linked = re.findall(r"\]\(([^)#]+)\)", README)
+    assert linked and [name for name in linked if "://" not in name and not (ROOT / name).exists()] == []
+    verbs = set(re.findall(r"python -m pipeline\.([a-z]+)", README))
+    assert verbs and [verb for verb in verbs if not (ROOT / "pipeline" / f"{verb}.py").is_file()] == []
