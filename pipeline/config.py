@@ -9,6 +9,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -240,12 +241,21 @@ def _compose_and_call(verb: Callable[[Config], None]) -> None:
             validate(config)
             verb(config)
         except Exception as error:
+            if not in_dvc_stage():
+                _remove_empty(job_folder())
             # A sweep goes on with its other jobs, and Hydra names the one that failed.
             if HydraConfig.get().mode == RunMode.MULTIRUN or _one_line(error) is None:
                 raise
             sys.exit(f"error: {_one_line(error)}")
 
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove the folder that Hydra made for a job that wrote nothing, and its parent if it was the first."""
+    with suppress(OSError):
+        folder.rmdir()
+        folder.parent.rmdir()
 
 
 def _run_folder(parent: str) -> str:
