@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 MISSING: Any = "???"  # OmegaConf's mark of a value that has to be given
@@ -123,6 +125,9 @@ def _limits(config: Config) -> Iterator[tuple[str, Any, bool, str]]:
         return key, value, value in choices, " or ".join(choices)
 
     data, model, optimizer, augment = config.data, config.model, config.optimizer, config.augment
+    shape = data.image_shape
+    yield "data.image_shape", shape, len(shape) == 2 and min(shape) >= 1, "two whole numbers, each 1 or more"
+    yield at_least("data.classes", data.classes, 2)
     yield "seed", config.seed, 0 <= config.seed < 2**31, "a whole number from 0 to 2147483647"
     yield at_least("train.epochs", config.train.epochs, 1)
     yield at_least("data.val_size", data.val_size, 0)
@@ -153,7 +158,7 @@ def _limits(config: Config) -> Iterator[tuple[str, Any, bool, str]]:
     yield between("augment.rotation", augment.rotation, 0, 180)
     yield between("augment.scale", augment.scale, 0, 1)
     yield between("augment.shear", augment.shear, 0, 1)
-    yield between("augment.shift", augment.shift, 0, min(data.image_shape))
+    yield between("augment.shift", augment.shift, 0, min(shape))
 
 
 def _output_shape(config: Config) -> list[int]:
@@ -236,6 +241,9 @@ def _compose_and_call(verb: Callable[[Config], None]) -> None:
 
     def task(composed: DictConfig) -> None:
         try:
+            for word in overrides():
+                if word.startswith(("+", "~")):  # Hydra would take it, even for a mistyped key
+                    raise PipelineError(f"{word}: keys are neither added nor removed: give key=value (keys: --help)")
             config = OmegaConf.to_object(composed)
             assert isinstance(config, Config)
             validate(config)
@@ -268,8 +276,6 @@ def _run_folder(parent: str) -> str:
 
 def _check_yaml() -> None:
     """Refuse broken YAML by file and line, and aliases, which Hydra would expand without bound."""
-    import yaml
-
     for path in [ROOT / "params.yaml", *sorted(CONF.rglob("*.yaml"))]:
         where = path.relative_to(ROOT)
         try:
@@ -278,11 +284,15 @@ def _check_yaml() -> None:
                     line = event.start_mark.line + 1 if event.start_mark else "?"
                     raise PipelineError(f"{where}:{line}: a YAML alias (*name): write the value out")
         except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark
-            place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else str(where)
-            raise PipelineError(f"{place}: broken YAML, {error.problem}: mend that line") from None
+            raise PipelineError(_broken_yaml(error, path)) from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise PipelineError(f"{where}: not YAML in UTF-8, {_joined(error)}: mend it") from None
+
+
+def _broken_yaml(error: yaml.MarkedYAMLError, path: Path) -> str:
+    mark = error.problem_mark
+    place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+    return f"{path.relative_to(ROOT)}{place}: broken YAML, {error.problem}: mend that line"
 
 
 def _one_line(error: Exception) -> str | None:
@@ -292,6 +302,8 @@ def _one_line(error: Exception) -> str | None:
 
     if isinstance(error, PipelineError):
         return str(error)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:  # valid YAML, but a key stands there twice
+        return _broken_yaml(error, Path(error.problem_mark.name).resolve())
     if isinstance(error, HydraException | OmegaConfBaseException):
         parts = [_joined(error)]
         if isinstance(error.__cause__, OmegaConfBaseException):

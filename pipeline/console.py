@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
@@ -65,9 +66,10 @@ class TrainingProgress:
     def epoch_done(self, train_accuracy: float, val_accuracy: float, seconds: float) -> None:
         """Print the epoch's line; `seconds` is its time in training."""
         left = (time.perf_counter() - self.begin) / self.epoch * (self.epochs - self.epoch)
+        val = "–" if math.isnan(val_accuracy) else f"{100 * val_accuracy:.2f} %"
         tqdm.write(
             f"{self.name} epoch {self.epoch}/{self.epochs}  train {100 * train_accuracy:.2f} %  "
-            f"val {100 * val_accuracy:.2f} %  {self.size / seconds:,.0f} images/s  {left:.0f} s left",
+            f"val {val}  {self.size / seconds:,.0f} images/s  {left:.0f} s left",
             file=sys.stdout,
         )
         sys.stdout.flush()

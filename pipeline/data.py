@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import struct
-import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +46,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         if (zeros, kind) != (0, 8):
             raise ValueError("no IDX header")
         return values.reshape(shape)
-    except (ValueError, struct.error, EOFError, gzip.zlib.error, gzip.BadGzipFile) as error:  # type: ignore[attr-defined]
+    except (ValueError, struct.error, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise PipelineError(f"{path} is not a whole IDX file ({error})") from None
 
 
@@ -153,11 +153,16 @@ def load_digits(path: Path, data: Data) -> Digits:
         raise PipelineError(f"{path} is damaged, it lacks arrays: {REMAKE}")
     digits = Digits(**arrays)
     size = len(digits.labels)
-    if digits.images.shape != (size, *data.image_shape) or digits.images.dtype != np.uint8:
-        raise PipelineError(
-            f"{path} holds images {digits.images.dtype}{list(digits.images.shape)}, expected "
-            f"uint8{[size, *data.image_shape]}: {REMAKE}"
-        )
+    for name, shape, kind in (
+        ("images", (size, *data.image_shape), np.uint8),
+        ("labels", (size,), np.uint8),
+        ("source_index", (size,), np.int32),
+    ):
+        array = getattr(digits, name)
+        if array.shape != shape or array.dtype != kind:
+            raise PipelineError(
+                f"{path} holds {name} {array.dtype}{list(array.shape)}, expected {kind.__name__}{list(shape)}: {REMAKE}"
+            )
     if size and digits.labels.max() >= data.classes:
         raise PipelineError(f"{path} holds the label {digits.labels.max()}, expected 0 to {data.classes - 1}: {REMAKE}")
     return digits
@@ -177,9 +182,11 @@ def save_predictions(path: Path, digits: Digits, probabilities: NDArray[np.float
 
 def _load_npz(path: Path) -> dict[str, NDArray]:
     try:
-        with np.load(path) as archive:
+        with path.open("rb") as file, np.load(file) as archive:
             return {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, KeyError, AttributeError):
+    except OSError:
+        raise
+    except Exception:  # bytes that are not what they should be make NumPy, zipfile and zlib raise nearly anything
         raise PipelineError(f"{path} is damaged, or no .npz file") from None
 
 

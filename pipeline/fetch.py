@@ -128,6 +128,8 @@ def _npm_pack(package: str, folder: Path, names: list[str]) -> None:
 
 def _short(error: Exception) -> str:
     """What a source answered, without requests' nesting and addresses."""
+    if isinstance(error, PipelineError):
+        return str(error)
     response = getattr(error, "response", None)
     if response is not None:
         return f"HTTP {response.status_code}"

@@ -48,9 +48,12 @@ def save_yaml(path: Path, value: Mapping[str, Any]) -> None:
 def load_json(path: Path) -> dict[str, Any]:
     """Read an object; a missing or damaged file is a PipelineError."""
     try:
-        return json.loads(existing(path).read_text(encoding="utf-8"))
+        value = json.loads(existing(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise PipelineError(f"{path} is damaged ({error}): {REMAKE}") from None
+    if not isinstance(value, dict):
+        raise PipelineError(f"{path} is damaged, no JSON object: {REMAKE}")
+    return value
 
 
 def save_csv(path: Path, columns: Mapping[str, Iterable[Any]]) -> None:
@@ -66,7 +69,7 @@ def load_csv(path: Path, columns: Iterable[str]) -> list[dict[str, float]]:
     try:
         with existing(path).open(newline="", encoding="utf-8") as file:
             rows = [{key: float(text) for key, text in row.items()} for row in csv.DictReader(file)]
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, csv.Error) as error:
         raise PipelineError(f"{path} is damaged ({error}): {REMAKE}") from None
     if not rows or not set(columns) <= set(rows[0]):
         raise PipelineError(f"{path} is damaged, not a table of {', '.join(columns)}: {REMAKE}")

@@ -82,7 +82,7 @@ def calibration(labels: Labels, probabilities: Probabilities, bins: int) -> Cali
     """Reliability of the confidence (Guo et al. 2017, arXiv 1706.04599); a bin holds its upper edge, not its lower."""
     confidence = probabilities.max(1)
     right = probabilities.argmax(1) == labels
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    place = np.maximum(np.searchsorted(np.linspace(0, 1, bins + 1), confidence) - 1, 0)
     size = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
         mean = np.bincount(place, confidence, bins) / size

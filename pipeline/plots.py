@@ -6,6 +6,7 @@ Shapes: N examples, H rows, W columns, K classes, M bins. Images are uint8 [N, H
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -103,13 +104,13 @@ def plot_comparison(
     with rc_context(STYLE):
         figure = Figure(figsize=(10.4, 4.2), layout="constrained")
         train, val, test = figure.subplots(1, 3, sharey=True, width_ratios=[3, 3, 2])
-        for colour, (name, history) in zip(COLOURS, histories.items(), strict=False):
+        for colour, (name, history) in zip(cycle(COLOURS), histories.items(), strict=False):
             _curve(train, history, "train_accuracy", error=True, color=colour, label=name)
             unlike = name == published
             label = f"{name}: its test set" if unlike else name
             line = ":" if unlike else "-"
             _curve(val, history, "val_accuracy", error=True, color=colour, label=label, linestyle=line)
-        for place, (colour, (share, interval)) in enumerate(zip(COLOURS, tests.values(), strict=False)):
+        for place, (colour, (share, interval)) in enumerate(zip(cycle(COLOURS), tests.values(), strict=False)):
             error = 100 * (1 - share)
             reach = [[error - 100 * (1 - interval.high)], [100 * (1 - interval.low) - error]]
             test.errorbar([place], [error], yerr=reach, fmt="o", color=colour, capsize=3)
