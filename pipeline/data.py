@@ -6,6 +6,7 @@ Images are uint8 [N, H, W], 0 (paper) to 255 (ink); labels are uint8 [N], 0 to K
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import struct
@@ -77,6 +78,8 @@ def read_source(path: Path, files: Mapping[str, str]) -> dict[str, NDArray[np.ui
 def verify(arrays: Mapping[str, NDArray[np.uint8]], expected: Mapping[str, str]) -> None:
     """Raise a PipelineError unless each array has the SHA-256 (of its bytes in C order) that is expected of it."""
     for key, digest in expected.items():
+        if arrays[key].dtype != np.uint8:
+            raise PipelineError(f"{key} is {arrays[key].dtype}, expected uint8")
         actual = array_sha256(arrays[key])
         if actual != digest:
             raise PipelineError(f"{key} has SHA-256 {actual[:12]}…, expected {digest[:12]}…")
@@ -184,9 +187,11 @@ def _load_npz(path: Path) -> dict[str, NDArray]:
     try:
         with path.open("rb") as file, np.load(file) as archive:
             return {name: archive[name] for name in archive.files}
-    except OSError:
-        raise
-    except Exception:  # bytes that are not what they should be make NumPy, zipfile and zlib raise nearly anything
+    except Exception as error:
+        # Bytes that are not what they should be make NumPy, zipfile and zlib raise nearly anything, and seek to
+        # places that are not there; any other refusal of the system is not the file's fault.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise PipelineError(f"{path} is damaged, or no .npz file") from None
 
 

@@ -48,7 +48,8 @@ def find_arrays(settings: Data, own: str | None, downloads: Path) -> Arrays:
             folder = Path(temporary) / settings.name
             try:
                 _download(source, folder, settings)
-                arrays = _verified(folder, settings, source)
+                arrays = data.read_source(folder, settings.files)
+                data.verify(arrays, settings.sha256)
             except (PipelineError, OSError, ValueError) as error:
                 if isinstance(error, OSError) and error.errno in _OWN_FAULTS:
                     raise  # a full disk is not the source's fault
