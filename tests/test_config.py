@@ -1,0 +1,267 @@
+"""The configuration: its sources, its limits, and how a command refuses what it is given."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, run
+from omegaconf import OmegaConf
+
+from pipeline import config as configuration
+from pipeline.config import Config, PipelineError, validate
+
+RECIPES = sorted((ROOT / "conf" / "recipe").rglob("*.yaml"))
+DATA = sorted((ROOT / "conf" / "data").rglob("*.yaml"))
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+def keys(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys of all that is no section."""
+    nested = (keys(v, f"{prefix}{k}.") if isinstance(v, dict) else [f"{prefix}{k}"] for k, v in values.items())
+    return [key for part in nested for key in part]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_composes_within_the_limits_under_its_own_name(compose, path):
+    name = path.relative_to(ROOT / "conf" / "recipe").with_suffix("").as_posix()
+    config = compose(f"recipe={name}")
+    validate(config)
+    assert config.name == path.stem
+    assert vars(config.optimizer) == load(path)["optimizer"]
+
+
+@pytest.mark.parametrize("path", DATA, ids=lambda path: path.stem)
+def test_a_data_file_composes_within_the_limits_under_its_own_name(compose, path):
+    config = compose(f"data={path.stem}")
+    validate(config)
+    assert config.data.name == path.stem and set(config.data.sha256) == set(config.data.files)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_value_has_exactly_one_source(compose, recipe):
+    given = [*keys(load(ROOT / "params.yaml")), *keys(load(recipe)), *keys({"data": load(DATA[0])})]
+    assert sorted(given) == sorted(keys(configuration.to_dict(compose())))
+
+
+def test_what_dvc_builds_exists_and_every_listed_name_is_a_file(compose):
+    config = compose()
+    assert set(config.recipes) <= {path.stem for path in RECIPES} and config.recipes
+    assert config.dataset in {path.stem for path in DATA}
+
+
+def test_the_schema_holds_no_value():
+    schema = [kind for kind in vars(configuration).values() if dataclasses.is_dataclass(kind)]
+    assert configuration.Config in schema and len(schema) >= 8
+    assert {field.default for kind in schema for field in dataclasses.fields(kind)} == {"???"}
+
+
+SEED, SHARE = "a whole number from 0 to 2147483647", "a number from 0 to below 1"
+AT_LEAST_0, AT_LEAST_1 = "a whole number, 0 or more", "a whole number, 1 or more"
+LIMITS = {  # what is given: what is asked for instead
+    "seed=-1": SEED,
+    "seed=2147483648": SEED,
+    "train.epochs=0": AT_LEAST_1,
+    "data.image_shape=[]": "two whole numbers, each 1 or more",
+    "data.classes=0": "a whole number, 2 or more",
+    "data.val_size=-1": AT_LEAST_0,
+    "data.split_seed=-1": AT_LEAST_0,
+    "data.fraction=0.0": "a number above 0, at most 1",
+    "data.fraction=1.01": "a number above 0, at most 1",
+    "evaluate.confidence=1.0": "a number from 0.5 to below 1",
+    "evaluate.calibration_bins=1": "a whole number, 2 or more",
+    "model.filters=0": AT_LEAST_1,
+    "model.kernel_size=0": AT_LEAST_1,
+    "model.pooling=max": "flatten or average",
+    "model.units=[64, 0]": "whole numbers, each 1 or more",
+    "model.pixel_scale=1.5": "a number above 0, at most 1",
+    "optimizer.batch_size=0": AT_LEAST_1,
+    "optimizer.batch_shards=17": "a whole number from 1 to 16",
+    "optimizer.learning_rate=nan": "a number above 0, at most 10",
+    "optimizer.schedule=cosine": "constant or one_cycle",
+    "optimizer.warmup=1.0": SHARE,
+    "optimizer.weight_decay=-0.1": SHARE,
+    "optimizer.label_smoothing=1.0": SHARE,
+    "augment.rotation=180.0": "a number from 0 to below 180",
+    "augment.scale=1.0": SHARE,
+    "augment.shear=-0.1": SHARE,
+    "augment.shift=28.0": "a number from 0 to below 28",
+}
+LAYERS = {  # the convolution given: what is named and asked for instead
+    "multiple: 0, strides: 1, padding: same": ("model.convolutions[0].multiple=0", AT_LEAST_1),
+    "multiple: 1, strides: 0, padding: same": ("model.convolutions[0].strides=0", AT_LEAST_1),
+    "multiple: 1, strides: 1, padding: full": ("model.convolutions[0].padding=full", "valid or same"),
+}
+CASES = [(given, given, expected) for given, expected in LIMITS.items()]
+CASES += [(f"model.convolutions=[{{{layer}}}]", *message) for layer, message in LAYERS.items()]
+CASES += [("model.kernel_size=29", "model.convolutions=[0, 0]", "fewer or smaller ones")]  # of 28 pixels
+
+
+@pytest.fixture(scope="module")
+def composed(compose) -> Config:
+    return compose()
+
+
+def changed(config: Config, override: str) -> Config:
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), OmegaConf.from_dotlist([override])))
+
+
+@pytest.mark.parametrize(("override", "named", "expected"), CASES)
+def test_a_value_out_of_range_is_refused_with_what_to_give(composed, override, named, expected):
+    with pytest.raises(PipelineError) as refused:
+        validate(changed(composed, override))
+    assert str(refused.value).startswith(f"{named} is out of range: give {expected}")
+
+
+def test_every_limit_is_tried_above(composed):
+    tried = {named.partition("=")[0] for _, named, _ in CASES}
+    assert {key for key, *_ in configuration._limits(composed)} <= tried
+
+
+ON_THE_EDGE = """data.fraction=1 data.val_size=0 evaluate.confidence=0.5 evaluate.calibration_bins=2 seed=2147483647
+    model.kernel_size=28 model.units=[] model.pixel_scale=1 optimizer.batch_shards=16 augment.shift=27.9"""
+
+
+@pytest.mark.parametrize("override", ON_THE_EDGE.split())
+def test_a_value_on_the_edge_is_accepted_as_given(composed, override):
+    config = changed(composed, override)
+    validate(config)
+    section, _, key = override.partition("=")[0].rpartition(".")
+    value = getattr(getattr(config, section) if section else config, key)
+    assert value == yaml.safe_load(override.partition("=")[2])
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    """The commands and their configuration, without data, in a folder of their own."""
+    for name in ("pipeline", "conf", "reference"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    return tmp_path
+
+
+def refusal(copy: Path, *words: str) -> str:
+    """The one line of a refused training, which left nothing behind."""
+    before = sorted(path.name for path in copy.iterdir())
+    done = run(sys.executable, "-m", "pipeline.train", *words, cwd=copy)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and done.stderr.endswith("\n")
+    assert sorted(path.name for path in copy.iterdir()) == before
+    return done.stderr
+
+
+REFUSED = {
+    "train.epoch=3": "'train.epoch': Key 'epoch' not in 'Train'",
+    "+train.epoch=3": "+train.epoch=3: keys are neither added nor removed",
+    "~seed": "~seed: keys are neither added nor removed",
+    "train.epochs=many": "train.epochs=many: Value 'many' of type 'str' could not be converted to Integer",
+    "train.epochs=0": "train.epochs=0 is out of range: give a whole number, 1 or more",
+    "recipe=nosuch": "Could not find 'recipe/nosuch' Available options in 'recipe': accurate baseline",
+    "train.epochs": "'train.epochs' missing EQUAL",
+}
+
+
+@pytest.mark.parametrize("word", REFUSED)
+def test_a_command_refuses_a_bad_word_in_one_line(copy, word):
+    assert REFUSED[word] in refusal(copy, word)
+
+
+BROKEN = {  # what is put at the end of params.yaml, and the one line; {line} is the first line put there
+    "unclosed list": ("extra: [1}\n", "error: params.yaml:{line}:10: broken YAML, did not find expected ',' or ']'"),
+    "alias": ("extra: &a [*a]\n", "error: params.yaml:{line}: a YAML alias (*name): write the value out"),
+    "repeated key": ("seed: 1\n", "error: params.yaml:{line}"),
+    "no UTF-8": ("\udcff", "error: params.yaml: not YAML in UTF-8"),
+    "unknown key": (
+        "extra: 1\n",
+        "error: In '../params': ConfigKeyError raised while composing config: Key 'extra' not",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_file_is_refused_by_its_name_and_line(copy, case):
+    added, expected = BROKEN[case]
+    text = (ROOT / "params.yaml").read_text()
+    (copy / "params.yaml").write_text(text + added, errors="surrogateescape")
+    assert refusal(copy).startswith(expected.format(line=text.count("\n") + 1))
+
+
+def test_a_sweep_with_one_wrong_type_is_refused_before_its_first_job(copy):
+    done = run(sys.executable, "-m", "pipeline.train", "-m", "train.epochs=1,many", cwd=copy)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stdout == ""
+    assert done.stderr.startswith("error: Error merging override train.epochs=many: Value 'many' of type 'str'")
+    assert not [path for path in copy.glob("multirun/*/*") if path.is_dir()]
+
+
+def python(folder: Path, script: str, words: Iterable[str] = (), **variables: str) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "-c", script, *words, cwd=folder, **variables)
+
+
+STAGES = """
+import sys
+from pipeline import compare, evaluate, fetch, preprocess, train
+stages = [fetch.fetch, preprocess.preprocess, train.train, evaluate.evaluate, compare.compare]
+for stage, word in [*((stage, "--help") for stage in stages), (train.train, "train.epochs=0")]:
+    sys.argv = ["stage", word]
+    try:
+        stage()
+    except SystemExit as end:
+        print(end.code)
+print({"tensorflow", "keras", "mlflow"} & set(sys.modules))
+"""
+
+
+def test_help_of_every_stage_and_a_refusal_load_neither_tensorflow_nor_mlflow(copy):
+    done = python(copy, STAGES)
+    assert done.stdout.count("Change any value below with key=value:") == 5
+    assert done.stdout.count("error: train.epochs=0 is out of range") == 1
+    assert done.stdout.endswith("\nset()\n"), done.stdout + done.stderr
+
+
+FOLDERS = """
+import json, os
+from pipeline.config import entry_point, output_folders, overrides
+command = entry_point(lambda config: print(json.dumps([*map(str, output_folders(config)), *overrides()])))
+command()
+os.environ["DVC_STAGE"] = "train@accurate"
+command()
+"""
+
+
+def test_a_dvc_stage_writes_to_its_outputs_and_any_other_run_to_a_folder_of_its_own(copy):
+    done = python(copy, FOLDERS, ["recipe=accurate"])
+    (model, results, word), staged = map(json.loads, done.stdout.splitlines())
+    assert model == results and Path(model).parent == copy / "outputs" and word == "recipe=accurate"
+    assert staged[:2] == [str(copy / "models" / "accurate"), str(copy / "results" / "recipes" / "accurate")]
+    assert list((copy / "outputs").iterdir()) == [Path(model)]
+
+
+def test_the_jobs_of_a_sweep_write_to_different_folders(copy):
+    done = python(copy, FOLDERS.partition("os.environ")[0], ["-m", "seed=3,4"])
+    jobs = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('["')]
+    assert [(Path(job[0]).name, job[2]) for job in jobs] == [("0", "seed=3"), ("1", "seed=4")]
+    assert Path(jobs[0][0]).parents[1] == copy / "multirun"
+
+
+@pytest.mark.parametrize(
+    ("body", "last", "lines"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero", 9),
+        ("open('/nosuch/file')", "error: /nosuch/file: No such file or directory: free the disk, or mend the path", 0),
+    ],
+)
+def test_a_bug_keeps_its_traceback_and_a_system_error_is_one_line(copy, body, last, lines):
+    done = python(copy, f"from pipeline.config import entry_point; entry_point(lambda config: {body})()")
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(last)
+    assert done.stderr.count("\n") > lines if lines else done.stderr.count("\n") == 1

@@ -1,0 +1,111 @@
+"""Who may import what, read from the source; and that DVC knows of every file that a stage reads."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+import pytest
+import yaml
+from conftest import ROOT
+
+SOURCE = {path.stem: ast.parse(path.read_text()) for path in (ROOT / "pipeline").glob("*.py")}
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+
+
+def walk(node: ast.AST, into_functions: bool) -> Iterator[ast.AST]:
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if into_functions or not isinstance(child, FUNCTIONS):
+            yield from walk(child, into_functions)
+
+
+def imported(module: str, into_functions: bool = True) -> set[str]:
+    """What a module of ours imports: names of packages, and of our modules with a dot before them."""
+    found: set[str] = set()
+    for node in walk(SOURCE[module], into_functions):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, "imports are absolute here"
+            names = [node.module] if node.module != "pipeline" else [f"pipeline.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {f".{name.split('.')[1]}" if name.startswith("pipeline.") else name.split(".")[0] for name in names}
+    return found
+
+
+def importers(*packages: str) -> set[str]:
+    return {module for module in SOURCE if imported(module) & set(packages)}
+
+
+def closure(module: str, without: str = "") -> set[str]:
+    """The module and all of ours that it reaches through imports, at the top and inside functions."""
+    reached: set[str] = set()
+    waiting = {module}
+    while waiting:
+        reached |= waiting
+        ours = {name[1:] for found in waiting for name in imported(found) if name.startswith(".")}
+        waiting = ours - reached - {without}
+    return reached
+
+
+def depended_on(stage: str) -> set[str]:
+    return set(STAGES[stage]["deps"])
+
+
+@pytest.mark.parametrize(
+    ("packages", "modules"),
+    [
+        (("mlflow",), {"tracking"}),
+        (("matplotlib",), {"plots"}),
+        (("tensorflow", "keras"), {"model", "augment", "engine", "tracking"}),
+        (("hydra", "omegaconf"), {"config"}),
+        (("scipy",), {"metrics"}),
+        (("pooch",), {"fetch"}),
+    ],
+)
+def test_a_package_is_imported_behind_its_fence_alone(packages, modules):
+    assert importers(*packages) == modules
+
+
+def test_the_configuration_starts_without_hydra_and_the_stages_without_their_slow_parts():
+    assert imported("config") > imported("config", into_functions=False)
+    assert not {"hydra", "omegaconf"} & imported("config", into_functions=False)
+    slow = {".tracking", ".engine", ".model", ".augment", ".plots"}
+    assert {stage: slow & imported(stage, into_functions=False) for stage in STAGES} == {
+        stage: set() for stage in STAGES
+    }
+
+
+def test_nobody_imports_a_stage():
+    stages = {f".{stage}" for stage in STAGES}
+    assert len(stages) >= 5 and all(stage[1:] in SOURCE for stage in stages)
+    assert {module: imported(module) & stages for module in SOURCE} == {module: set() for module in SOURCE}
+
+
+def test_what_runs_before_training_reaches_neither_tensorflow_nor_mlflow():
+    reached = {stage: set().union(*map(imported, closure(stage))) for stage in ("fetch", "preprocess", "train")}
+    heavy = {"tensorflow", "keras", "mlflow"}
+    assert heavy <= reached["train"]
+    assert not heavy & (reached["fetch"] | reached["preprocess"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_every_module_it_reaches_but_for_tracking(stage):
+    given = {name for name in depended_on(stage) if name.startswith("pipeline")}
+    assert given == {f"pipeline/{module}.py" for module in closure(stage, without="tracking")}
+    assert f"python -m pipeline.{stage} " in STAGES[stage]["cmd"] + " "
+
+
+def test_the_test_digits_are_a_dependency_of_evaluate_alone():
+    name = "data/processed/test.npz"
+    hiding = {name, "data/processed", "data", "data/processed/"}
+    assert {stage for stage in STAGES if hiding & depended_on(stage)} == {"evaluate"}
+    assert name in depended_on("evaluate") and not hiding - {name} & depended_on("evaluate")
+    words = {
+        module: [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+        for module, tree in SOURCE.items()
+    }
+    assert {module for module, found in words.items() if "test.npz" in found} == {"evaluate"}

@@ -1,0 +1,150 @@
+"""The networks layer by layer, one forward pass by hand, and the file they are kept in."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, generated_digits, run
+
+from pipeline import engine, model
+from pipeline.config import Convolution, Model, PipelineError
+
+SMALL = Model(2, 3, [Convolution(1, 2, "valid"), Convolution(3, 1, "same")], True, "average", [5], 1 / 255)
+# Prints the digest of a file saved by another process, where objects lie at other addresses.
+SAVE_ELSEWHERE = """
+import sys
+from pathlib import Path
+from pipeline import engine, model
+from test_model import SMALL, saved
+print(saved(Path(sys.argv[1])))
+"""
+
+
+def saved(path: Path) -> str:
+    """Build SMALL from seed 7, save it: the SHA-256 of the file."""
+    engine.start(7)
+    model.save_model(path, model.build_cnn(SMALL, (28, 28), 10))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _threads() -> None:
+    engine.start(0)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("kept") / "model.keras"
+    saved(path)
+    return path
+
+
+def test_baseline_is_the_published_network_layer_by_layer(compose):
+    cnn = model.build_cnn(compose("recipe=baseline").model, (28, 28), 10)
+    counted = [(layer.count_params(), layer.output.shape[1:]) for layer in cnn.layers if layer.count_params()]
+    assert counted == [(640, (26, 26, 64)), (2_768_960, (64,)), (4_160, (64,)), (650, (10,))]
+    assert cnn.count_params() == 2_774_410 and cnn.input_shape == (None, 28, 28)
+    images, _ = generated_digits(3, 0)
+    pixels = cnn.get_layer("pixels")(cnn.get_layer("channel")(images))
+    np.testing.assert_array_equal(pixels, images[..., None])  # raw, 0 to 255
+
+
+def test_accurate_has_the_parameters_of_its_formula(compose):
+    cnn = model.build_cnn(compose("recipe=accurate").model, (28, 28), 10)
+    filters = [16, 32, 48, 64, 96]
+    kernels = sum(9 * into * out for into, out in zip([1, *filters], filters, strict=False))
+    assert cnn.count_params() == kernels + 4 * sum(filters) + (96 + 1) * 10 == 103_514
+    shapes = [layer.output.shape[1:] for layer in cnn.layers if layer.name.startswith("conv2d")]
+    assert shapes == [(26, 26, 16), (12, 12, 32), (10, 10, 48), (5, 5, 64), (3, 3, 96)]
+    images, _ = generated_digits(3, 0)
+    pixels = cnn.get_layer("pixels")(cnn.get_layer("channel")(images))
+    np.testing.assert_allclose(pixels, images[..., None] / 255, rtol=1e-6)
+
+
+# Halved: [[1, 0, 2], [0, 3, 0], [4, 0, 1]]. Under the kernel [[1, 2], [0, -1]] less 1: [[-3, 3], [5, 1]], then ReLU.
+IMAGE = np.array([[[2, 0, 4], [0, 6, 0], [8, 0, 2]]], np.uint8)
+KERNEL = np.array([[1, 2], [0, -1]], np.float32).reshape(2, 2, 1, 1)
+
+
+def test_a_forward_pass_by_hand_flattened_through_a_hidden_layer():
+    cnn = model.build_cnn(Model(1, 2, [Convolution(1, 1, "valid")], False, "flatten", [2], 0.5), (3, 3), 2)
+    hidden, logits = [[7, 7], [1, 0], [0, -1], [2, 1]], [[2, -1], [9, 9]]
+    weights = [KERNEL, [-1], hidden, [0.5, 1], logits, [-20, 0]]
+    cnn.set_weights([np.array(weight, np.float32) for weight in weights])
+    # [0, 3, 5, 1] -> [3 + 2 + 0.5, -5 + 1 + 1] -> ReLU [5.5, 0]; the logits are no probabilities.
+    np.testing.assert_allclose(cnn(IMAGE), [[11 - 20, -5.5]], rtol=1e-6)
+
+
+def test_a_forward_pass_by_hand_normalised_and_averaged():
+    cnn = model.build_cnn(Model(1, 2, [Convolution(1, 1, "valid")], True, "average", [], 0.5), (3, 3), 2)
+    # Batch norm with mean 1, standard deviation 2 and scale 2 subtracts 1, as the bias above did.
+    weights = [KERNEL, [2], [0], [1], [4 - 1e-3], [[2, -4]], [1, 0]]
+    cnn.set_weights([np.array(weight, np.float32) for weight in weights])
+    np.testing.assert_allclose(cnn(IMAGE, training=False), [[2 * 2.25 + 1, -4 * 2.25]], rtol=1e-6)
+
+
+def test_two_processes_write_the_same_bytes(kept, tmp_path):
+    elsewhere = tmp_path / "elsewhere.keras"
+    done = run(sys.executable, "-c", SAVE_ELSEWHERE, str(elsewhere), cwd=ROOT / "tests", PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [hashlib.sha256(kept.read_bytes()).hexdigest()]
+    assert elsewhere.read_bytes() == kept.read_bytes()
+
+
+def test_the_file_is_what_it_was_built_from(kept, tmp_path):
+    engine.start(7)
+    cnn = model.build_cnn(SMALL, (28, 28), 10)
+    images, _ = generated_digits(5, 1)
+    loaded = model.load_model(kept)
+    np.testing.assert_array_equal(loaded(images), cnn(images))
+    assert loaded.count_params() == cnn.count_params()
+    model.save_model(tmp_path / "again.keras", loaded)
+    assert model.load_model(tmp_path / "again.keras")(images).numpy().tolist() == cnn(images).numpy().tolist()
+
+
+def test_other_weights_are_other_bytes(kept, tmp_path):
+    other = model.load_model(kept)
+    other.set_weights([weight + 1 for weight in other.get_weights()])
+    model.save_model(tmp_path / "other.keras", other)
+    assert (tmp_path / "other.keras").read_bytes() != kept.read_bytes()
+
+
+def without_weights(content: bytes, path: Path) -> bytes:
+    path.write_bytes(content)
+    with zipfile.ZipFile(path) as archive:
+        config = archive.read("config.json")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", config)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content, _: content[: len(content) // 2],
+        lambda content, _: content[:-10],
+        lambda content, _: content[: len(content) // 2] + b"\0" * 100 + content[len(content) // 2 + 100 :],
+        lambda *_: b"",
+        lambda *_: b"no zip at all",
+        without_weights,
+    ],
+    ids=["half", "end missing", "middle overwritten", "empty", "text", "no weights"],
+)
+def test_a_damaged_file_is_refused_by_name(kept, tmp_path, damage):
+    path = tmp_path / "model.keras"
+    path.write_bytes(damage(kept.read_bytes(), tmp_path / "scratch.zip"))
+    with pytest.raises(PipelineError) as refused:
+        model.load_model(path)
+    assert str(refused.value).startswith(f"{path} is damaged") and "dvc repro" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path):
+    with pytest.raises(PipelineError) as refused:
+        model.load_model(tmp_path / "model.keras")
+    assert str(refused.value).startswith(f"{tmp_path / 'model.keras'} is missing: run `dvc repro`")

@@ -1,0 +1,121 @@
+"""The split: its sizes, its shares, and every digit traced back to the published arrays."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, generated_digits, run
+
+from pipeline import data
+from pipeline.config import Data, PipelineError
+from pipeline.data import Digits
+from pipeline.preprocess import split
+
+COUNTS = [11, 9, 10, 10, 13, 7, 10, 10, 12, 8]  # training digits of each class, times two
+
+
+@pytest.fixture(scope="module")
+def raw() -> dict[str, np.ndarray]:
+    """200 training digits with classes of different sizes, and 50 test digits, all images different."""
+    generator = np.random.default_rng(0)
+    labels = generator.permutation(np.repeat(np.arange(10), np.multiply(COUNTS, 2))).astype(np.uint8)
+    parts = [generated_digits(200, 0)[0], labels, *generated_digits(50, 1)]
+    return dict(zip(data.ARRAYS, parts, strict=True))
+
+
+def settings(val_size: int, seed: int = 0, fraction: float = 1.0) -> Data:
+    return Data("mnist", [28, 28], 10, val_size, seed, fraction, {}, [], {})
+
+
+def assert_traced(digits: Digits, raw: dict[str, np.ndarray], of: str) -> None:
+    """Each digit is the one of the published arrays that its index names, once, and in their order."""
+    assert list(digits.source_index) == sorted(set(digits.source_index.tolist()))
+    np.testing.assert_array_equal(digits.images, raw[f"{of}_images"][digits.source_index], strict=True)
+    np.testing.assert_array_equal(digits.labels, raw[f"{of}_labels"][digits.source_index], strict=True)
+
+
+def test_validation_is_drawn_by_class_and_nothing_is_lost_or_in_both(raw):
+    splits = split(raw, settings(100))
+    assert list(splits) == ["train", "val", "test"]
+    for name in ("train", "val"):  # half of each class in each
+        assert_traced(splits[name], raw, "train")
+        assert np.bincount(splits[name].labels).tolist() == COUNTS
+    indices = [*splits["train"].source_index, *splits["val"].source_index]
+    assert sorted(indices) == list(range(200))
+
+
+def test_the_test_digits_are_untouched_and_in_order(raw):
+    for val_size, seed in ((0, 0), (100, 1)):
+        test = split(raw, settings(val_size, seed))["test"]
+        np.testing.assert_array_equal(test.images, raw["test_images"], strict=True)
+        np.testing.assert_array_equal(test.labels, raw["test_labels"], strict=True)
+        assert test.source_index.tolist() == list(range(50))
+
+
+def test_no_validation_digits_leave_all_to_training(raw):
+    splits = split(raw, settings(0))
+    assert splits["train"].source_index.tolist() == list(range(200))
+    assert splits["val"].images.shape == (0, 28, 28) and splits["val"].labels.shape == (0,)
+
+
+def test_a_fraction_thins_training_and_test_by_class_before_validation_is_drawn(raw):
+    splits = split(raw, settings(20, fraction=0.5))
+    assert {name: len(digits.labels) for name, digits in splits.items()} == {"train": 80, "val": 20, "test": 25}
+    for name, digits in splits.items():
+        assert_traced(digits, raw, "test" if name == "test" else "train")
+    both = np.bincount(splits["train"].labels) + np.bincount(splits["val"].labels)
+    assert both.tolist() == COUNTS
+    assert set(np.bincount(splits["test"].labels)) == {2, 3}  # of 5 each
+    assert not set(splits["train"].source_index.tolist()) & set(splits["val"].source_index.tolist())
+
+
+def test_the_split_seed_decides_which_digits_and_not_how_many(raw):
+    first, again, other = (split(raw, settings(40, seed))["val"] for seed in (3, 3, 4))
+    assert first.source_index.tolist() == again.source_index.tolist() != other.source_index.tolist()
+    assert np.bincount(first.labels).tolist() == np.bincount(other.labels).tolist()
+
+
+@pytest.mark.parametrize(("size", "fraction", "of"), [(201, 1.0, 200), (150, 0.5, 100)])
+def test_more_validation_digits_than_there_are_is_refused(raw, size, fraction, of):
+    with pytest.raises(PipelineError, match=rf"cannot draw {size} of {of} digits: give data\.val_size 0 to {of}"):
+        split(raw, settings(size, fraction=fraction))
+
+
+BOTH = """
+import sys
+from pipeline import fetch, preprocess
+fetch.fetch()
+preprocess.preprocess()
+print({"tensorflow", "keras", "mlflow"} & set(sys.modules))
+"""
+
+
+def test_both_stages_write_their_outputs_without_loading_tensorflow_or_mlflow(raw, tmp_path):
+    for name in ("pipeline", "conf"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    np.savez(tmp_path / "own.npz", **{data.KERAS_NAMES[key]: array for key, array in raw.items()})
+    words = [f"data.sha256.{key}={data.array_sha256(array)}" for key, array in raw.items()]
+    words += ["data.val_size=100", "data.split_seed=7"]
+    done = run(sys.executable, "-c", BOTH, *words, cwd=tmp_path, MNIST_SOURCE="own.npz", DVC_STAGE="preprocess")
+    assert (done.returncode, done.stderr) == (0, "")
+    wrote, sizes, loaded = done.stdout.splitlines()
+    assert sizes == "train 100, val 100, test 50 digits" and loaded == "set()" and wrote.endswith("data/raw/mnist.npz")
+    expected = split(raw, settings(100, seed=7))
+    for name, digits in expected.items():
+        read = data.load_digits(tmp_path / "data" / "processed" / f"{name}.npz", settings(100))
+        assert all(map(np.array_equal, read, digits))
+    record = json.loads((tmp_path / "data" / "processed" / "split.json").read_text())
+    assert record == {"name": "mnist", "val_size": 100, "split_seed": 7, "fraction": 1.0}
+    assert (tmp_path / "results" / "samples.png").read_bytes().startswith(b"\x89PNG")
+    assert files(tmp_path / "data") == ["mnist.npz", "split.json", "test.npz", "train.npz", "val.npz"]
+    assert not (tmp_path / "outputs").exists() and files(tmp_path / "results") == ["samples.png"]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
