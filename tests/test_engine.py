@@ -1,0 +1,277 @@
+"""The training loop against formulas, against Keras's own, and bit by bit against itself."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT, generated_digits, run
+
+from pipeline import engine, metrics, model
+from pipeline.config import Augment, Convolution, Model, Optimizer, PipelineError
+from pipeline.data import Digits
+
+PLAIN = Model(2, 3, [Convolution(1, 2, "valid")], False, "flatten", [6], 1 / 255)
+NORMED = replace(PLAIN, batch_norm=True, units=[])
+# 46 digits in batches of 5: ten steps, the last one of 1.
+ADAM = Optimizer(5, 1, 0.01, "constant", 0.0, 0.0, 0.0)
+NO_AUGMENT, AUGMENT = Augment(0.0, 0.0, 0.0, 0.0), Augment(10.0, 0.1, 0.1, 2.0)
+STEPS = 10
+IMAGES, LABELS = generated_digits(46, 0)
+IMAGES = IMAGES[:, ::3, ::3]  # 10 x 10, for speed
+# Prints the digest of weights trained with so many operations at once.
+TRAIN_ELSEWHERE = "import sys; from test_engine import digest; print(*digest(int(sys.argv[1])))"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def elsewhere() -> Iterator[list[Future]]:
+    """Two processes that train meanwhile, with one and with four operations at once."""
+    engine.start(0)
+    words = [sys.executable, "-c", TRAIN_ELSEWHERE]
+    with ThreadPoolExecutor() as pool:
+        yield [pool.submit(run, *words, n, cwd=ROOT / "tests", PYTHONPATH=str(ROOT)) for n in ("1", "4")]
+
+
+def built(settings: Model = PLAIN, seed: int = 0) -> keras.Model:
+    engine.start(seed)
+    return model.build_cnn(settings, IMAGES.shape[1:], 10)
+
+
+def trained(
+    cnn: keras.Model,
+    optimizer: Optimizer = ADAM,
+    augment: Augment = NO_AUGMENT,
+    seed: int = 0,
+    epochs: int = 1,
+    rate: float = 0.01,
+    size: int = 46,
+) -> list[tuple[float, float]]:
+    """Train on the first `size` digits: running loss and accuracy of each epoch."""
+    trainer = engine.Trainer(cnn, optimizer, augment, seed)
+    images, labels = tf.constant(IMAGES[:size]), tf.constant(LABELS[:size], tf.int32)
+    rates = np.full(math.ceil(size / optimizer.batch_size), rate, np.float32)
+    return [trainer.run_epoch(images, labels, rates, epoch, lambda *_: None) for epoch in range(epochs)]
+
+
+def assert_close(weights, expected, **tolerance) -> None:
+    for weight, other in zip(weights, expected, strict=True):
+        np.testing.assert_allclose(weight, other, **tolerance)
+
+
+def same_bits(weights, others) -> bool:
+    return all(np.array_equal(weight, other) for weight, other in zip(weights, others, strict=True))
+
+
+def digest(threads: int) -> tuple[int, str]:
+    """Train batch norm on two shards of augmented digits: operations at once, and the SHA-256 of all weights."""
+    engine.start(3)
+    if tf.config.threading.get_inter_op_parallelism_threads() != threads:
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    images, labels = generated_digits(300, 5)
+    cnn = model.build_cnn(NORMED, (28, 28), 10)
+    trainer = engine.Trainer(cnn, Optimizer(32, 2, 0.01, "constant", 0.0, 0.02, 0.02), AUGMENT, 3)
+    for epoch in range(3):
+        rates = np.full(10, 0.01, np.float32)
+        trainer.run_epoch(tf.constant(images), tf.constant(labels, tf.int32), rates, epoch, lambda *_: None)
+    content = b"".join(weight.tobytes() for weight in cnn.get_weights())
+    return tf.config.threading.get_inter_op_parallelism_threads(), hashlib.sha256(content).hexdigest()
+
+
+def test_learning_rates_constant_and_one_cycle_by_hand():
+    assert engine.learning_rates(replace(ADAM, learning_rate=0.5), 3).tolist() == [0.5, 0.5, 0.5]
+    cycle = replace(ADAM, schedule="one_cycle", learning_rate=0.8, warmup=0.25)
+    # The middles of 8 steps are 1/16, 3/16, ...: up to the peak at 4/16, then down over the other 12/16.
+    expected = [0.8 * share for share in (1 / 4, 3 / 4, 11 / 12, 9 / 12, 7 / 12, 5 / 12, 3 / 12, 1 / 12)]
+    np.testing.assert_allclose(engine.learning_rates(cycle, 8), expected, rtol=1e-6)
+    falling = [0.8 * share for share in (7 / 8, 5 / 8, 3 / 8, 1 / 8)]
+    np.testing.assert_allclose(engine.learning_rates(replace(cycle, warmup=0.0), 4)[1:], falling[1:], rtol=1e-6)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("steps", [1, 7, 1000])
+def test_one_cycle_rises_once_falls_once_and_never_passes_its_peak(warmup, steps):
+    rates = engine.learning_rates(replace(ADAM, schedule="one_cycle", learning_rate=0.3, warmup=warmup), steps)
+    peak = int(rates.argmax())
+    assert rates.dtype == np.float32 and len(rates) == steps
+    assert rates.min() > 0 and rates.max() <= np.float32(0.3)
+    assert (np.diff(rates[: peak + 1]) > 0).all() and (np.diff(rates[peak + 1 :]) < 0).all()
+    assert abs(peak - warmup * steps) <= 1
+    if steps == 1000:
+        assert rates.max() > 0.29 and rates[-1] <= 0.3 / 1000 / (1 - warmup)
+    if warmup == 0.5:
+        np.testing.assert_allclose(rates, rates[::-1], rtol=1e-5)
+
+
+def test_one_step_of_adam_by_hand():
+    kernel, bias = tf.Variable([[1.0, -2.0]]), tf.Variable([3.0])
+    engine.Adam([kernel, bias], weight_decay=0.5).apply(
+        [tf.constant([[0.25, -8.0]]), tf.constant([0.0])], tf.constant(0.125), tf.constant(0)
+    )
+    # Kernels shrink by 1 - 0.125 * 0.5; then the first step is rate * gradient / (|gradient| + epsilon), a sign.
+    np.testing.assert_allclose(kernel, [[0.9375 - 0.125, -1.875 + 0.125]], rtol=1e-5)
+    assert bias.numpy().tolist() == [3.0]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.2])
+def test_adam_is_kerass_with_decay_of_kernels_alone(decay):
+    generator = np.random.default_rng(0)
+    shapes = [(3, 3, 1, 2), (2,), (8, 4), (4,)]
+    begin = [generator.normal(size=shape).astype(np.float32) for shape in shapes]
+    ours = [tf.Variable(value) for value in begin]
+    theirs = [keras.Variable(value, name="bias" if value.ndim == 1 else "kernel") for value in begin]
+    adam, reference = engine.Adam(ours, decay), keras.optimizers.Adam(0.05, weight_decay=decay or None)
+    reference.exclude_from_weight_decay(var_names=["bias"])
+    for step in range(6):
+        gradients = [tf.constant(generator.normal(size=shape).astype(np.float32)) for shape in shapes]
+        adam.apply(gradients, tf.constant(0.05), tf.constant(step))
+        reference.apply(gradients, theirs)
+    assert_close(ours, [value.numpy() for value in theirs], rtol=1e-5, atol=5e-6)
+    assert min(np.abs(value - was).max() for value, was in zip(ours, begin, strict=True)) > 0.05
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_ten_steps_are_ten_steps_of_kerass_fit(smoothing):
+    ours, theirs = built(NORMED), built(NORMED)
+    order = np.random.default_rng([7, 0]).permutation(46)
+    [(loss, accuracy)] = trained(ours, replace(ADAM, label_smoothing=smoothing), seed=7, rate=0.001)
+    if smoothing:
+        objective, targets = keras.losses.CategoricalCrossentropy(True, smoothing), np.eye(10)[LABELS[order]]
+        measured = [keras.metrics.CategoricalCrossentropy("nats", from_logits=True), "categorical_accuracy"]
+    else:
+        objective, targets = keras.losses.SparseCategoricalCrossentropy(from_logits=True), LABELS[order]
+        measured = [
+            keras.metrics.SparseCategoricalCrossentropy("nats", from_logits=True),
+            "sparse_categorical_accuracy",
+        ]
+    theirs.compile("adam", objective, metrics=measured, jit_compile=False)
+    history = theirs.fit(IMAGES[order], targets, batch_size=5, shuffle=False, verbose=0).history
+    assert loss == pytest.approx(history["nats"][0], rel=1e-5)
+    assert smoothing or loss == pytest.approx(history["loss"][0], rel=1e-5)
+    assert accuracy == pytest.approx(next(history[key][0] for key in history if key.endswith("accuracy")), abs=1e-6)
+    assert_close(ours.get_weights(), theirs.get_weights(), rtol=1e-4, atol=2e-6)
+    assert not np.allclose(ours.get_weights()[0], built(NORMED).get_weights()[0], atol=1e-4), "nothing moved"
+
+
+def test_two_shards_are_one_batch_in_two_parts():
+    one, two = built(), built()
+    figures = [trained(cnn, replace(ADAM, batch_shards=n, batch_size=7), size=44) for cnn, n in ((one, 1), (two, 2))]
+    np.testing.assert_allclose(*figures, rtol=1e-6)  # 7 = 4 + 3, and a last batch of 2
+    assert_close(one.get_weights(), two.get_weights(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_epoch_visits_every_digit_once(seed):
+    cnn = built()
+    before = cnn.get_weights()
+    logits = engine.predict(cnn, IMAGES)
+    losses = -np.log(metrics.softmax(logits)[np.arange(46), LABELS])
+    assert np.ptp(losses) > 0.1  # so that a digit twice and another never would show
+    for epoch in trained(cnn, seed=seed, epochs=2, rate=0.0):
+        assert epoch == pytest.approx((losses.mean(), (logits.argmax(1) == LABELS).mean()), rel=1e-6)
+    assert same_bits(cnn.get_weights(), before)
+
+
+def test_the_seed_decides_every_bit():
+    def weights(seed: int) -> list[np.ndarray]:
+        cnn = built()
+        trained(cnn, augment=AUGMENT, seed=seed, epochs=2)
+        return cnn.get_weights()
+
+    first = weights(5)
+    assert same_bits(first, weights(5))
+    assert not same_bits(first, weights(6))
+
+
+def test_the_loop_is_compiled_once_and_reports_its_progress():
+    trainer = engine.Trainer(built(), ADAM, NO_AUGMENT, 0)
+    images, labels = tf.constant(IMAGES), tf.constant(LABELS, tf.int32)
+    seen: list[tuple[int, float]] = []
+    for epoch in range(2):
+        rates = np.full(STEPS, 0.01, np.float32)
+        figures = trainer.run_epoch(images, labels, rates, epoch, lambda *now: seen.append(now))
+        assert seen[-1] == (46, figures[1])
+    assert [done for done, _ in seen] == [5, 10, 15, 20, 25, 30, 35, 40, 45, 46] * 2
+    assert trainer._steps.experimental_get_tracing_count() == 1
+
+
+def test_number_of_threads_and_a_busy_machine_change_no_bit(elsewhere):
+    threads, quiet = digest(2)
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        assert threads == 2 and digest(2)[1] == quiet
+    finally:
+        busy.kill()
+        busy.wait()
+    others = [other.result() for other in elsewhere]
+    assert [other.stdout.split() for other in others] == [["1", quiet], ["4", quiet]], [
+        other.stderr for other in others
+    ]
+
+
+def test_a_learning_rate_too_large_is_refused_where_the_loss_is_no_longer_finite():
+    with pytest.raises(
+        PipelineError, match=r"^the loss is not finite in epoch 1, step 2 of 10 \(mean before: [0-9.]+\)"
+    ):
+        trained(built(), rate=1e38)
+
+
+def test_weights_that_are_not_finite_are_refused_in_the_first_step():
+    cnn = built()
+    trainer = engine.Trainer(cnn, ADAM, NO_AUGMENT, 0)
+    cnn.set_weights([np.full_like(weight, math.nan) for weight in cnn.get_weights()])
+    with pytest.raises(
+        PipelineError, match=r"epoch 3, step 1 of 10 \(mean before: none.*optimizer.learning_rate=0.01$"
+    ):
+        trainer.run_epoch(tf.constant(IMAGES), tf.constant(LABELS, tf.int32), np.ones(10, np.float32), 2, print)
+
+
+def test_a_last_batch_smaller_than_the_shards_is_refused(compose):
+    config = compose("recipe=accurate", "optimizer.batch_size=5", "optimizer.batch_shards=2")
+    digits = Digits(IMAGES, LABELS, np.arange(46, dtype=np.int32))
+    with pytest.raises(PipelineError, match=r"46 digits .* optimizer.batch_shards=2: .* optimizer.batch_size than 5$"):
+        next(engine.fit(built(), config, digits, digits, print))
+
+
+@pytest.mark.parametrize("size", [0, 1, engine.PREDICT_BATCH, engine.PREDICT_BATCH + 3])
+def test_predict_gives_every_logit_in_order(size):
+    cnn = built(NORMED)
+    generator = np.random.default_rng(0)  # batch norm's running figures become unlike those of a batch
+    cnn.set_weights([generator.uniform(0.1, 1, weight.shape).astype(np.float32) for weight in cnn.get_weights()])
+    images = generated_digits(size, 1)[0][:, ::3, ::3]
+    logits = engine.predict(cnn, images)
+    assert logits.shape == (size, 10) and logits.dtype == np.float32
+    if size:
+        np.testing.assert_allclose(logits, cnn(images, training=False), rtol=1e-5, atol=1e-5)
+
+
+def test_assess_by_hand():
+    logits = np.array([[0, 0], [math.log(3), 0], [0, 1000]], np.float32)
+    loss, accuracy = engine.assess(logits, np.array([0, 1, 0], np.uint8))
+    assert loss == pytest.approx((math.log(2) + math.log(4) + 1000) / 3, rel=1e-6) and accuracy == pytest.approx(1 / 3)
+    assert np.isnan(engine.assess(logits[:0], np.array([], np.uint8))).all()
+
+
+def test_fit_learns_and_batch_norm_knows_its_figures(compose):
+    config = compose("recipe=accurate", "model.filters=4", "train.epochs=4", "optimizer.batch_size=32")
+    digits, val = (Digits(*generated_digits(n, n), np.arange(n, dtype=np.int32)) for n in (640, 200))
+    engine.start(0)
+    cnn = model.build_cnn(config.model, (28, 28), 10)
+    history = [epoch for epoch, _ in engine.fit(cnn, config, digits, val, lambda *_: None)]
+    rates = engine.learning_rates(config.optimizer, 4 * 20)
+    assert [(epoch.epoch, epoch.learning_rate) for epoch in history] == [
+        (number, pytest.approx(rates[20 * number - 1])) for number in (1, 2, 3, 4)
+    ]
+    last = history[-1]
+    assert last[3:5] == engine.assess(engine.predict(cnn, val.images), val.labels)
+    assert last.val_accuracy > 0.95 and last.val_loss < history[0].val_loss
+    in_training, _ = engine.assess(cnn(val.images, training=True).numpy(), val.labels)
+    assert last.val_loss == pytest.approx(in_training, abs=0.1)
