@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import gzip
 import hashlib
+import io
 import struct
+import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -132,9 +134,15 @@ def take(images: NDArray[np.uint8], labels: NDArray[np.uint8], index: NDArray[np
 
 
 def save_arrays(path: Path, **arrays: NDArray) -> None:
-    """Write an .npz, uncompressed: the bytes of compressed ones depend on the build of zlib."""
-    with replacing(path) as temporary:
-        np.savez(temporary, **arrays)  # type: ignore[arg-type]
+    """Write an .npz whose bytes depend on the arrays alone.
+
+    Compressed ones depend on the build of zlib, and those of np.savez on Python, whose zip64 headers have changed.
+    """
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue())
 
 
 def load_raw(path: Path, data: Data) -> dict[str, NDArray[np.uint8]]:
