@@ -51,7 +51,7 @@ check: env  ## The same without the whole-pipeline tests
 	ruff format --check .
 	ruff check .
 	mypy
-	python -m pytest -m 'not pipeline'
+	python -m pytest -m 'not pipeline' -n 2 --dist loadfile
 
 format: env  ## Put the code into its format
 	ruff format .

@@ -20,8 +20,9 @@ from pipeline import engine, metrics, model
 from pipeline.config import Augment, Convolution, Model, Optimizer, PipelineError
 from pipeline.data import Digits
 
-PLAIN = Model(2, 3, [Convolution(1, 2, "valid")], False, "flatten", [6], 1 / 255)
-NORMED = replace(PLAIN, batch_norm=True, units=[])
+PLAIN = Model(2, 3, [Convolution(1, 2, "valid")], False, "flatten", [], 1 / 255)
+NORMED = replace(PLAIN, batch_norm=True)
+LINEAR = replace(PLAIN, convolutions=[])
 # 46 digits in batches of 5: ten steps, the last one of 1.
 ADAM = Optimizer(5, 1, 0.01, "constant", 0.0, 0.0, 0.0)
 NO_AUGMENT, AUGMENT = Augment(0.0, 0.0, 0.0, 0.0), Augment(10.0, 0.1, 0.1, 2.0)
@@ -33,9 +34,14 @@ TRAIN_ELSEWHERE = "import sys; from test_engine import digest; print(*digest(int
 
 
 @pytest.fixture(scope="module", autouse=True)
+def started() -> None:
+    """TensorFlow takes its threads before its first operation or never."""
+    engine.start(0)
+
+
+@pytest.fixture(scope="module")
 def elsewhere() -> Iterator[list[Future]]:
     """Two processes that train meanwhile, with one and with four operations at once."""
-    engine.start(0)
     words = [sys.executable, "-c", TRAIN_ELSEWHERE]
     with ThreadPoolExecutor() as pool:
         yield [pool.submit(run, *words, n, cwd=ROOT / "tests", PYTHONPATH=str(ROOT)) for n in ("1", "4")]
@@ -145,7 +151,8 @@ def test_adam_is_kerass_with_decay_of_kernels_alone(decay):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_ten_steps_an_epoch_are_ten_steps_of_kerass_fit(smoothing):
-    ours, theirs = built(NORMED), built(NORMED)
+    settings = LINEAR if smoothing else NORMED
+    ours, theirs = built(settings), built(settings)
     if smoothing:
         objective, targets = keras.losses.CategoricalCrossentropy(True, smoothing), np.eye(10)[LABELS]
         measured = [keras.metrics.CategoricalCrossentropy("nats", from_logits=True), "categorical_accuracy"]
@@ -164,7 +171,7 @@ def test_ten_steps_an_epoch_are_ten_steps_of_kerass_fit(smoothing):
         assert smoothing or loss == pytest.approx(history["loss"][0], rel=1e-5)
         assert accuracy == pytest.approx(history[measured[1]][0], abs=1e-6)
     assert_close(ours.get_weights(), theirs.get_weights(), rtol=1e-4, atol=5e-6)
-    assert not np.allclose(ours.get_weights()[0], built(NORMED).get_weights()[0], atol=1e-3), "nothing moved"
+    assert not np.allclose(ours.get_weights()[0], built(settings).get_weights()[0], atol=1e-3), "nothing moved"
 
 
 def test_two_shards_are_one_batch_in_two_parts():
@@ -174,35 +181,30 @@ def test_two_shards_are_one_batch_in_two_parts():
     assert_close(one.get_weights(), two.get_weights(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_an_epoch_visits_every_digit_once(seed):
+def test_an_epoch_visits_every_digit_once():
     cnn = built()
     before = cnn.get_weights()
     logits = engine.predict(cnn, IMAGES)
     losses = -np.log(metrics.softmax(logits)[np.arange(46), LABELS])
     assert np.ptp(losses) > 0.1  # so that a digit twice and another never would show
-    for epoch in trained(cnn, seed=seed, epochs=2, rate=0.0):
+    for epoch in trained(cnn, epochs=3, rate=0.0):
         assert epoch == pytest.approx((losses.mean(), (logits.argmax(1) == LABELS).mean()), rel=1e-6)
     assert same_bits(cnn.get_weights(), before)
 
 
-# One digit has no order: there the seed decides the augmentation alone.
-@pytest.mark.parametrize(
-    ("augment", "size", "decides"), [(NO_AUGMENT, 46, True), (AUGMENT, 1, True), (NO_AUGMENT, 1, False)]
-)
-def test_the_seed_decides_every_bit_of_order_and_augmentation(augment, size, decides):
+def test_the_seed_decides_every_bit_of_the_augmentation():
     def weights(seed: int) -> list[np.ndarray]:
-        cnn = built()
-        trained(cnn, augment=augment, seed=seed, epochs=2, size=size)
+        cnn = built(LINEAR)
+        trained(cnn, augment=AUGMENT, seed=seed, epochs=2, size=1)  # one digit has no order
         return cnn.get_weights()
 
     first = weights(5)
     assert same_bits(first, weights(5))
-    assert same_bits(first, weights(6)) != decides
+    assert not same_bits(first, weights(6))
 
 
 def test_the_loop_is_compiled_once_and_reports_its_progress():
-    trainer = engine.Trainer(built(), ADAM, NO_AUGMENT, 0)
+    trainer = engine.Trainer(built(LINEAR), ADAM, NO_AUGMENT, 0)
     images, labels = tf.constant(IMAGES), tf.constant(LABELS, tf.int32)
     seen: list[tuple[int, float]] = []
     for epoch in range(2):
@@ -213,6 +215,7 @@ def test_the_loop_is_compiled_once_and_reports_its_progress():
     assert trainer._steps.experimental_get_tracing_count() == 1
 
 
+@pytest.mark.pipeline
 def test_number_of_threads_and_a_busy_machine_change_no_bit(elsewhere):
     of_an_operation, at_once, quiet = digest(2)
     assert (of_an_operation, at_once) == (1, 2)
@@ -230,11 +233,11 @@ def test_a_learning_rate_too_large_is_refused_where_the_loss_is_no_longer_finite
     with pytest.raises(
         PipelineError, match=r"^the loss is not finite in epoch 1, step 2 of 10 \(mean before: [0-9.]+\)"
     ):
-        trained(built(), rate=1e38)
+        trained(built(LINEAR), rate=1e38)
 
 
 def test_weights_that_are_not_finite_are_refused_in_the_first_step():
-    cnn = built()
+    cnn = built(LINEAR)
     trainer = engine.Trainer(cnn, ADAM, NO_AUGMENT, 0)
     cnn.set_weights([np.full_like(weight, math.nan) for weight in cnn.get_weights()])
     with pytest.raises(
