@@ -7,12 +7,25 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from pipeline.config import Augment
 
 
-def random_affine(images: tf.Tensor, seed: tf.Tensor, augment: Augment) -> tf.Tensor:
+def strengths(augment: Augment, steps: int) -> NDArray[np.float32]:
+    """The share of the largest amounts at every step, float32 [steps].
+
+    Whole at first; from the share `full_until` of the steps on it falls linearly toward `last`, so that the last
+    weights, and the running figures of batch norm, are of digits nearly as they are.
+    """
+    position = (np.arange(steps) + 0.5) / steps  # 0..1, the middle of the step
+    fallen = np.clip((position - augment.full_until) / (1 - augment.full_until), 0, 1)
+    return (1 - (1 - augment.last) * fallen).astype(np.float32)
+
+
+def random_affine(images: tf.Tensor, seed: tf.Tensor, augment: Augment, strength: tf.Tensor | float = 1.0) -> tf.Tensor:
     """Rotate, scale, shear and shift every digit by its own random amounts, about its centre.
 
     Args:
@@ -20,6 +33,7 @@ def random_affine(images: tf.Tensor, seed: tf.Tensor, augment: Augment) -> tf.Te
       seed: int32 [2]; the same seed gives the same digits.
       augment: the largest amounts, each drawn uniformly from minus to plus it: rotation in degrees, scale as a
         share of the size, shear in pixels sideways a pixel down, shift in pixels down and sideways.
+      strength: a share of these, 0 to 1.
 
     Returns:
       uint8 [B, H, W]: bilinear between pixels, rounded, paper outside.
@@ -31,7 +45,7 @@ def random_affine(images: tf.Tensor, seed: tf.Tensor, augment: Augment) -> tf.Te
         augment.shift,
         augment.shift,
     ]
-    amounts = tf.random.stateless_uniform([5, tf.shape(images)[0]], seed, -1.0, 1.0)  # [5, B]
+    amounts = tf.random.stateless_uniform([5, tf.shape(images)[0]], seed, -1.0, 1.0) * strength  # [5, B]
     rotation, scale, shear, down, right = tf.unstack(amounts * tf.constant(largest)[:, None])
     return affine(images, rotation, 1.0 + scale, shear, down, right)
 

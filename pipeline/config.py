@@ -41,14 +41,15 @@ class Data:
 @dataclass
 class Convolution:
     multiple: int = MISSING
+    kernel_size: int = MISSING
     strides: int = MISSING
     padding: str = MISSING
+    pool: int = MISSING
 
 
 @dataclass
 class Model:
     filters: int = MISSING
-    kernel_size: int = MISSING
     convolutions: list[Convolution] = MISSING
     batch_norm: bool = MISSING
     pooling: str = MISSING
@@ -60,6 +61,7 @@ class Model:
 class Optimizer:
     batch_size: int = MISSING
     batch_shards: int = MISSING
+    row_strips: int = MISSING
     learning_rate: float = MISSING
     schedule: str = MISSING
     warmup: float = MISSING
@@ -73,11 +75,15 @@ class Augment:
     scale: float = MISSING
     shear: float = MISSING
     shift: float = MISSING
+    full_until: float = MISSING
+    last: float = MISSING
 
 
 @dataclass
 class Train:
     epochs: int = MISSING
+    examples: int | None = MISSING
+    profile_steps: int = MISSING
 
 
 @dataclass
@@ -130,17 +136,21 @@ def _limits(config: Config) -> Iterator[tuple[str, Any, bool, str]]:
     yield at_least("data.classes", data.classes, 2)
     yield "seed", config.seed, 0 <= config.seed < 2**31, "a whole number from 0 to 2147483647"
     yield at_least("train.epochs", config.train.epochs, 1)
+    examples = config.train.examples
+    yield "train.examples", examples, examples is None or examples >= 1, "a whole number, 1 or more, or null for all"
+    yield at_least("train.profile_steps", config.train.profile_steps, 0)
     yield at_least("data.val_size", data.val_size, 0)
     yield at_least("data.split_seed", data.split_seed, 0)
     yield positive("data.fraction", data.fraction, 1)
     yield between("evaluate.confidence", config.evaluate.confidence, 0.5, 1)
     yield at_least("evaluate.calibration_bins", config.evaluate.calibration_bins, 2)
     yield at_least("model.filters", model.filters, 1)
-    yield at_least("model.kernel_size", model.kernel_size, 1)
     yield one_of("model.pooling", model.pooling, "flatten", "average")
     for number, layer in enumerate(model.convolutions):
         key = f"model.convolutions[{number}]"
         yield at_least(f"{key}.multiple", layer.multiple, 1)
+        yield at_least(f"{key}.kernel_size", layer.kernel_size, 1)
+        yield at_least(f"{key}.pool", layer.pool, 1)
         yield at_least(f"{key}.strides", layer.strides, 1)
         yield one_of(f"{key}.padding", layer.padding, "valid", "same")
     rest = _output_shape(config)
@@ -150,6 +160,7 @@ def _limits(config: Config) -> Iterator[tuple[str, Any, bool, str]]:
     yield at_least("optimizer.batch_size", optimizer.batch_size, 1)
     shards, most = optimizer.batch_shards, min(optimizer.batch_size, 16)
     yield "optimizer.batch_shards", shards, 1 <= shards <= most, f"a whole number from 1 to {most}"
+    yield "optimizer.row_strips", optimizer.row_strips, *_strips_limit(config)
     yield positive("optimizer.learning_rate", optimizer.learning_rate, 10)
     yield one_of("optimizer.schedule", optimizer.schedule, "constant", "one_cycle")
     yield between("optimizer.warmup", optimizer.warmup, 0, 1)
@@ -159,14 +170,26 @@ def _limits(config: Config) -> Iterator[tuple[str, Any, bool, str]]:
     yield between("augment.scale", augment.scale, 0, 1)
     yield between("augment.shear", augment.shear, 0, 1)
     yield between("augment.shift", augment.shift, 0, min(shape))
+    yield between("augment.full_until", augment.full_until, 0, 1)
+    yield "augment.last", augment.last, 0 <= augment.last <= 1, "a number from 0 to 1"
+
+
+def _strips_limit(config: Config) -> tuple[bool, str]:
+    """Whether model.in_strips can cut this network, and into how many."""
+    model = config.model
+    one_convolution = [(layer.strides, layer.padding, layer.pool) for layer in model.convolutions] == [(1, "valid", 1)]
+    if not (one_convolution and not model.batch_norm and model.pooling == "flatten" and model.units):
+        return config.optimizer.row_strips == 1, "1: only one valid convolution, 'flatten' and units can be cut"
+    most = _output_shape(config)[0]
+    return 1 <= config.optimizer.row_strips <= most, f"a whole number from 1 to {most}"
 
 
 def _output_shape(config: Config) -> list[int]:
     """Height and width that the convolutions leave."""
     shape = list(config.data.image_shape)
     for layer in config.model.convolutions:
-        border = config.model.kernel_size - 1 if layer.padding == "valid" else 0
-        shape = [-(-(size - border) // layer.strides) for size in shape]
+        border = layer.kernel_size - 1 if layer.padding == "valid" else 0
+        shape = [-(-(size - border) // layer.strides) // layer.pool for size in shape]
     return shape
 
 
@@ -207,6 +230,28 @@ def to_dict(config: Config) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.structured(config))  # type: ignore[return-value]
 
 
+def compose(*words: str) -> Config:
+    """The checked configuration that a stage gets for these key=value words, without being a command."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    _register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = OmegaConf.to_object(hydra.compose("config", list(words)))
+    assert isinstance(config, Config)
+    validate(config)
+    return config
+
+
+def _register() -> None:
+    """Tell Hydra of the schema and of the folder that a job writes to."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
+
+
 def entry_point(verb: Callable[[Config], None]) -> Callable[[], None]:
     """Make `verb` a command: compose, check, call; every refusal is one line on stderr and exit code 1."""
 
@@ -231,13 +276,11 @@ def entry_point(verb: Callable[[Config], None]) -> Callable[[], None]:
 
 def _compose_and_call(verb: Callable[[Config], None]) -> None:
     import hydra
-    from hydra.core.config_store import ConfigStore
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import DictConfig, OmegaConf
 
-    ConfigStore.instance().store(name="schema", node=Config)
-    OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
+    _register()
 
     def task(composed: DictConfig) -> None:
         try:

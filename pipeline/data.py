@@ -114,6 +114,28 @@ def stratified_fraction(labels: NDArray[np.uint8], fraction: float, seed: int) -
     return stratified_split(labels, round(len(labels) * fraction), seed)[1]
 
 
+def take(images: NDArray[np.uint8], labels: NDArray[np.uint8], index: NDArray[np.int32]) -> Digits:
+    return Digits(images[index], labels[index], index)
+
+
+def first(digits: Digits, count: int | None) -> Digits:
+    """So many of them; all for None."""
+    return Digits(digits.images[:count], digits.labels[:count], digits.source_index[:count])
+
+
+def split(raw: Mapping[str, NDArray[np.uint8]], settings: Data) -> dict[str, Digits]:
+    """Draw validation from the training digits, by class; a `fraction` below 1 thins training and test first."""
+    labels, test_labels = raw["train_labels"], raw["test_labels"]
+    kept = stratified_fraction(labels, settings.fraction, settings.split_seed)
+    test = stratified_fraction(test_labels, settings.fraction, settings.split_seed)
+    rest, drawn = stratified_split(labels[kept], settings.val_size, settings.split_seed)
+    return {
+        "train": take(raw["train_images"], labels, kept[rest]),
+        "val": take(raw["train_images"], labels, kept[drawn]),
+        "test": take(raw["test_images"], test_labels, test),
+    }
+
+
 def split_record(data: Data) -> dict[str, Any]:
     """What decides the split, to be kept beside it."""
     return {"name": data.name, "val_size": data.val_size, "split_seed": data.split_seed, "fraction": data.fraction}
@@ -127,10 +149,6 @@ def check_split(record: Mapping[str, Any], data: Data, path: Path) -> None:
                 f"data.{key}={value}, but the split in {path} was made with {record.get(key)}: change "
                 f"conf/data/{data.name}.yaml and run `dvc repro preprocess`"
             )
-
-
-def take(images: NDArray[np.uint8], labels: NDArray[np.uint8], index: NDArray[np.int32]) -> Digits:
-    return Digits(images[index], labels[index], index)
 
 
 def save_arrays(path: Path, **arrays: NDArray) -> None:

@@ -17,9 +17,10 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from pipeline.augment import random_affine
+from pipeline.augment import random_affine, strengths
 from pipeline.config import Augment, Config, Optimizer, PipelineError
 from pipeline.data import Digits
+from pipeline.model import in_strips, join_strips
 
 CHUNKS = 20  # calls of the compiled loop an epoch, for the progress bar to move
 PREDICT_BATCH = 500
@@ -39,6 +40,13 @@ class Epoch(NamedTuple):
     val_loss: float
     val_accuracy: float
     learning_rate: float
+
+
+class Schedule(NamedTuple):
+    """What changes from step to step."""
+
+    learning_rate: NDArray[np.float32]  # [S]
+    strength: NDArray[np.float32]  # [S], of the augmentation, 0 to 1
 
 
 def start(seed: int) -> None:
@@ -101,9 +109,10 @@ class Trainer:
     def __init__(self, model: keras.Model, optimizer: Optimizer, augment: Augment, seed: int) -> None:
         self.model = model
         self.settings = optimizer
-        self.augment = augment if any(vars(augment).values()) else None
+        self.augment = augment if any((augment.rotation, augment.scale, augment.shear, augment.shift)) else None
         self.seed = seed
-        self.variables = [variable.value for variable in model.trainable_variables]
+        self.network = in_strips(model, optimizer.row_strips) if optimizer.row_strips > 1 else model
+        self.variables = [variable.value for variable in self.network.trainable_variables]
         self.optimizer = Adam(self.variables, optimizer.weight_decay)
 
     def _gradients(
@@ -111,7 +120,7 @@ class Trainer:
     ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         """Of one shard, its share of the batch's mean: gradients, summed cross-entropy, number right."""
         with tf.GradientTape() as tape:
-            logits = self.model(images, training=True)  # [B, K]
+            logits = self.network(images, training=True)  # [B, K]
             log_probabilities = tf.nn.log_softmax(logits)
             losses = -tf.gather(log_probabilities, labels, axis=1, batch_dims=1)  # [B]
             smoothing = self.settings.label_smoothing
@@ -125,12 +134,12 @@ class Trainer:
         )
 
     def _step(
-        self, images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor, step: tf.Tensor
+        self, images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor, strength: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """One batch, uint8 [B, H, W] and int32 [B]: summed cross-entropy and number right."""
         batch_size = tf.shape(labels)[0]
         if self.augment is not None:
-            images = random_affine(images, tf.stack([self.seed, step]), self.augment)
+            images = random_affine(images, tf.stack([self.seed, step]), self.augment, strength)
         shards = self.settings.batch_shards
         parts = [self._gradients(images[part::shards], labels[part::shards], batch_size) for part in range(shards)]
         gradients, losses, right = zip(*parts, strict=True)
@@ -138,12 +147,12 @@ class Trainer:
         return tf.add_n(losses), tf.add_n(right)
 
     @tf.function
-    def _steps(
+    def run_steps(
         self,
         images: tf.Tensor,  # uint8 [N, H, W]
         labels: tf.Tensor,  # int32 [N]
         order: tf.Tensor,  # int32 [N], the epoch's shuffle
-        rates: tf.Tensor,  # float32 [S]
+        schedule: Schedule,
         first: tf.Tensor,  # int32, the steps from `first` to below `last` of this epoch
         last: tf.Tensor,
         done: tf.Tensor,  # int32, steps of all epochs before
@@ -153,7 +162,8 @@ class Trainer:
         size = self.settings.batch_size
         for step in tf.range(first, last):
             batch = order[step * size : (step + 1) * size]
-            loss, hits = self._step(tf.gather(images, batch), tf.gather(labels, batch), rates[step], done + step)
+            rate, strength = schedule.learning_rate[step], schedule.strength[step]
+            loss, hits = self._step(tf.gather(images, batch), tf.gather(labels, batch), rate, strength, done + step)
             if bad < 0 and not tf.math.is_finite(loss):
                 bad = step
             losses += loss
@@ -164,21 +174,21 @@ class Trainer:
         self,
         images: tf.Tensor,
         labels: tf.Tensor,
-        rates: NDArray[np.float32],
+        schedule: Schedule,
         epoch: int,
         on_progress: Callable[[int, float], None],
     ) -> tuple[float, float]:
         """Visit every digit once, in an order of this epoch's own: running loss and accuracy.
 
-        `epoch` counts from 0, `rates` are this epoch's; `on_progress` gets digits done and running accuracy.
+        `epoch` counts from 0, `schedule` is this epoch's; `on_progress` gets digits done and running accuracy.
         A loss that is not finite is a PipelineError.
         """
-        size, steps = len(labels), len(rates)
+        size, steps = len(labels), len(schedule.learning_rate)
         order = np.random.default_rng([self.seed, epoch]).permutation(size).astype(np.int32)
         edges = np.linspace(0, steps, min(CHUNKS, steps) + 1).astype(np.int32)
         loss, right, done = 0.0, 0, 0
         for first, last in pairwise(edges):
-            losses, hits, bad = self._steps(images, labels, order, rates, first, last, np.int32(epoch * steps))
+            losses, hits, bad = self.run_steps(images, labels, order, schedule, first, last, np.int32(epoch * steps))
             if bad >= 0:
                 good = f"{loss / done:.4f}" if done else "none in this epoch"
                 raise PipelineError(
@@ -188,6 +198,8 @@ class Trainer:
             loss, right = loss + float(losses), right + int(hits)
             done = min(int(last) * self.settings.batch_size, size)
             on_progress(done, right / done)
+        if self.network is not self.model:
+            join_strips(self.model, self.network)
         return loss / size, right / size
 
 
@@ -208,17 +220,16 @@ def fit(
         )
     trainer = Trainer(model, config.optimizer, config.augment, config.seed)
     images, labels = tf.constant(train.images), tf.constant(train.labels, tf.int32)
-    rates = learning_rates(config.optimizer, steps * config.train.epochs)
+    whole = steps * config.train.epochs
+    schedule = Schedule(learning_rates(config.optimizer, whole), strengths(config.augment, whole))
     for epoch in range(config.train.epochs):
         begin = time.perf_counter()
-        of_epoch = rates[epoch * steps : (epoch + 1) * steps]
+        of_epoch = Schedule(*(values[epoch * steps : (epoch + 1) * steps] for values in schedule))
         loss, accuracy = trainer.run_epoch(images, labels, of_epoch, epoch, on_progress)
         seconds = time.perf_counter() - begin
         val_loss, val_accuracy = assess(predict(model, val.images), val.labels)
-        yield (
-            Epoch(epoch + 1, loss, accuracy, val_loss, val_accuracy, float(of_epoch[-1])),
-            seconds,
-        )
+        rate = float(of_epoch.learning_rate[-1])
+        yield Epoch(epoch + 1, loss, accuracy, val_loss, val_accuracy, rate), seconds
 
 
 def assess(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> tuple[float, float]:

@@ -9,9 +9,11 @@ import json
 import re
 import zipfile
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import keras
+import numpy as np
 from keras import layers
 
 from pipeline.config import Model, PipelineError
@@ -29,23 +31,58 @@ def build_cnn(model: Model, image_shape: Sequence[int], classes: int) -> keras.M
     images = layers.Input(tuple(image_shape), dtype="uint8", name="images")  # [B, H, W]
     x = layers.Reshape((*image_shape, 1), name="channel")(images)  # [B, H, W, 1]
     x = layers.Rescaling(model.pixel_scale, name="pixels")(x)
-    for layer in model.convolutions:
+    for number, layer in enumerate(model.convolutions, start=1):
         x = layers.Conv2D(
             model.filters * layer.multiple,
-            model.kernel_size,
+            layer.kernel_size,
             strides=layer.strides,
             padding=layer.padding,
             use_bias=not model.batch_norm,  # batch norm has a bias of its own
+            name=f"convolution_{number}",
         )(x)
+        if layer.pool > 1:  # first, so that what follows has fewer pixels to move
+            x = layers.MaxPooling2D(layer.pool)(x)
         if model.batch_norm:
             x = layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM)(x)
         x = layers.ReLU()(x)
     # [B, H', W', C] -> [B, features]
     x = layers.Flatten()(x) if model.pooling == "flatten" else layers.GlobalAveragePooling2D()(x)
-    for units in model.units:
-        x = layers.Dense(units, activation="relu")(x)
+    for number, units in enumerate(model.units, start=1):
+        x = layers.Dense(units, activation="relu", name=f"hidden_{number}")(x)
     logits = layers.Dense(classes, name="logits")(x)  # [B, K]
     return keras.Model(images, logits)
+
+
+def in_strips(cnn: keras.Model, count: int) -> keras.Model:
+    """The same network for training, read in horizontal strips that can be worked on side by side.
+
+    `cnn` has one 'valid' convolution, 'flatten' and hidden units. Each strip of the convolution's rows meets its own
+    part of the first dense kernel; the parts start as those of `cnn`. All other variables are those of `cnn` itself.
+    """
+    convolution, dense = cnn.get_layer("convolution_1"), cnn.get_layer("hidden_1")
+    rows = convolution.output.shape[1]
+    edges = np.linspace(0, rows, count + 1).round().astype(int)
+    kernel, bias = dense.get_weights()
+    kernels = np.split(kernel, edges[1:-1] * (len(kernel) // rows))
+    pixels = cnn.get_layer("pixels").output
+    parts = []
+    for number, (top, bottom) in enumerate(pairwise(edges)):
+        strip = pixels[:, top : bottom + convolution.kernel_size[0] - 1]
+        features = layers.Flatten()(layers.ReLU()(convolution(strip)))
+        part = layers.Dense(dense.units, use_bias=number == 0, name=f"strip_{number}")
+        parts.append(part(features))
+        part.set_weights([kernels[number], bias][: len(part.weights)])
+    x = layers.Activation(dense.activation)(layers.Add()(parts))
+    for layer in cnn.layers[cnn.layers.index(dense) + 1 :]:
+        x = layer(x)
+    return keras.Model(cnn.input, x)
+
+
+def join_strips(cnn: keras.Model, strips: keras.Model) -> None:
+    """Put the parts of the first dense layer of `in_strips` back into `cnn`."""
+    parts = [layer for layer in strips.layers if layer.name.startswith("strip_")]
+    kernels = [part.get_weights()[0] for part in parts]
+    cnn.get_layer("hidden_1").set_weights([np.concatenate(kernels), parts[0].get_weights()[1]])
 
 
 def save_model(path: Path, model: keras.Model) -> None:

@@ -7,34 +7,20 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import data
-from pipeline.config import ROOT, Config, Data, entry_point, in_dvc_stage, job_folder
-from pipeline.data import Digits
+from pipeline.config import ROOT, Config, entry_point, in_dvc_stage, job_folder
 from pipeline.files import replacing, save_json
 
 
 @entry_point
 def preprocess(config: Config) -> None:
     raw = data.load_raw(ROOT / "data" / "raw" / f"{config.data.name}.npz", config.data)
-    splits = split(raw, config.data)
+    splits = data.split(raw, config.data)
     folder = ROOT / "data" / "processed" if in_dvc_stage() else job_folder()
     for name, digits in splits.items():
         data.save_arrays(folder / f"{name}.npz", **digits._asdict())
     save_json(folder / "split.json", data.split_record(config.data))
     _draw_samples(raw, ROOT / "results" if in_dvc_stage() else folder)
     print(", ".join(f"{name} {len(digits.labels):,}" for name, digits in splits.items()), "digits")
-
-
-def split(raw: dict[str, np.ndarray], settings: Data) -> dict[str, Digits]:
-    """Draw validation from the training digits, by class; a `fraction` below 1 thins training and test first."""
-    labels, test_labels = raw["train_labels"], raw["test_labels"]
-    kept = data.stratified_fraction(labels, settings.fraction, settings.split_seed)
-    test = data.stratified_fraction(test_labels, settings.fraction, settings.split_seed)
-    rest, drawn = data.stratified_split(labels[kept], settings.val_size, settings.split_seed)
-    return {
-        "train": data.take(raw["train_images"], labels, kept[rest]),
-        "val": data.take(raw["train_images"], labels, kept[drawn]),
-        "test": data.take(raw["test_images"], test_labels, test),
-    }
 
 
 def _draw_samples(raw: dict[str, np.ndarray], folder: Path) -> None:

@@ -244,17 +244,14 @@ def _tags(config: Config, source: str) -> dict[str, str]:
         "mlflow.source.name": source,  # instead of a path on somebody's machine
         "mlflow.source.git.commit": commit or "none",
         "git_commit": commit or "none",
-        "git_dirty": {"": "false", None: "unknown"}.get(_changes(), "true"),
+        "git_dirty": {"": "false", None: "unknown"}.get(uncommitted(), "true"),
         "recipe": config.name,
         "dvc_stage": os.environ.get("DVC_STAGE", "none"),
         "dvc_experiment": os.environ.get("DVC_EXP_NAME", "none"),
         "config_sha256": hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest(),
         "hardware": hardware(),
         "threads": "intra-op 1, inter-op 2",
-        "versions": ", ".join(
-            [f"python {platform.python_version()}"]
-            + [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
-        ),
+        "versions": versions(),
     }
 
 
@@ -275,6 +272,12 @@ def hardware() -> str:
     return ", ".join([name, f"{cores} cores", f"{memory} GiB", platform.system(), *(cards or ["no GPU"])])
 
 
+def versions() -> str:
+    return ", ".join(
+        [f"python {platform.python_version()}"] + [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
+    )
+
+
 def git(*words: str) -> str | None:
     """What a git command prints, or None without git or outside a clone."""
     try:
@@ -284,7 +287,8 @@ def git(*words: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _changes() -> str | None:
+def uncommitted() -> str | None:
+    """What stands in the working tree but not in the commit, as git names it: empty for nothing."""
     return git("status", "--porcelain", "--", ".", *NOT_SOURCE)
 
 
@@ -292,7 +296,7 @@ def _log_surroundings(client: MlflowClient, run_id: str) -> None:
     """Installed packages, and what stood in the working tree but not in the commit."""
     installed = sorted(f"{found.metadata['Name']}=={found.version}" for found in importlib.metadata.distributions())
     client.log_text(run_id, "\n".join(installed) + "\n", "packages.txt")
-    if changes := _changes():
+    if changes := uncommitted():
         difference = git("diff", "HEAD", "--", ".", *NOT_SOURCE) or ""
         client.log_text(run_id, f"{changes}\n\n{difference}\n", "git.diff")
 

@@ -13,15 +13,19 @@ def train(config: Config) -> None:
     folder = ROOT / "data" / "processed"
     data.check_split(load_json(folder / "split.json"), config.data, folder)
     digits = data.load_digits(folder / "train.npz", config.data)
+    digits = data.first(digits, config.train.examples)
     val = data.load_digits(folder / "val.npz", config.data)
     outputs = output_folders(config)
     size = len(digits.labels)
 
     with quiet_import():
-        from pipeline import engine, metrics, model, tracking
+        from pipeline import debug, engine, metrics, model, tracking
 
     engine.start(config.seed)
     cnn = model.build_cnn(config.model, config.data.image_shape, config.data.classes)
+    if config.train.profile_steps:
+        print(debug.profile(cnn, config, digits))
+        return
     with (
         tracking.training_run(config, digits, val, [folder / "train.npz", folder / "val.npz"]) as run,
         TrainingProgress(config.name, config.train.epochs, size) as progress,
@@ -40,6 +44,8 @@ def train(config: Config) -> None:
         save_csv(files[0], dict(zip(engine.Epoch._fields, columns, strict=True)))
         data.save_predictions(files[1], val, metrics.softmax(engine.predict(cnn, val.images)))
         tracking.log_trained(run, cnn, model_file, files, config.data.image_shape)
+    if config.train.examples and config.train.epochs > 1:
+        print(debug.memorised(history, size))
     print(f"wrote {model_file}; MLflow run {run.info.run_id}")
 
 

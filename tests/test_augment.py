@@ -10,7 +10,7 @@ import tensorflow as tf
 from conftest import generated_digits
 
 from pipeline import engine
-from pipeline.augment import affine, random_affine
+from pipeline.augment import affine, random_affine, strengths
 from pipeline.config import Augment
 
 
@@ -129,3 +129,21 @@ def test_the_largest_amounts_are_nearly_reached_and_never_passed(augment, row, l
     found = centroids(images)
     assert (found.min(0) >= np.subtract(least, blur)).all() and (found.max(0) <= np.add(most, blur)).all()
     assert (found.min(0) <= np.add(least, 0.2)).all() and (found.max(0) >= np.subtract(most, 0.2)).all()
+
+
+def test_strength_is_a_share_of_the_amounts():
+    images = tf.constant(dots(10, 10, copies=300))
+    whole, half, none = (
+        centroids(random_affine(images, tf.constant([0, 1]), Augment(0.0, 0.0, 0.0, shift=4.0), strength).numpy())
+        for strength in (1.0, 0.5, 0.0)
+    )
+    np.testing.assert_allclose(half - 10, (whole - 10) / 2, atol=0.05)
+    assert np.ptp(whole) > 7 and (none == 10).all()
+
+
+def test_strength_falls_from_whole_to_the_last_share():
+    # Ten steps, their middles at .05, .15, ...: from .5 on it falls by 1 - .2 over the other half.
+    found = strengths(Augment(1.0, 1.0, 1.0, 1.0, full_until=0.5, last=0.2), 10)
+    np.testing.assert_allclose(found, [1, 1, 1, 1, 1, 0.92, 0.76, 0.6, 0.44, 0.28], rtol=1e-6)
+    assert found.dtype == np.float32
+    assert (strengths(Augment(1.0, 1.0, 1.0, 1.0, full_until=0.0, last=1.0), 4) == 1).all()

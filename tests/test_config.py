@@ -27,10 +27,12 @@ def load(path: Path) -> Any:
     return yaml.safe_load(path.read_text())
 
 
-def keys(values: dict[str, Any], prefix: str = "") -> list[str]:
-    """The dotted keys of all that is no section."""
-    nested = (keys(v, f"{prefix}{k}.") if isinstance(v, dict) else [f"{prefix}{k}"] for k, v in values.items())
-    return [key for part in nested for key in part]
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """All that is no section, under its dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -39,7 +41,10 @@ def test_a_recipe_composes_within_the_limits_under_its_own_name(compose, path):
     config = compose(f"recipe={name}")
     validate(config)
     assert config.name == path.stem
-    assert vars(config.optimizer) == load(path)["optimizer"]
+    own = load(path)
+    composed = configuration.to_dict(config)
+    for section in own.keys() - {"defaults", "name"}:
+        assert composed[section] == composed[section] | own[section]
 
 
 @pytest.mark.parametrize("path", DATA, ids=lambda path: path.stem)
@@ -49,10 +54,23 @@ def test_a_data_file_composes_within_the_limits_under_its_own_name(compose, path
     assert config.data.name == path.stem and set(config.data.sha256) == set(config.data.files)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+WHOLE, DELTAS = ([path for path in RECIPES if ("defaults" in load(path)) == delta] for delta in (False, True))
+
+
+@pytest.mark.parametrize("recipe", DELTAS, ids=lambda path: path.stem)
+def test_a_recipe_that_changes_another_gives_only_what_differs(compose, recipe):
+    own = load(recipe)
+    (base, itself) = own.pop("defaults")
+    assert itself == "_self_"
+    before = flat(configuration.to_dict(compose(f"recipe={Path(base).name}")))
+    assert flat(own).keys() <= before.keys()
+    assert [key for key, value in flat(own).items() if before[key] == value] == []
+
+
+@pytest.mark.parametrize("recipe", WHOLE, ids=lambda path: path.stem)
 def test_every_value_has_exactly_one_source(compose, recipe):
-    given = [*keys(load(ROOT / "params.yaml")), *keys(load(recipe)), *keys({"data": load(DATA[0])})]
-    assert sorted(given) == sorted(keys(configuration.to_dict(compose())))
+    given = [*flat(load(ROOT / "params.yaml")), *flat(load(recipe)), *flat({"data": load(DATA[0])})]
+    assert sorted(given) == sorted(flat(configuration.to_dict(compose())))
 
 
 def test_what_dvc_builds_exists_and_every_listed_name_is_a_file(compose):
@@ -73,6 +91,8 @@ LIMITS = {  # what is given: what is asked for instead
     "seed=-1": SEED,
     "seed=2147483648": SEED,
     "train.epochs=0": AT_LEAST_1,
+    "train.examples=0": "a whole number, 1 or more, or null for all",
+    "train.profile_steps=-1": AT_LEAST_0,
     "data.image_shape=[]": "two whole numbers, each 1 or more",
     "data.classes=0": "a whole number, 2 or more",
     "data.val_size=-1": AT_LEAST_0,
@@ -82,12 +102,12 @@ LIMITS = {  # what is given: what is asked for instead
     "evaluate.confidence=1.0": "a number from 0.5 to below 1",
     "evaluate.calibration_bins=1": "a whole number, 2 or more",
     "model.filters=0": AT_LEAST_1,
-    "model.kernel_size=0": AT_LEAST_1,
     "model.pooling=max": "flatten or average",
     "model.units=[64, 0]": "whole numbers, each 1 or more",
     "model.pixel_scale=1.5": "a number above 0, at most 1",
     "optimizer.batch_size=0": AT_LEAST_1,
     "optimizer.batch_shards=17": "a whole number from 1 to 16",
+    "optimizer.row_strips=27": "a whole number from 1 to 26",
     "optimizer.learning_rate=nan": "a number above 0, at most 10",
     "optimizer.schedule=cosine": "constant or one_cycle",
     "optimizer.warmup=1.0": SHARE,
@@ -97,20 +117,41 @@ LIMITS = {  # what is given: what is asked for instead
     "augment.scale=1.0": SHARE,
     "augment.shear=-0.1": SHARE,
     "augment.shift=28.0": "a number from 0 to below 28",
+    "augment.full_until=1.0": SHARE,
+    "augment.last=1.1": "a number from 0 to 1",
 }
-LAYERS = {  # the convolution given: what is named and asked for instead
-    "multiple: 0, strides: 1, padding: same": ("model.convolutions[0].multiple=0", AT_LEAST_1),
-    "multiple: 1, strides: 0, padding: same": ("model.convolutions[0].strides=0", AT_LEAST_1),
-    "multiple: 1, strides: 1, padding: full": ("model.convolutions[0].padding=full", "valid or same"),
+LAYER = {"multiple": 1, "kernel_size": 3, "strides": 1, "padding": "same", "pool": 1}
+LAYERS = {  # the value given of a convolution: what is asked for instead
+    "multiple=0": AT_LEAST_1,
+    "kernel_size=0": AT_LEAST_1,
+    "strides=0": AT_LEAST_1,
+    "padding=full": "valid or same",
+    "pool=0": AT_LEAST_1,
 }
+CUT = "optimizer.row_strips=2"
+UNCUT = "1: only one valid convolution, 'flatten' and units can be cut"
+
+
+def convolutions(**values: object) -> str:
+    return f"model.convolutions={json.dumps([LAYER | values])}"
+
+
 CASES = [(given, given, expected) for given, expected in LIMITS.items()]
-CASES += [(f"model.convolutions=[{{{layer}}}]", *message) for layer, message in LAYERS.items()]
-CASES += [("model.kernel_size=29", "model.convolutions=[0, 0]", "fewer or smaller ones")]  # of 28 pixels
+CASES += [
+    (convolutions(**dict([given.split("=")])), f"model.convolutions[0].{given}", expected)
+    for given, expected in LAYERS.items()
+]
+CASES += [
+    (convolutions(kernel_size=29, padding="valid"), "model.convolutions=[0, 0]", "fewer or smaller ones"),  # of 28
+    (convolutions(pool=29), "model.convolutions=[0, 0]", "fewer or smaller ones"),
+    *((given, CUT, UNCUT) for given in ("model.batch_norm=true", "model.pooling=average", "model.units=[]")),
+    *((convolutions(**given), CUT, UNCUT) for given in ({}, {"padding": "valid", "strides": 2})),
+]
 
 
 @pytest.fixture(scope="module")
 def composed(compose) -> Config:
-    return compose()
+    return compose(CUT)
 
 
 def changed(config: Config, override: str) -> Config:
@@ -130,7 +171,8 @@ def test_every_limit_is_tried_above(composed):
 
 
 ON_THE_EDGE = """data.fraction=1 data.val_size=0 evaluate.confidence=0.5 evaluate.calibration_bins=2 seed=2147483647
-    model.kernel_size=28 model.units=[] model.pixel_scale=1 optimizer.batch_shards=16 augment.shift=27.9"""
+    model.units=[1] model.pixel_scale=1 optimizer.batch_shards=16 augment.shift=27.9 optimizer.row_strips=26
+    train.examples=1 train.examples=null"""
 
 
 @pytest.mark.parametrize("override", ON_THE_EDGE.split())

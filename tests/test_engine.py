@@ -20,11 +20,12 @@ from pipeline import engine, metrics, model
 from pipeline.config import Augment, Convolution, Model, Optimizer, PipelineError
 from pipeline.data import Digits
 
-PLAIN = Model(2, 3, [Convolution(1, 2, "valid")], False, "flatten", [], 1 / 255)
+PLAIN = Model(2, [Convolution(1, 3, 2, "valid", 1)], False, "flatten", [], 1 / 255)
 NORMED = replace(PLAIN, batch_norm=True)
+PUBLISHED = Model(3, [Convolution(1, 3, 1, "valid", 1)], False, "flatten", [6, 5], 1 / 255)
 LINEAR = replace(PLAIN, convolutions=[])
 # 46 digits in batches of 5: ten steps, the last one of 1.
-ADAM = Optimizer(5, 1, 0.01, "constant", 0.0, 0.0, 0.0)
+ADAM = Optimizer(5, 1, 1, 0.01, "constant", 0.0, 0.0, 0.0)
 NO_AUGMENT, AUGMENT = Augment(0.0, 0.0, 0.0, 0.0), Augment(10.0, 0.1, 0.1, 2.0)
 STEPS = 10
 IMAGES, LABELS = generated_digits(46, 0)
@@ -52,6 +53,10 @@ def built(settings: Model = PLAIN, seed: int = 0) -> keras.Model:
     return model.build_cnn(settings, IMAGES.shape[1:], 10)
 
 
+def constant(rate: float, steps: int) -> engine.Schedule:
+    return engine.Schedule(np.full(steps, rate, np.float32), np.ones(steps, np.float32))
+
+
 def trained(
     cnn: keras.Model,
     optimizer: Optimizer = ADAM,
@@ -64,8 +69,8 @@ def trained(
     """Train on the first `size` digits: running loss and accuracy of each epoch."""
     trainer = engine.Trainer(cnn, optimizer, augment, seed)
     images, labels = tf.constant(IMAGES[:size]), tf.constant(LABELS[:size], tf.int32)
-    rates = np.full(math.ceil(size / optimizer.batch_size), rate, np.float32)
-    return [trainer.run_epoch(images, labels, rates, epoch, lambda *_: None) for epoch in range(epochs)]
+    at = constant(rate, math.ceil(size / optimizer.batch_size))
+    return [trainer.run_epoch(images, labels, at, epoch, lambda *_: None) for epoch in range(epochs)]
 
 
 def assert_close(weights, expected, **tolerance) -> None:
@@ -84,10 +89,11 @@ def digest(threads: int) -> tuple[int, int, str]:
         tf.config.threading.set_inter_op_parallelism_threads(threads)
     images, labels = generated_digits(300, 5)
     cnn = model.build_cnn(NORMED, (28, 28), 10)
-    trainer = engine.Trainer(cnn, Optimizer(32, 2, 0.01, "constant", 0.0, 0.02, 0.02), AUGMENT, 3)
+    trainer = engine.Trainer(cnn, Optimizer(32, 2, 1, 0.01, "constant", 0.0, 0.02, 0.02), AUGMENT, 3)
     for epoch in range(3):
-        rates = np.full(10, 0.01, np.float32)
-        trainer.run_epoch(tf.constant(images), tf.constant(labels, tf.int32), rates, epoch, lambda *_: None)
+        trainer.run_epoch(
+            tf.constant(images), tf.constant(labels, tf.int32), constant(0.01, 10), epoch, lambda *_: None
+        )
     content = b"".join(weight.tobytes() for weight in cnn.get_weights())
     threading = tf.config.threading
     return (
@@ -181,6 +187,16 @@ def test_two_shards_are_one_batch_in_two_parts():
     assert_close(one.get_weights(), two.get_weights(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("strips", [2, 3])
+def test_strips_are_the_same_network_in_parts(strips):
+    one, cut = built(PUBLISHED), built(PUBLISHED)
+    figures = [trained(cnn, replace(ADAM, row_strips=n), epochs=2, rate=0.001) for cnn, n in ((one, 1), (cut, strips))]
+    np.testing.assert_allclose(*figures, rtol=1e-5)
+    assert_close(one.get_weights(), cut.get_weights(), rtol=1e-3, atol=1e-5)
+    moved = [np.abs(a - b).max() for a, b in zip(cut.get_weights(), built(PUBLISHED).get_weights(), strict=True)]
+    assert min(moved) > 1e-3, "a variable was left out"
+
+
 def test_an_epoch_visits_every_digit_once():
     cnn = built()
     before = cnn.get_weights()
@@ -208,11 +224,10 @@ def test_the_loop_is_compiled_once_and_reports_its_progress():
     images, labels = tf.constant(IMAGES), tf.constant(LABELS, tf.int32)
     seen: list[tuple[int, float]] = []
     for epoch in range(2):
-        rates = np.full(STEPS, 0.01, np.float32)
-        figures = trainer.run_epoch(images, labels, rates, epoch, lambda *now: seen.append(now))
+        figures = trainer.run_epoch(images, labels, constant(0.01, STEPS), epoch, lambda *now: seen.append(now))
         assert seen[-1] == (46, figures[1])
     assert [done for done, _ in seen] == [5, 10, 15, 20, 25, 30, 35, 40, 45, 46] * 2
-    assert trainer._steps.experimental_get_tracing_count() == 1
+    assert trainer.run_steps.experimental_get_tracing_count() == 1
 
 
 @pytest.mark.pipeline
@@ -243,7 +258,7 @@ def test_weights_that_are_not_finite_are_refused_in_the_first_step():
     with pytest.raises(
         PipelineError, match=r"epoch 3, step 1 of 10 \(mean before: none.*optimizer.learning_rate=0.01$"
     ):
-        trainer.run_epoch(tf.constant(IMAGES), tf.constant(LABELS, tf.int32), np.ones(10, np.float32), 2, print)
+        trainer.run_epoch(tf.constant(IMAGES), tf.constant(LABELS, tf.int32), constant(1, 10), 2, print)
 
 
 def test_a_last_batch_smaller_than_the_shards_is_refused(compose):

@@ -60,7 +60,7 @@ def depended_on(stage: str) -> set[str]:
     [
         (("mlflow",), {"tracking"}),
         (("matplotlib",), {"plots"}),
-        (("tensorflow", "keras"), {"model", "augment", "engine", "tracking"}),
+        (("tensorflow", "keras"), {"model", "augment", "engine", "debug", "tracking"}),
         (("hydra", "omegaconf"), {"config"}),
         (("scipy",), {"metrics"}),
         (("pooch",), {"fetch"}),
@@ -73,7 +73,7 @@ def test_a_package_is_imported_behind_its_fence_alone(packages, modules):
 def test_the_configuration_starts_without_hydra_and_the_stages_without_their_slow_parts():
     assert imported("config") > imported("config", into_functions=False)
     assert not {"hydra", "omegaconf"} & imported("config", into_functions=False)
-    slow = {".tracking", ".engine", ".model", ".augment", ".plots"}
+    slow = {".tracking", ".debug", ".engine", ".model", ".augment", ".plots"}
     assert {stage: slow & imported(stage, into_functions=False) for stage in STAGES} == {
         stage: set() for stage in STAGES
     }

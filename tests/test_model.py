@@ -15,7 +15,7 @@ from conftest import ROOT, generated_digits, run
 from pipeline import engine, model
 from pipeline.config import Convolution, Model, PipelineError
 
-SMALL = Model(2, 3, [Convolution(1, 2, "valid"), Convolution(3, 1, "same")], True, "average", [5], 1 / 255)
+SMALL = Model(2, [Convolution(1, 3, 2, "valid", 1), Convolution(3, 3, 1, "same", 2)], True, "average", [5], 1 / 255)
 # In another process objects lie at other addresses, and the clock has gone on.
 SAVE_ELSEWHERE = "import sys, pathlib, test_model; test_model.save(pathlib.Path(sys.argv[1]))"
 
@@ -60,11 +60,11 @@ def test_baseline_is_the_published_network_layer_by_layer(compose):
 
 def test_accurate_has_the_parameters_of_its_formula(compose):
     cnn = model.build_cnn(compose("recipe=accurate").model, (28, 28), 10)
-    filters = [16, 32, 48, 64, 96]
-    kernels = sum(9 * into * out for into, out in zip([1, *filters], filters, strict=False))
-    assert cnn.count_params() == kernels + 4 * sum(filters) + (96 + 1) * 10 == 103_514
-    shapes = [layer.output.shape[1:] for layer in cnn.layers if layer.name.startswith("conv2d")]
-    assert shapes == [(26, 26, 16), (12, 12, 32), (10, 10, 48), (5, 5, 64), (3, 3, 96)]
+    filters = [32, 64, 128]
+    kernels = 25 * 32 + 9 * 32 * 64 + 9 * 64 * 128
+    assert cnn.count_params() == kernels + 4 * sum(filters) + (128 + 1) * 10 == 95_146
+    shapes = [layer.output.shape[1:] for layer in cnn.layers if layer.name.startswith(("convolution", "max"))]
+    assert shapes == [(12, 12, 32), (10, 10, 64), (5, 5, 64), (3, 3, 128)]
     images, _ = generated_digits(3, 0)
     pixels = cnn.get_layer("pixels")(cnn.get_layer("channel")(images))
     np.testing.assert_allclose(pixels, images[..., None] / 255, rtol=1e-6)
@@ -76,7 +76,7 @@ KERNEL = np.array([[1, 2], [0, -1]], np.float32).reshape(2, 2, 1, 1)
 
 
 def test_a_forward_pass_by_hand_flattened_through_a_hidden_layer():
-    cnn = model.build_cnn(Model(1, 2, [Convolution(1, 1, "valid")], False, "flatten", [2], 0.5), (3, 3), 2)
+    cnn = model.build_cnn(Model(1, [Convolution(1, 2, 1, "valid", 1)], False, "flatten", [2], 0.5), (3, 3), 2)
     hidden, logits = [[7, 7], [1, 0], [0, -1], [2, 1]], [[2, -1], [9, 9]]
     weights = [KERNEL, [-1], hidden, [0.5, 1], logits, [-20, 0]]
     cnn.set_weights([np.array(weight, np.float32) for weight in weights])
@@ -84,12 +84,12 @@ def test_a_forward_pass_by_hand_flattened_through_a_hidden_layer():
     np.testing.assert_allclose(cnn(IMAGE), [[11 - 20, -5.5]], rtol=1e-6)
 
 
-def test_a_forward_pass_by_hand_normalised_and_averaged():
-    cnn = model.build_cnn(Model(1, 2, [Convolution(1, 1, "valid")], True, "average", [], 0.5), (3, 3), 2)
-    # Batch norm with mean 1, standard deviation 2 and scale 2 subtracts 1, as the bias above did.
+def test_a_forward_pass_by_hand_pooled_normalised_and_averaged():
+    cnn = model.build_cnn(Model(1, [Convolution(1, 2, 1, "valid", 2)], True, "average", [], 0.5), (3, 3), 2)
+    # Convolved [[-2, 4], [6, 2]], pooled 6; batch norm with mean 1, standard deviation 2 and scale 2 gives 5.
     weights = [KERNEL, [2], [0], [1], [4 - 1e-3], [[2, -4]], [1, 0]]
     cnn.set_weights([np.array(weight, np.float32) for weight in weights])
-    np.testing.assert_allclose(cnn(IMAGE, training=False), [[2 * 2.25 + 1, -4 * 2.25]], rtol=1e-6)
+    np.testing.assert_allclose(cnn(IMAGE, training=False), [[2 * 5 + 1, -4 * 5]], rtol=1e-6)
 
 
 def test_the_file_is_what_it_was_built_from(kept, tmp_path):

@@ -13,8 +13,7 @@ from conftest import ROOT, generated_digits, run
 
 from pipeline import data
 from pipeline.config import Data, PipelineError
-from pipeline.data import Digits
-from pipeline.preprocess import split
+from pipeline.data import Digits, split
 
 COUNTS = [11, 9, 10, 10, 13, 7, 10, 10, 12, 8]  # training digits of each class, times two
 

@@ -10,8 +10,8 @@ from conftest import ROOT
 
 from pipeline import engine, model
 from pipeline.config import PipelineError
+from pipeline.data import split
 from pipeline.fetch import find_arrays
-from pipeline.preprocess import split
 
 pytestmark = pytest.mark.pipeline
 

@@ -1,0 +1,79 @@
+"""For whoever changes the network or the loop: where a step's time goes, and whether digits can be memorised."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipeline.augment import strengths
+from pipeline.config import Config
+from pipeline.data import Digits
+from pipeline.engine import Epoch, Schedule, Trainer, learning_rates
+
+
+def profile(model: keras.Model, config: Config, digits: Digits) -> str:
+    """Run training steps under TensorFlow's profiler: a table of operations, those that take most first.
+
+    Times are summed over threads, so with two operations at once they add up to more than the time that passes.
+    """
+    # Where TensorFlow keeps the definition of what its profiler writes; no public name leads there.
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    steps, size = config.train.profile_steps, config.optimizer.batch_size
+    trainer = Trainer(model, config.optimizer, config.augment, config.seed)
+    chosen = np.resize(np.arange(len(digits.labels), dtype=np.int32), (steps + 1) * size)
+    schedule = Schedule(learning_rates(config.optimizer, steps + 1), strengths(config.augment, steps + 1))
+
+    def run(first: int, last: int) -> None:
+        images, labels = tf.constant(digits.images), tf.constant(digits.labels, tf.int32)
+        trainer.run_steps(images, labels, chosen, schedule, np.int32(first), np.int32(last), np.int32(0))
+
+    run(steps, steps + 1)  # compiles
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        with tf.profiler.experimental.Profile(folder):
+            run(0, steps)
+        passed = (time.perf_counter() - begin) * 1000 / steps
+        space = xplane_pb2.XSpace()
+        for file in Path(folder).rglob("*.xplane.pb"):
+            space.MergeFromString(file.read_bytes())
+    milliseconds, calls = Counter[str](), Counter[str]()
+    for plane in space.planes:
+        for line in plane.lines:
+            for event in line.events:
+                # An operation is named "<its name in the graph>:<its kind>"; all else is the machinery around it.
+                name, _, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
+                if plane.name == "/host:CPU" and name and not name.endswith(":") and not kind.startswith("__"):
+                    milliseconds[kind] += event.duration_ps / 1e9 / steps
+                    calls[kind] += 1
+    total = sum(milliseconds.values())
+    rows = [f"{'operation':40} {'ms a step':>9} {'share':>6} {'calls a step':>12}"]
+    rows += [
+        f"{kind:40} {spent:9.2f} {100 * spent / total:5.1f}% {calls[kind] / steps:12.1f}"
+        for kind, spent in milliseconds.most_common(20)
+    ]
+    return "\n".join([*rows, f"{'all, summed over threads':40} {total:9.2f}", f"{'time that passed':40} {passed:9.2f}"])
+
+
+def memorised(history: Sequence[Epoch], size: int) -> str:
+    """Whether all of `size` training digits were right in the last epoch, or the likely reason why not."""
+    losses = [epoch.train_loss for epoch in history]
+    right = round(history[-1].train_accuracy * size)
+    if right == size:
+        since = next(e.epoch for e in history if all(later.train_accuracy == 1 for later in history[e.epoch - 1 :]))
+        return f"memorised all {size} digits, since epoch {since}"
+    course = (
+        f"{right} of {size} digits right, loss {losses[0]:.3f} at first, {min(losses):.3f} at best, {losses[-1]:.3f}"
+    )
+    if min(losses) > 0.95 * losses[0]:
+        return f"{course}: it does not fall: no gradient reaches the weights, or optimizer.learning_rate is far off"
+    if losses[-1] > 1.5 * min(losses):
+        return f"{course}: it rises again: lower optimizer.learning_rate"
+    return f"{course}: it still falls: give more train.epochs, or the network is too small (model.filters)"

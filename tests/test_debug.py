@@ -1,0 +1,54 @@
+"""The table of operations, and what is said of digits that were or were not memorised."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import generated_digits
+
+from pipeline import debug, engine, model
+from pipeline.data import Digits
+from pipeline.engine import Epoch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def started() -> None:
+    engine.start(0)
+
+
+def history(*figures: tuple[float, float]) -> list[Epoch]:
+    return [Epoch(n, loss, accuracy, 0.0, 0.0, 0.1) for n, (loss, accuracy) in enumerate(figures, start=1)]
+
+
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        ([(2.3, 0.1), (0.1, 1.0), (0.2, 0.99), (0.1, 1.0), (0.1, 1.0)], "memorised all 64 digits, since epoch 4"),
+        (
+            [(2.3, 0.1), (2.31, 0.1), (2.29, 0.125)],
+            "8 of 64 digits right, loss 2.300 at first, 2.290 at best, 2.290: it does not",
+        ),
+        (
+            [(2.3, 0.1), (1.0, 0.5), (1.6, 0.25)],
+            "16 of 64 digits right, loss 2.300 at first, 1.000 at best, 1.600: it rises",
+        ),
+        (
+            [(2.3, 0.1), (1.0, 0.5), (0.9, 0.75)],
+            "48 of 64 digits right, loss 2.300 at first, 0.900 at best, 0.900: it still",
+        ),
+    ],
+)
+def test_memorising_is_told_by_the_last_epoch_and_its_absence_by_the_loss(figures, expected):
+    assert debug.memorised(history(*figures), 64).startswith(expected)
+
+
+def test_a_profile_counts_the_operations_of_a_step(compose):
+    config = compose("recipe=accurate", "model.filters=2", "optimizer.batch_size=8", "train.profile_steps=3")
+    digits = Digits(*generated_digits(20, 0), np.arange(20, dtype=np.int32))
+    cnn = model.build_cnn(config.model, (28, 28), 10)
+    rows = [line.split() for line in debug.profile(cnn, config, digits).splitlines()]
+    calls = {row[0]: float(row[-1]) for row in rows[1:-2]}
+    assert calls["ImageProjectiveTransformV3"] == 1  # a step
+    assert sum(count for kind, count in calls.items() if "Conv2DBackpropFilter" in kind) == 3 * 2  # layers, shards
+    spent = [float(row[1]) for row in rows[1:-2]]
+    assert spent == sorted(spent, reverse=True) and rows[-2][:1] == ["all,"] and float(rows[-2][-1]) >= sum(spent) - 0.2
