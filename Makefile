@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help env repro demo test check format lock readme clone
+.PHONY: help env repro demo test check benchmark benchmark-full benchmark-compare format lock readme clone
 
 VENV := .venv
 # The first Python that the lock was made for.
@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 help:  ## This list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 19
 
 env: $(VENV)/installed  ## The environment in .venv, from requirements.lock
 
@@ -60,6 +60,20 @@ format: env  ## Put the code into its format
 lock:  ## Renew requirements.lock (needs uv)
 	uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 		--extra dev --output-file requirements.lock pyproject.toml
+
+benchmark: clone env  ## 15 minutes: times beside plain Keras, interleaved, and docs/benchmark.md
+	dvc repro --quiet fetch
+	python -m benchmarks.run short
+	python -m benchmarks.report
+
+benchmark-full: clone env  ## And ten seeds of every recipe: hours; goes on where it stopped
+	dvc repro --quiet fetch
+	python -m benchmarks.run full
+	python -m benchmarks.report
+
+benchmark-compare: clone env  ## Times anew, beside the stored ones
+	dvc repro --quiet fetch
+	python -m benchmarks.run compare
 
 readme: env  ## Put the table of results/comparison.md into README.md
 	python docs/fill_readme.py

@@ -29,8 +29,8 @@ def test_filling_replaces_what_stood_between_the_marks_alone():
 
 
 def test_every_make_target_and_file_it_names_exists():
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z]+)\b", README)) <= targets
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)\b", README)) <= targets
     linked = re.findall(r"\]\(([^)#]+)\)", README)
     assert linked and [name for name in linked if "://" not in name and not (ROOT / name).exists()] == []
     verbs = set(re.findall(r"python -m pipeline\.([a-z]+)", README))

@@ -1,0 +1,193 @@
+"""Run the studies and store what they measured in benchmarks/results/<study>.json.
+
+    python -m benchmarks.run short     times, beside the peers, interleaved; how fast everything starts
+    python -m benchmarks.run full      and ten seeds of every recipe, and cost against size; goes on where it stopped
+    python -m benchmarks.run compare   times anew, against the stored ones
+
+A study is a list of trials, each with its figures, hardware, versions and commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.trial import PEERS
+from pipeline.config import CONF, ROOT, PipelineError
+from pipeline.console import quiet_import
+from pipeline.files import load_json, save_json
+
+RESULTS = ROOT / "benchmarks" / "results"
+RECIPES = ("baseline", "accurate", "fast")
+SEEDS, PEER_SEEDS, ROUNDS = 10, 3, 3
+ALL_DIGITS = "data.val_size=0"  # trained on all 60,000, as the published run was
+DECIDES = ("config", "data", "model", "augment", "engine")  # the modules that decide a trained model
+
+
+def time_plan() -> Iterator[tuple[str, list[str]]]:
+    """Two epochs of everything, one after the other, in rounds: a busy minute hits all alike."""
+    for number in range(ROUNDS):
+        for what in (*PEERS, *RECIPES):
+            yield what, [f"seed={number}", *([] if what == "fast" else ["train.epochs=2"])]
+
+
+def accuracy_plan() -> Iterator[tuple[str, list[str]]]:
+    """Every seed of every recipe, on both splits; the test digits are read once, after the last epoch."""
+    for seed in range(SEEDS):
+        yield "accurate", [f"seed={seed}", "--test"]
+        yield "fast", [f"seed={seed}", "--test"]
+    for seed in range(SEEDS):
+        yield "accurate", [f"seed={seed}", ALL_DIGITS, "--test"]
+        yield "fast", [f"seed={seed}", ALL_DIGITS, "--test"]
+    for seed in range(PEER_SEEDS):
+        for what in (*PEERS, "baseline"):
+            yield what, [f"seed={seed}", "--test"]
+    for seed in range(PEER_SEEDS, SEEDS):
+        yield "baseline", [f"seed={seed}", "--test"]
+
+
+def scaling_plan() -> Iterator[tuple[str, list[str]]]:
+    """One epoch on parts of the digits, and of wider networks on an eighth of them."""
+    for number in range(ROUNDS):
+        for what in (*PEERS, "baseline", "accurate"):
+            for share in (0.125, 0.25, 0.5, 1.0):
+                yield what, [f"seed={number}", "train.epochs=1", f"data.fraction={share}"]
+            for times in (2, 4, 8):
+                yield what, [f"seed={number}", "train.epochs=1", "data.fraction=0.125", f"--filters-times={times}"]
+
+
+def run_study(path: Path, plan: Iterator[tuple[str, list[str]]], resume: bool) -> list[dict[str, Any]]:
+    """Run the trials of a plan, or those that `path` does not hold yet, storing each as it ends."""
+    surroundings = _surroundings()
+    planned = [(what, words, _source(what)) for what, words in plan]
+    stored = load_json(path)["trials"] if resume and path.is_file() else []
+    trials = [trial for trial in stored if (trial["what"], trial["words"], trial["source"]) in planned]
+    done = [(trial["what"], trial["words"], trial["source"]) for trial in trials]
+    for number, (what, words, source) in enumerate(planned):
+        if (what, words, source) in done:
+            continue
+        print(f"{path.stem} {number + 1}/{len(planned)}: {what} {' '.join(words)}", flush=True)
+        figures = run_trial(what, words)
+        trials.append({"what": what, "words": words, **figures, "source": source, **surroundings})
+        save_json(path, {"trials": trials})
+    return trials
+
+
+def run_trial(what: str, words: list[str]) -> dict[str, Any]:
+    """One training in a process of its own: its figures, and the seconds of the whole process."""
+    begin = time.perf_counter()
+    done = _run(sys.executable, "-m", "benchmarks.trial", what, *words)
+    return json.loads(done.splitlines()[-1]) | {"process_seconds": round(time.perf_counter() - begin, 2)}
+
+
+def start_study(path: Path) -> None:
+    """How long everything takes to begin: each command in turn, in rounds; the first round warms the disk."""
+    commands = {
+        "dvc repro, nothing to do": ["dvc", "repro"],
+        "python -m pipeline.fetch --help": [sys.executable, "-m", "pipeline.fetch", "--help"],
+        "python -m pipeline.train --help": [sys.executable, "-m", "pipeline.train", "--help"],
+        "a refusal: python -m pipeline.train train.epochs=0": [
+            sys.executable,
+            "-m",
+            "pipeline.train",
+            "train.epochs=0",
+        ],
+        "one batch trained and tracked: python -m pipeline.train recipe=debug/one_batch": [
+            sys.executable,
+            "-m",
+            "pipeline.train",
+            "recipe=debug/one_batch",
+        ],
+    }
+    trials: list[dict[str, Any]] = []
+    for number in range(ROUNDS + 1):
+        for what, command in commands.items():
+            begin = time.perf_counter()
+            _run(*command, refused="refusal" in what)
+            if number:
+                trials.append({"what": what, "process_seconds": round(time.perf_counter() - begin, 2)})
+    surroundings = _surroundings()
+    save_json(path, {"trials": [trial | surroundings for trial in trials]})
+
+
+def seconds(trial: dict[str, Any], epochs: int) -> float:
+    """Of so many epochs, from a trial of fewer: the first, which compiles, and the mean of the others."""
+    first, *others = trial["epoch_seconds"]
+    return first + (epochs - 1) * statistics.mean(others) if epochs > 1 else first
+
+
+def compare(stored: list[dict[str, Any]], new: list[dict[str, Any]]) -> str:
+    """New seconds an epoch over stored ones, and whether the ranges of the two overlap."""
+    lines = [f"{'':14} {'stored':>8} {'now':>8} {'ratio':>6}"]
+    for what in dict.fromkeys(trial["what"] for trial in new):
+        before, after = ([trial["epoch_seconds"][-1] for trial in of if trial["what"] == what] for of in (stored, new))
+        if not before:
+            lines.append(f"{what:14} not stored")
+            continue
+        old, now = statistics.median(before), statistics.median(after)
+        overlap = min(after) <= max(before) and min(before) <= max(after)
+        judged = "noise: the ranges overlap" if overlap else "slower" if now > old else "faster"
+        lines.append(
+            f"{what:14} {old:7.1f}s {now:7.1f}s {now / old:6.2f}  {judged} (n = {len(before)} and {len(after)})"
+        )
+    if {trial["hardware"] for trial in stored} != {trial["hardware"] for trial in new}:
+        lines.append("stored on other hardware: read the ratios against each other, not against 1")
+    return "\n".join(lines)
+
+
+def _run(*command: str, refused: bool = False) -> str:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if (done.returncode != 0) != refused:
+        raise PipelineError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()[-200:]}")
+    return done.stdout
+
+
+def _source(what: str) -> str:
+    """What decides the figures of a peer or recipe, as a hash: a trial of other code or values is run again."""
+    if what in PEERS:
+        files = [ROOT / "benchmarks" / "peers.py"]
+    else:
+        files = [CONF / "recipe" / f"{what}.yaml", *(ROOT / "pipeline" / f"{name}.py" for name in DECIDES)]
+    files += [ROOT / "params.yaml", CONF / "data" / "mnist.yaml"]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+def _surroundings() -> dict[str, str]:
+    with quiet_import():
+        from pipeline import tracking
+    changed = tracking.uncommitted()
+    return {
+        "hardware": tracking.hardware(),
+        "versions": tracking.versions(),
+        "commit": f"{tracking.git('rev-parse', '--short', 'HEAD')}{' and uncommitted changes' if changed else ''}",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run")
+    parser.add_argument("mode", choices=["short", "full", "compare"])
+    mode = parser.parse_args().mode
+    try:
+        if mode == "compare":
+            stored = load_json(RESULTS / "time.json")["trials"]
+            print(compare(stored, run_study(RESULTS / "latest.json", time_plan(), resume=False)))
+            return
+        run_study(RESULTS / "time.json", time_plan(), resume=False)
+        start_study(RESULTS / "start.json")
+        if mode == "full":
+            run_study(RESULTS / "accuracy.json", accuracy_plan(), resume=True)
+            run_study(RESULTS / "scaling.json", scaling_plan(), resume=True)
+    except PipelineError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

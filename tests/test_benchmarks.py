@@ -1,0 +1,146 @@
+"""The benchmark: what a figure is made of, what is run again, and that the report says what the trials say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import report, run
+from pipeline.files import save_json
+
+HERE = {"hardware": "a machine", "versions": "python 3", "commit": "abc"}
+
+
+def timed(what: str, *epochs: float) -> dict[str, Any]:
+    figures = {"num_params": 7, "process_seconds": sum(epochs) + 5, "peak_memory_mb": 900, "train_digits": 55_000}
+    return {"what": what, "words": [], "epoch_seconds": list(epochs), **figures, "source": "s", **HERE}
+
+
+def scored(what: str, errors: int, digits: int = 55_000) -> dict[str, Any]:
+    figures = {"test_wrong": list(range(errors)), "test_digits": 10_000, "val_wrong": [1, 2], "val_digits": 400}
+    return timed(what, 10, 8) | figures | {"train_digits": digits, "train_accuracy": 0.99}
+
+
+def studies(folder: Path, **trials: list[dict[str, Any]]) -> report.Studies:
+    for name, of_study in trials.items():
+        save_json(folder / f"{name}.json", {"trials": of_study})
+    return report.Studies(folder)
+
+
+def test_the_interval_of_a_mean_is_students():
+    # Of .990, .992, .994: standard deviation .002, t(.975, 2) = 4.3027, so .992 +- 4.3027 * .002 / sqrt(3).
+    n, mean, low, high = report.mean_over_seeds([0.990, 0.992, 0.994])
+    assert (n, mean) == (3, pytest.approx(0.992))
+    assert (low, high) == (pytest.approx(0.987032, abs=1e-6), pytest.approx(0.996968, abs=1e-6))
+    assert report.mean_over_seeds([0.5])[:2] == (1, 0.5)
+
+
+def test_seconds_of_all_epochs_are_the_first_and_the_mean_of_the_later_ones():
+    assert run.seconds(timed("a", 10, 6, 8), 15) == 10 + 14 * 7
+    assert run.seconds(timed("a", 10), 1) == 10
+
+
+def test_ratios_are_taken_within_a_round(tmp_path):
+    rounds = (("published", 20), ("baseline", 10), ("published", 40), ("baseline", 10))
+    found = studies(tmp_path, time=[timed(what, seconds, seconds) for what, seconds in rounds])
+    assert found.ratios("baseline", "published") == [0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kept"),
+    [(6.0, ["yes", "no"]), (4.8, ["yes", "yes"]), (6.1, ["no", "no"]), (None, ["not measured"] * 2)],
+)
+def test_a_promise_of_time_is_kept_up_to_its_limit(tmp_path, seconds, kept):
+    trials = [timed("published", 10, 10), *([timed("baseline", seconds, seconds)] if seconds else [])]
+    assert [row[2] for row in report.promises(studies(tmp_path, time=trials))[:2]] == kept
+
+
+@pytest.mark.parametrize(
+    ("errors", "kept"),
+    [
+        ([30] * 10, ["yes", "yes"]),
+        ([31] * 10, ["no", "no"]),
+        ([20, 40] * 5, ["yes", "no"]),  # the mean holds, its lower limit does not
+        ([10] * 9, ["not measured"] * 2),
+    ],
+)
+def test_a_promise_of_accuracy_wants_ten_seeds(tmp_path, errors, kept):
+    found = report.promises(studies(tmp_path, accuracy=[scored("accurate", n, 60_000) for n in errors]))
+    assert [row[2] for row in found[2:4]] == kept and all(f"n = {len(errors)} seeds" in row[1] for row in found[2:4])
+
+
+def test_the_report_holds_the_figures_of_its_trials(tmp_path, monkeypatch):
+    found = studies(
+        tmp_path,
+        time=[timed("published", 20, 20), timed("keras_convnet", 10, 10), timed("fast", 15)],
+        accuracy=[scored("fast", 1000), scored("fast", 950)],
+        scaling=[timed("published", 2) | {"train_digits": 7000, "words": ["--filters-times=4"]}, timed("published", 1)],
+        start=[{"what": "dvc repro", "process_seconds": seconds, **HERE} for seconds in (1, 3, 2)],
+    )
+    text = report.markdown(found)
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert ["| fast", "7", "1", "15.0 (15.0–15.0)", "15 (15–15)", "0.05 (0.05–0.05)", "0.10 (0.10–0.10)"] in [
+        r[:7] for r in rows
+    ]
+    # 1,000 and 950 wrong: .9025, deviation .0035355, t(.975, 1) = 12.7062; of the disputed, 947 alone is below 950.
+    assert ["| fast", "55,000", "2", "90.250%", "87.073% to 93.427%", "89.65% to 90.82%"] in [r[:6] for r in rows]
+    assert "975.0 (950–1000)" in text and "| 1.0 | 99.50% | 99.00% |" in text
+    assert "fast trained on 55,000: 2 of 10 seeds" in text and "accurate trained on 60,000: 0 of 10 seeds" in text
+    assert "| published | times the filters | 4: 2.0 s |" in text and "| dvc repro | 2.00 (1.00–3.00) | 3 |" in text
+    assert report.summary(found).splitlines()[2].startswith("| fast | 55,000 | 2 | 90.250% |")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "DOCS", tmp_path / "docs")
+    report.main()
+    assert (tmp_path / "docs" / "benchmark.md").read_text() == text
+    assert {path.stem for path in (tmp_path / "docs").rglob("*.png")} == {"error_against_seconds", "seeds", "scaling"}
+
+
+def test_a_study_goes_on_where_it_stopped_and_runs_again_what_has_changed(tmp_path, monkeypatch):
+    ran: list[str] = []
+    source = {"a": "1", "b": "1"}
+
+    def trial(what: str, words: list[str]) -> dict[str, Any]:
+        if what == "b" and not ran.count("b") and not ran.count("stop"):
+            ran.append("stop")
+            raise KeyboardInterrupt
+        ran.append(what)
+        return {"epoch_seconds": [1.0]}
+
+    monkeypatch.setattr(run, "run_trial", trial)
+    monkeypatch.setattr(run, "_surroundings", lambda: HERE)
+    monkeypatch.setattr(run, "_source", source.get)
+    path, plan = tmp_path / "study.json", [("a", ["seed=0"]), ("b", ["seed=0"])]
+    with pytest.raises(KeyboardInterrupt):
+        run.run_study(path, iter(plan), resume=True)
+    assert [kept["what"] for kept in json.loads(path.read_text())["trials"]] == ["a"]
+    run.run_study(path, iter(plan), resume=True)
+    assert ran == ["a", "stop", "b"]
+    run.run_study(path, iter(plan), resume=True)
+    assert ran == ["a", "stop", "b"]
+    source["a"] = "2"
+    trials = run.run_study(path, iter(plan), resume=True)
+    assert ran == ["a", "stop", "b", "a"] and sorted((t["what"], t["source"]) for t in trials) == [
+        ("a", "2"),
+        ("b", "1"),
+    ]
+    run.run_study(path, iter(plan), resume=False)
+    assert ran == ["a", "stop", "b", "a", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "new", "expected"),
+    [
+        ([10, 11, 12], [11, 12, 13], "noise"),
+        ([10, 11, 12], [13, 14, 15], "slower"),
+        ([10, 11, 12], [7, 8, 9], "faster"),
+    ],
+)
+def test_new_times_within_the_range_of_the_stored_ones_are_noise(stored, new, expected):
+    was, now = ([timed("fast", seconds) for seconds in of] for of in (stored, new))
+    line = run.compare(was, now).splitlines()[1]
+    assert expected in line and f"{sorted(new)[1] / 11:.2f}" in line and "(n = 3 and 3)" in line
+    elsewhere = [trial | {"hardware": "another"} for trial in now]
+    assert "other hardware" in run.compare(was, elsewhere) and "other hardware" not in run.compare(was, now)
