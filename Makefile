@@ -61,7 +61,7 @@ lock:  ## Renew requirements.lock (needs uv)
 	uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 		--extra dev --output-file requirements.lock pyproject.toml
 
-benchmark: clone env  ## 15 minutes: times beside plain Keras, interleaved, and docs/benchmark.md
+benchmark: clone env  ## 16 minutes: times beside plain Keras, interleaved, and docs/benchmark.md
 	dvc repro --quiet fetch
 	python -m benchmarks.run short
 	python -m benchmarks.report

@@ -2,57 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import statistics
+from collections.abc import Sequence
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
-from pipeline.plots import COLOURS, GREY, STYLE
+from benchmarks.run import RECIPES
+from benchmarks.trial import PEERS
+from pipeline.plots import COLOURS, STYLE
 
-Spread = tuple[float, float, float]  # middle, lowest, highest
+COLOUR = dict(zip((*PEERS, *RECIPES), COLOURS, strict=False))  # of a peer or recipe, the same in every picture
+Sizes = dict[tuple[str, int, float], list[float]]  # name, digits and times the filters: seconds of an epoch, by round
+Lines = dict[tuple[str, float], list[float]]  # the same by name and one size
 
 
-def plot_error_against_seconds(points: Mapping[str, tuple[Spread, Spread]]) -> Figure:
-    """Test error in percent against seconds of training, both on log axes: a name gives (seconds, error)."""
+def plot_error_against_seconds(points: Sequence[tuple[str, str, Sequence[float], Sequence[float]]]) -> Figure:
+    """Test error in percent against seconds of training, on log axes.
+
+    A point is (name, label, seconds by round, errors by seed): at their median and mean, with their ranges.
+    """
     with rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+        figure = Figure(figsize=(7.2, 4.4), layout="constrained")
         axes = figure.subplots()
-        for (name, (seconds, error)), colour in zip(points.items(), COLOURS, strict=False):
-            axes.errorbar(seconds[0], error[0], _arms(error), _arms(seconds), fmt="o", color=colour, capsize=2)
-            axes.annotate(name, (seconds[0], error[0]), (6, 6), textcoords="offset points", color=colour)
-        axes.set(xscale="log", yscale="log", xlabel="seconds of training", ylabel="test error, %")
-        axes.margins(0.15)
+        for name, label, seconds, errors in points:
+            x, y, colour = statistics.median(seconds), statistics.mean(errors), COLOUR[name]
+            across, up = _arms(x, min(seconds), max(seconds)), _arms(y, min(errors), max(errors))
+            axes.errorbar(x, y, up, across, fmt="o", color=colour, capsize=2)
+            text = f"{label}\n{y:.2f} %, {x:.0f} s"
+            axes.annotate(text, (x, y), (7, 7), textcoords="offset points", color=colour)
+        axes.set(
+            xscale="log", yscale="log", xlabel="seconds of training, log scale", ylabel="test error in %, log scale"
+        )
+        axes.margins(0.25, 0.2)
+        _plain_ticks(axes.xaxis)
+        _plain_ticks(axes.yaxis)
         axes.grid(which="both", alpha=0.2)
         return figure
 
 
-def plot_seeds(groups: Mapping[str, tuple[Sequence[float], Spread]]) -> Figure:
-    """Test accuracy of every seed in percent, a row each group, with the mean and its interval."""
+def plot_seeds(rows: Sequence[tuple[str, str, Sequence[float], tuple[float, float, float]]]) -> Figure:
+    """Test error of every seed in percent; a row is (name, label, errors, mean and its interval), NaN for none."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 0.8 + 0.55 * len(groups)), layout="constrained")
+        figure = Figure(figsize=(7.2, 0.8 + 0.6 * len(rows)), layout="constrained")
         axes = figure.subplots()
-        for row, ((_, (values, mean)), colour) in enumerate(zip(groups.items(), COLOURS, strict=False)):
-            axes.plot(values, [row] * len(values), "o", color=colour, alpha=0.5)
-            axes.errorbar(mean[0], row - 0.25, xerr=_arms(mean), fmt="|", color="black", capsize=3)
-        axes.set(yticks=range(len(groups)), yticklabels=list(groups), xlabel="test accuracy, %")
-        axes.set_ylim(len(groups) - 0.5, -0.5)
-        axes.axvline(99.7, color=GREY, linewidth=0.8, linestyle=":")
+        for place, (name, _, errors, mean) in enumerate(rows):
+            # The seeds stand one above the other: equal errors do not hide one another.
+            heights = [place - 0.3 + 0.4 * number / len(errors) for number in range(len(errors))]
+            axes.plot(errors, heights, "o", color=COLOUR[name], markersize=3.5, alpha=0.7)
+            axes.plot(mean[0], place + 0.25, "d", color="black", markersize=4)
+            if not math.isnan(mean[1]):
+                axes.errorbar(mean[0], place + 0.25, xerr=_arms(*mean), color="black", capsize=3)
+        axes.set(
+            xscale="log",
+            xlabel="test error in %, log scale: every seed; the mean with its 95 % t-interval below",
+            yticks=range(len(rows)),
+            yticklabels=[label for _, label, _, _ in rows],
+            ylim=(len(rows) - 0.5, -0.5),
+        )
+        _plain_ticks(axes.xaxis)
+        axes.grid(axis="x", which="both", alpha=0.2)
         return figure
 
 
-def plot_scaling(panels: Mapping[str, Mapping[str, Mapping[float, float]]]) -> Figure:
-    """A panel for each axis of size: seconds an epoch of every name against it, on log axes."""
+def plot_scaling(sizes: Sizes) -> Figure:
+    """Median seconds of an epoch on log axes, against the digits, and on the fewest digits against the filters."""
+    fewest = min(digits for _, digits, _ in sizes)
+    by_digits: Lines = {(name, digits): took for (name, digits, times), took in sizes.items() if times == 1}
+    by_filters: Lines = {(name, times): took for (name, digits, times), took in sizes.items() if digits == fewest}
     with rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
-        for axes, (label, names) in zip(
-            figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True
-        ):
-            for (name, line), colour in zip(names.items(), COLOURS, strict=False):
-                axes.plot(list(line), list(line.values()), "o-", color=colour, label=name)
-            axes.set(xscale="log", yscale="log", xlabel=label, ylabel="seconds an epoch")
-            axes.legend(frameon=False)
+        figure = Figure(figsize=(8.4, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        _plot_lines(left, by_digits)
+        left.set(xlabel="digits trained on", ylabel="seconds an epoch")
+        left.legend(frameon=False)
+        _plot_lines(right, by_filters)
+        right.set(xlabel=f"times the filters, {fewest:,} digits")
         return figure
 
 
-def _arms(spread: Spread) -> list[list[float]]:
-    return [[spread[0] - spread[1]], [spread[2] - spread[0]]]
+def _plot_lines(axes: Axes, lines: Lines) -> None:
+    for name in dict.fromkeys(name for name, _ in lines):
+        line = {size: statistics.median(took) for (of, size), took in sorted(lines.items()) if of == name}
+        axes.plot(list(line), list(line.values()), "o-", color=COLOUR[name], label=name)
+    axes.set(xscale="log", yscale="log")
+    axes.set_xticks([size for _, size in lines])
+    axes.set_xticks([], minor=True)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    _plain_ticks(axes.yaxis)
+
+
+def _arms(middle: float, low: float, high: float) -> list[list[float]]:
+    return [[middle - low], [high - middle]]
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """Numbers instead of powers of ten, at 1, 2, 3 and 5."""
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "235" else "")

@@ -1,11 +1,12 @@
-"""Make docs/benchmark.md, its pictures and the table for README.md from benchmarks/results/*.json; nothing is typed."""
+"""Make docs/benchmark.md, its pictures and README.md's table from benchmarks/results/*.json: no figure is typed."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,15 +26,14 @@ DOCS = ROOT / "docs"
 NAMES = (*PEERS, *RECIPES)
 EPOCHS = dict.fromkeys(NAMES, 15) | {"fast": 1}
 SPLIT, ALL = 55_000, 60_000  # digits trained on: by the split of `dvc repro`, and without validation
-EIGHTH = 0.125  # the share of the digits that wider networks are timed on
+GROUPS = tuple(itertools.product(NAMES, (SPLIT, ALL)))
 # Test digits, counted from 0, whose label most of five annotators disputed (Northcutt et al. 2021, arXiv 2103.14749).
 DISPUTED = {947, 1621, 1901, 2130, 2462, 2597, 2654, 3520, 3558, 5937, 6651, 6783, 8527, 9679, 9729}
 CONFIDENCE = 0.95
-PLACES = 9  # a promise is judged on so many decimals: float rounding does not decide
-ABSENT = "not measured"
 
 Trial = dict[str, Any]
-Panels = dict[str, dict[str, dict[float, list[float]]]]  # label of the axis, name, place on the axis: values
+Studies = dict[str, list[Trial]]  # those of time, start, accuracy and scaling
+Row = dict[str, str]  # of a table: a cell by its column
 
 
 class Mean(NamedTuple):
@@ -53,160 +53,284 @@ def mean_over_seeds(values: Sequence[float]) -> Mean:
     return Mean(n, mean, mean - half, mean + half)
 
 
-class Group(NamedTuple):
-    """Seeds of one peer or recipe on one split, evaluated in one way."""
-
-    what: str
-    digits: int  # trained on
-    trials: list[Trial]
-    views: str = ""  # "4 views" where the recipe averages so many of a digit, "one view" for its plain figure
-
-    @property
-    def name(self) -> str:
-        return f"{self.what}, {self.views}" if self.views else self.what
-
-    def wrong(self, of: str) -> list[list[int]]:
-        return [trial[f"{of}_wrong{'_one_view' if self.views == 'one view' else ''}"] for trial in self.trials]
-
-    def accuracies(self, of: str) -> list[float]:
-        """On the digits `of` test or val, a share a seed; none of a split without digits."""
-        sizes = [trial[f"{of}_digits"] for trial in self.trials]
-        return [1 - len(wrong) / size for wrong, size in zip(self.wrong(of), sizes, strict=True) if size]
-
-
-class Studies:
+def load(folder: Path) -> Studies:
     """What is stored; a study that was not run has no trials."""
-
-    def __init__(self, folder: Path) -> None:
-        paths = {name: folder / f"{name}.json" for name in ("time", "start", "accuracy", "scaling")}
-        self.stored = {name: load_json(path)["trials"] if path.is_file() else [] for name, path in paths.items()}
-
-    def of(self, study: str, what: str) -> list[Trial]:
-        return [trial for trial in self.stored[study] if trial["what"] == what]
-
-    def seconds(self, what: str) -> dict[float, float]:
-        """Of all the epochs that `what` takes, by round."""
-        return {word(trial, "seed", 0): seconds(trial, EPOCHS[what]) for trial in self.of("time", what)}
-
-    def ratios(self, what: str, peer: str) -> list[float]:
-        """Seconds of `what` over those of `peer` in the same round."""
-        theirs = self.seconds(peer)
-        return [mine / theirs[number] for number, mine in self.seconds(what).items() if number in theirs]
-
-    def groups(self, *splits: int, names: Sequence[str] = NAMES) -> list[Group]:
-        """What was tested, by name and split; a recipe as it is evaluated stands before its plain figure."""
-        found = []
-        for what, digits in ((what, digits) for what in names for digits in splits):
-            trials = [trial for trial in self.of("accuracy", what) if trial["train_digits"] == digits]
-            if trials and "test_wrong_one_view" in trials[0]:
-                found += [Group(what, digits, trials, f"{trials[0]['views']} views")]
-                found += [Group(what, digits, trials, "one view")]
-            elif trials:
-                found += [Group(what, digits, trials)]
-        return found
+    paths = {study: folder / f"{study}.json" for study in ("time", "start", "accuracy", "scaling")}
+    return {study: load_json(path)["trials"] if path.is_file() else [] for study, path in paths.items()}
 
 
-def promises(studies: Studies) -> list[list[str]]:
+def training_seconds(studies: Studies, what: str) -> dict[float, float]:
+    """Of all the epochs that `what` takes, by round."""
+    return {word(t, "seed", 0): seconds(t, EPOCHS[what]) for t in studies["time"] if t["what"] == what}
+
+
+def ratios(studies: Studies, what: str, peer: str) -> list[float]:
+    """Seconds of `what` over those of `peer` in the same round."""
+    mine, theirs = training_seconds(studies, what), training_seconds(studies, peer)
+    return [mine[number] / theirs[number] for number in mine if number in theirs]
+
+
+def tested(studies: Studies, what: str, digits: int) -> dict[str, list[Trial]]:
+    """The seeds of `what` on so many digits, under its name; empty where there are none."""
+    seeds = [trial for trial in studies["accuracy"] if (trial["what"], trial["train_digits"]) == (what, digits)]
+    return {what: seeds} if seeds else {}
+
+
+def accuracies(trials: Sequence[Trial], of: str) -> list[float]:
+    """On the digits `of` test or val, a share a seed; none where there are no such digits."""
+    return [1 - len(trial[f"{of}_wrong"]) / trial[f"{of}_digits"] for trial in trials if trial[f"{of}_digits"]]
+
+
+def faster(studies: Studies, what: str, peer: str, most: float, stretch: str = "") -> Row:
+    """A promise of time, judged on 9 decimals: float rounding does not decide."""
+    found = ratios(studies, what, peer)
+    kept = "not measured" if not found else "yes" if round(statistics.median(found), 9) <= most else "no"
+    promise = f"{stretch}{what}: at most {most} × the seconds of {peer} ({EPOCHS[what]} and {EPOCHS[peer]} epochs)"
+    return {"promise": promise, "found": f"{spread(found, 2)}, n = {len(found)} rounds", "kept": kept}
+
+
+def better(studies: Studies, what: str, least: float, of: Callable[[Mean], float], words: str, *splits: int) -> Row:
+    """A promise of accuracy, kept if it holds on one of the splits."""
+    found, judged = [], {}
+    for digits in splits:
+        for name, trials in tested(studies, what, digits).items():
+            mean = mean_over_seeds(accuracies(trials, "test"))
+            found.append(f"{name} on {digits:,}: {percent(of(mean), 3)}, n = {mean.n} seeds")
+            if mean.n >= SEEDS:
+                judged[f"{digits:,}"] = round(of(mean), 9) >= least
+    keeping = " and ".join(digits for digits, holds in judged.items() if holds)
+    kept = "not measured" if not judged else f"yes, on {keeping}" if keeping else "no"
+    promise = f"{words} of {SEEDS} seeds at least {percent(least)}, on {' or '.join(f'{n:,}' for n in splits)}"
+    return {"promise": promise, "found": "; ".join(found) or "–", "kept": kept}
+
+
+def promises(studies: Studies) -> list[Row]:
     """Each promise, what was found, and whether it is kept."""
-
-    def faster(what: str, peer: str, most: float, stretch: str = "") -> list[str]:
-        found = studies.ratios(what, peer)
-        kept = ABSENT if not found else "yes" if round(statistics.median(found), PLACES) <= most else "no"
-        promise = f"{what}: seconds of training at most {most} × {peer}'s ({EPOCHS[what]} and {EPOCHS[peer]} epochs)"
-        return [promise + stretch, f"× {spread(found, 2)}, n = {len(found)} rounds" if found else "–", kept]
-
-    def better(
-        what: str, least: float, splits: Sequence[int], figure: Callable[[Mean], float], words: str
-    ) -> list[str]:
-        groups = studies.groups(*splits, names=[what])
-        means = [mean_over_seeds(group.accuracies("test")) for group in groups]
-        found = [
-            f"{figure(mean):.3%} of {mean.n} seeds on {group.digits:,}{', ' * bool(group.views)}{group.views}"
-            for group, mean in zip(groups, means, strict=True)
-        ]
-        whole = {  # the plain figure of a recipe that averages views is shown, not judged
-            group.digits: round(figure(mean), PLACES) >= least
-            for group, mean in zip(groups, means, strict=True)
-            if mean.n >= SEEDS and group.views != "one view"
-        }
-        holding = " and ".join(f"{digits:,}" for digits, holds in whole.items() if holds)
-        kept = ABSENT if not whole else f"yes, on {holding}" if holding else "no"
-        on = " or ".join(f"{digits:,}" for digits in splits)
-        return [f"{what}: {words} at least {least:.2%}, {SEEDS} seeds, trained on {on}", "; ".join(found) or "–", kept]
-
+    mean, limit = "mean test accuracy", "lower 95 % limit of the mean test accuracy"
     return [
-        faster("baseline", "published", 0.6),
-        faster("baseline", "published", 0.48, " (stretch)"),
-        better("accurate", 0.997, (SPLIT, ALL), lambda mean: mean.mean, "mean test accuracy"),
-        better("accurate", 0.997, (SPLIT, ALL), lambda mean: mean.low, "(stretch) lower 95 % limit of that mean"),
-        faster("accurate", "keras_convnet", 1.2),
-        faster("accurate", "keras_convnet", 0.8, " (stretch)"),
-        faster("accurate", "published", 0.4),
-        better("fast", 0.992, (SPLIT,), lambda mean: mean.mean, "mean test accuracy"),
-        faster("fast", "keras_convnet", 0.15),
+        faster(studies, "baseline", "published", 0.6),
+        faster(studies, "baseline", "published", 0.48, "stretch: "),
+        better(studies, "accurate", 0.997, lambda found: found.mean, f"accurate: {mean}", SPLIT, ALL),
+        better(studies, "accurate", 0.997, lambda found: found.low, f"stretch: accurate: {limit}", SPLIT, ALL),
+        faster(studies, "accurate", "keras_convnet", 1.2),
+        faster(studies, "accurate", "keras_convnet", 0.8, "stretch: "),
+        faster(studies, "accurate", "published", 0.4),
+        better(studies, "fast", 0.992, lambda found: found.mean, f"fast: {mean}", SPLIT),
+        faster(studies, "fast", "keras_convnet", 0.15),
     ]
 
 
-def time_table(studies: Studies) -> str:
-    head = ["", "parameters", "epochs", "s an epoch", "s in training", *(f"× {peer}" for peer in PEERS)]
+def time_rows(studies: Studies) -> list[Row]:
     rows = []
-    for what, trials in ((what, studies.of("time", what)) for what in NAMES):
-        if trials:
-            measured = len(trials[0]["epoch_seconds"])
-            later = [statistics.median(t["epoch_seconds"][1:] or t["epoch_seconds"]) for t in trials]
-            row = [what, f"{trials[0]['num_params']:,}", str(EPOCHS[what]), spread(later, 1)]
-            row += [spread(list(studies.seconds(what).values()), 0)]
-            row += [spread(studies.ratios(what, peer), 2) for peer in PEERS]
-            row += [f"{spread([trial['process_seconds'] for trial in trials], 0)} with {measured} epochs"]
-            rows.append([*row, spread([trial["peak_memory_mb"] for trial in trials], 0), str(len(trials))])
-    return table([*head, "s of the process, as run", "peak MB", "n rounds"], rows)
+    for what in dict.fromkeys(trial["what"] for trial in studies["time"]):
+        trials = [trial for trial in studies["time"] if trial["what"] == what]
+        later = [statistics.mean(trial["epoch_seconds"][1:] or trial["epoch_seconds"]) for trial in trials]
+        row = {"": what, "parameters": f"{trials[0]['num_params']:,}", "epochs": str(EPOCHS[what])}
+        row["s an epoch"] = spread(later, 1)
+        row["s in training"] = spread(training_seconds(studies, what).values(), 0)
+        row |= {f"× {peer}": spread(ratios(studies, what, peer), 2) for peer in PEERS}
+        row["s of the process"] = spread([trial["process_seconds"] for trial in trials], 0)
+        row["its epochs"] = str(len(trials[0]["epoch_seconds"]))
+        row["peak MB"] = spread([trial["peak_memory_mb"] for trial in trials], 0)
+        rows.append(row | {"n rounds": str(len(trials))})
+    return rows
 
 
-def accuracy_table(studies: Studies) -> str:
-    head = ["", "trained on", "n seeds", "mean test accuracy", "95 % of the mean (t)", "worst to best seed", "errors"]
+def accuracy_rows(studies: Studies, what: str, digits: int) -> list[Row]:
     rows = []
-    for group in studies.groups(SPLIT, ALL):
-        values, wrong, size = group.accuracies("test"), group.wrong("test"), group.trials[0]["test_digits"]
-        mean, errors, val = mean_over_seeds(values), statistics.mean(map(len, wrong)), group.accuracies("val")
-        low, high = wilson_interval(size - round(errors), size, CONFIDENCE)
-        row = [group.name, f"{group.digits:,}", str(mean.n), f"{mean.mean:.3%}", interval(mean, 3)]
-        row += [f"{min(values):.2%} to {max(values):.2%}", f"{errors:.1f} of {size:,}", f"{low:.2%} to {high:.2%}"]
-        row += [f"{statistics.mean(len(DISPUTED & set(of_seed)) for of_seed in wrong):.1f}"]
-        row += [f"{statistics.mean(val):.2%}" if val else "–"]
-        rows.append([*row, f"{statistics.mean(trial['train_accuracy'] for trial in group.trials):.2%}"])
-    return table([*head, "95 % of the test set (Wilson)", "disputed errors", "validation", "training"], rows)
+    for name, trials in tested(studies, what, digits).items():
+        values, val, wrong = accuracies(trials, "test"), accuracies(trials, "val"), [t["test_wrong"] for t in trials]
+        mean, size, errors = mean_over_seeds(values), trials[0]["test_digits"], statistics.mean(map(len, wrong))
+        row = {"": name, "trained on": f"{digits:,}", "n seeds": str(mean.n)}
+        row["mean test accuracy"] = percent(mean.mean, 3)
+        row["95 % of the mean (t)"] = reach(mean.low, mean.high, 3)
+        row["worst to best seed"] = reach(min(values), max(values))
+        row["errors"] = f"{errors:.1f} of {size:,}"
+        row["95 % of the test set (Wilson)"] = reach(*wilson_interval(size - round(errors), size, CONFIDENCE))
+        row["of them disputed"] = f"{statistics.mean(len(DISPUTED.intersection(seed)) for seed in wrong):.1f}"
+        row["validation"] = percent(statistics.mean(val)) if val else "–"
+        rows.append(row | {"training": percent(statistics.mean(trial["train_accuracy"] for trial in trials))})
+    return rows
 
 
 def readme_table(studies: Studies) -> str:
-    """What stands in README.md. Seconds were measured on the split of `dvc repro` and stand there alone."""
-    head = ["", "trained on", "n seeds", "mean test accuracy (95 % of the mean)", "errors", "s in training"]
+    """The table for README.md. Seconds were measured on the split of `dvc repro`: the other has none."""
     rows = []
-    for group in studies.groups(SPLIT, ALL):
-        mean, timed = mean_over_seeds(group.accuracies("test")), group.digits == SPLIT
-        errors = f"{statistics.mean(map(len, group.wrong('test'))):.1f} of {group.trials[0]['test_digits']:,}"
-        row = [group.name, f"{group.digits:,}", str(mean.n), f"{mean.mean:.3%} ({interval(mean, 3)})", errors]
-        row += [middle(list(studies.seconds(group.what).values()), 0) if timed else "–"]
-        rows.append([*row, middle(studies.ratios(group.what, "published"), 2) if timed else "–"])
-    return table([*head, "× published's seconds"], rows)
+    for what, digits in GROUPS:
+        for name, on, n, mean, limits, _, errors, *_ in (row.values() for row in accuracy_rows(studies, what, digits)):
+            row = {"": name, "trained on": on, "n seeds": n, "mean test accuracy (95 %)": f"{mean} ({limits})"}
+            took, times = training_seconds(studies, what).values(), ratios(studies, what, "published")
+            row |= {"errors": errors, "s in training": middle(took, 0), "× published": middle(times, 2)}
+            rows.append(row if digits == SPLIT else row | {"s in training": "–", "× published": "–"})
+    return table(rows)
 
 
-def scaling(studies: Studies) -> Panels:
-    """Seconds of the last epoch, a figure a round: by digits, and by times the filters on an eighth of the digits."""
-    panels: Panels = {}
-    for what, trial in ((what, trial) for what in NAMES for trial in studies.of("scaling", what)):
-        times, digits = word(trial, "--filters-times", 1), trial["train_digits"]
-        places = {"digits trained on": digits} if times == 1 else {}
-        places |= {f"times the filters, on {digits:,} digits": times} if word(trial, "data.fraction", 1) == EIGHTH else {}
-        for label, place in places.items():
-            line = panels.setdefault(label, {}).setdefault(what, {})
-            line.setdefault(place, []).append(trial["epoch_seconds"][-1])
-    return panels
+def scaling(studies: Studies) -> figures.Sizes:
+    """Seconds of the last epoch, a figure a round, by name, digits and times the filters."""
+    found: figures.Sizes = defaultdict(list)
+    for trial in studies["scaling"]:
+        key = trial["what"], trial["train_digits"], word(trial, "--filters-times", 1)
+        found[key].append(trial["epoch_seconds"][-1])
+    return found
 
 
-def scaling_tables(panels: Panels) -> str:
-    tables = []
-    for label, lines in panels.items():
-        places = sorted({place for line in lines.values() for place in line})
-        cells = [[(values := line.get(at, [])) and f"{middle(values, 1)} (n = {len(values)})" for at in places] for line in lines.values()]
-        tables.append(table([label, *(f"{place:,g}" for place in places)], cells))
-    return "\n\n".join(tables)
+def scaling_rows(studies: Studies) -> list[Row]:
+    found = scaling(studies)
+    sizes = sorted({(times, digits) for _, digits, times in found})
+    names = {f"{digits:,} digits" + f", filters × {times:g}" * (times != 1): (digits, times) for times, digits in sizes}
+    rows = []
+    for what in dict.fromkeys(what for what, _, _ in found):
+        cells = {name: found.get((what, *size), []) for name, size in names.items()}
+        rows.append({"": what} | {name: f"{middle(took, 1)} (n = {len(took)})" for name, took in cells.items()})
+    return rows
+
+
+def start_rows(studies: Studies) -> list[Row]:
+    found = defaultdict(list)
+    for trial in studies["start"]:
+        found[trial["what"]].append(trial["process_seconds"])
+    return [{"command": what, "s": spread(took, 2), "n": str(len(took))} for what, took in found.items()]
+
+
+def missing(studies: Studies) -> str:
+    """What the plans have and the files do not: a line a study."""
+
+    def part(study: str, what: str, words: Collection[str]) -> str:
+        return f"{what} on {ALL if ALL_DIGITS in words else SPLIT:,}" if study == "accuracy" else what
+
+    lines = []
+    units = {
+        "time": ("rounds", time_plan()),
+        "accuracy": ("seeds", accuracy_plan()),
+        "scaling": ("trials", scaling_plan()),
+    }
+    for study, (unit, plan) in units.items():
+        planned = Counter(part(study, what, words) for what, words in plan)
+        stored = Counter(part(study, trial["what"], trial["words"]) for trial in studies[study])
+        short = [f"{name}: {stored[name]} of {n} {unit}" for name, n in planned.items() if stored[name] < n]
+        lines += [f"- Not measured yet, {study}: {'; '.join(short)}."] if short else []
+    return "\n".join(lines)
+
+
+def pictures(studies: Studies) -> dict[str, Figure]:
+    """Those that there are figures for."""
+    points, seeds = [], []
+    for what, digits in GROUPS:
+        for name, trials in tested(studies, what, digits).items():
+            errors, took = [100 * (1 - a) for a in accuracies(trials, "test")], training_seconds(studies, what)
+            mean = mean_over_seeds(errors)
+            seeds.append((what, f"{name}\n{digits:,} digits, n = {mean.n}", errors, mean[1:]))
+            if took and digits == SPLIT:
+                points.append((what, f"{name}, n = {mean.n} seeds", list(took.values()), errors))
+    drawn = {"error_against_seconds": figures.plot_error_against_seconds(points)} if points else {}
+    drawn |= {"seeds": figures.plot_seeds(seeds)} if seeds else {}
+    return drawn | ({"scaling": figures.plot_scaling(sizes)} if (sizes := scaling(studies)) else {})
+
+
+def markdown(studies: Studies, drawn: Collection[str]) -> str:
+    stored = [trial for trials in studies.values() for trial in trials]
+    seen = {key: "; ".join(sorted({trial[key] for trial in stored})) for key in ("hardware", "versions", "commit")}
+    shown = defaultdict(str) | {name: f"![{name.replace('_', ' ')}](benchmark/{name}.png)\n\n" for name in drawn}
+    accuracy = [row for what, digits in GROUPS for row in accuracy_rows(studies, what, digits)]
+    return f"""# Benchmark: the recipes beside plain Keras
+
+Made by `make benchmark` (times) and `make benchmark-full` (everything) from benchmarks/results; no figure is typed.
+
+- Hardware: {seen["hardware"]}. Versions: {seen["versions"]}. Commit: {seen["commit"]}.
+{missing(studies)}
+
+{shown["error_against_seconds"]}Test error, mean over seeds and lowest to highest seed, of training on {SPLIT:,} digits,
+against seconds of training, median and lowest to highest round. The published log's own run is not drawn.
+
+## Promises
+
+{table(promises(studies))}
+
+Ratios are medians (lowest–highest) of ratios within a round. Accuracy is that of the last epoch.
+
+## Seconds
+
+{table(time_rows(studies))}
+
+Median (lowest–highest) of rounds; in a round all take turns, so a busy minute hits all alike. The first epoch of a
+process compiles: "s an epoch" is the mean of its later ones, "s in training" the first and that mean for each epoch
+left; what takes one epoch is measured whole. The clock runs over training on {SPLIT:,} digits, without validation and
+tracking; "s of the process" is a whole trial as run, of "its epochs", with imports, reading and validation. Recipes
+use one thread an operation and two operations at once, published and keras_convnet TensorFlow's own choice of threads.
+
+## Accuracy
+
+{shown["seeds"]}{table(accuracy)}
+
+Means over seeds, last epoch. The t-interval says where the mean of many other seeds would lie on these same test
+digits; Wilson's, at the mean error count, what other test digits of the same kind would give. Disputed are the
+{len(DISPUTED)} test digits whose label annotators disputed (Northcutt et al. 2021, arXiv 2103.14749); they are never
+left out. Training is the running figure of the epoch, on augmented digits where the recipe augments.
+
+## Cost against size
+
+{shown["scaling"]}{table(scaling_rows(studies))}
+
+Median seconds of the last epoch of a trial, n rounds. Where a trial is one epoch, compiling is in it.
+
+## The start of everything
+
+{table(start_rows(studies))}
+
+## Again
+
+    make benchmark            # times, and this page
+    make benchmark-full       # and every seed and size; goes on where it stopped
+    make benchmark-compare    # times anew, beside the stored ones
+    python -m benchmarks.report
+"""
+
+
+def word(trial: Trial, key: str, default: float) -> float:
+    """The number after `key=` among the words of a trial."""
+    return next((float(text.partition("=")[2]) for text in trial["words"] if text.startswith(f"{key}=")), default)
+
+
+def percent(share: float, places: int = 2) -> str:
+    return "–" if math.isnan(share) else f"{100 * share:.{places}f} %"
+
+
+def reach(low: float, high: float, places: int = 2) -> str:
+    return "–" if math.isnan(low) else f"{100 * low:.{places}f} to {percent(high, places)}"
+
+
+def middle(values: Collection[float], places: int) -> str:
+    return f"{statistics.median(values):.{places}f}" if values else "–"
+
+
+def spread(values: Collection[float], places: int) -> str:
+    """Median (lowest–highest), without the range of a single one."""
+    return middle(values, places) + (f" ({min(values):.{places}f}–{max(values):.{places}f})" if len(values) > 1 else "")
+
+
+def table(rows: Sequence[Row]) -> str:
+    if not rows:
+        return "Not measured yet."
+    lines = [list(rows[0]), ["-", *["-:"] * (len(rows[0]) - 1)], *(list(row.values()) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    studies = load(RESULTS)
+    drawn = pictures(studies)
+    for name, figure in drawn.items():
+        with replacing(DOCS / "benchmark" / f"{name}.png") as temporary:
+            figure.savefig(temporary, **PNG)
+    for path, text in (
+        ("benchmark.md", markdown(studies, drawn)),
+        ("benchmark/summary.md", readme_table(studies) + "\n"),
+    ):
+        with replacing(DOCS / path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PipelineError as error:
+        sys.exit(f"error: {error}")
