@@ -71,9 +71,14 @@ def ratios(studies: Studies, what: str, peer: str) -> list[float]:
 
 
 def tested(studies: Studies, what: str, digits: int) -> dict[str, list[Trial]]:
-    """The seeds of `what` on so many digits, under its name; empty where there are none."""
+    """The seeds of `what` on so many digits, under its name: by several views and by one, if there are both."""
     seeds = [trial for trial in studies["accuracy"] if (trial["what"], trial["train_digits"]) == (what, digits)]
-    return {what: seeds} if seeds else {}
+    if not seeds:
+        return {}
+    if "test_wrong_5_views" not in seeds[0]:
+        return {what: seeds}
+    several = [t | {f"{of}_wrong": t[f"{of}_wrong_5_views"] for of in ("test", "val")} for t in seeds]
+    return {f"{what}, 5 views": several, f"{what}, 1 view": seeds}
 
 
 def accuracies(trials: Sequence[Trial], of: str) -> list[float]:
@@ -97,7 +102,7 @@ def better(studies: Studies, what: str, least: float, of: Callable[[Mean], float
             mean = mean_over_seeds(accuracies(trials, "test"))
             found.append(f"{name} on {digits:,}: {percent(of(mean), 3)}, n = {mean.n} seeds")
             if mean.n >= SEEDS:
-                judged[f"{digits:,}"] = round(of(mean), 9) >= least
+                judged[f"{digits:,}{name.removeprefix(what)}"] = round(of(mean), 9) >= least
     keeping = " and ".join(digits for digits, holds in judged.items() if holds)
     kept = "not measured" if not judged else f"yes, on {keeping}" if keeping else "no"
     promise = f"{words} of {SEEDS} seeds at least {percent(least)}, on {' or '.join(f'{n:,}' for n in splits)}"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.trial import PEERS
-from pipeline.config import CONF, ROOT, PipelineError
+from pipeline.config import ROOT, PipelineError, compose, to_dict
 from pipeline.console import quiet_import
 from pipeline.files import load_json, save_json
 
@@ -29,7 +29,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 RECIPES = ("baseline", "accurate", "fast")
 SEEDS, PEER_SEEDS, ROUNDS = 10, 3, 3
 ALL_DIGITS = "data.val_size=0"  # trained on all 60,000, as the published run was
-DECIDES = ("config", "data", "model", "augment", "engine")  # the modules that decide a trained model
+DECIDES = ("data", "model", "augment", "engine")  # the modules that, with the values, decide a trained model
 
 
 def time_plan() -> Iterator[tuple[str, list[str]]]:
@@ -152,12 +152,12 @@ def _run(*command: str, refused: bool = False) -> str:
 
 def _source(what: str) -> str:
     """What decides the figures of a peer or recipe, as a hash: a trial of other code or values is run again."""
-    if what in PEERS:
-        files = [ROOT / "benchmarks" / "peers.py"]
-    else:
-        files = [CONF / "recipe" / f"{what}.yaml", *(ROOT / "pipeline" / f"{name}.py" for name in DECIDES)]
-    files += [ROOT / "params.yaml", CONF / "data" / "mnist.yaml"]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+    peer = what in PEERS
+    values = to_dict(compose(f"recipe={'baseline' if peer else what}"))
+    values = {key: values[key] for key in (("train", "data") if peer else values)}
+    files = [ROOT / "benchmarks/peers.py"] if peer else [ROOT / "pipeline" / f"{name}.py" for name in DECIDES]
+    content = [json.dumps(values, sort_keys=True).encode(), *(file.read_bytes() for file in files)]
+    return hashlib.sha256(b"".join(content)).hexdigest()[:12]
 
 
 def _surroundings() -> dict[str, str]:

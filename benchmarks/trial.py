@@ -23,7 +23,7 @@ from pipeline.config import CONF, ROOT, Config, compose
 from pipeline.console import quiet_import
 
 PEERS = ("published", "keras_convnet")
-Predict = Callable[[NDArray[np.uint8]], NDArray[np.floating]]
+Predict = Callable[[NDArray[np.uint8], int], NDArray[np.floating]]  # of so many views a digit
 
 
 def main() -> None:
@@ -43,8 +43,10 @@ def main() -> None:
     figures, predict = fit(given.what, config, digits["train"], given.filters_times)
     for name in ("val", "test") if given.test else ("val",):
         images, labels, _ = digits[name]
-        wrong = np.flatnonzero(predict(images).argmax(1) != labels).tolist() if len(labels) else []
-        figures |= {f"{name}_digits": len(labels), f"{name}_wrong": wrong}
+        figures[f"{name}_digits"] = len(labels)
+        for views in sorted({1, config.evaluate.views}):
+            wrong = np.flatnonzero(predict(images, views).argmax(1) != labels).tolist() if len(labels) else []
+            figures[f"{name}_wrong" + f"_{views}_views" * (views > 1)] = wrong
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # KiB on Linux
     figures["peak_memory_mb"] = round(peak)
     print(json.dumps({"train_digits": len(digits["train"].labels), **figures}))
@@ -64,7 +66,7 @@ def _fit_recipe(recipe: str, config: Config, train: data.Digits, times: float) -
         "epoch_seconds": [round(seconds, 3) for _, seconds in epochs],
         "train_accuracy": epochs[-1][0].train_accuracy,
     }
-    return figures, lambda images: engine.predict(cnn, images)
+    return figures, lambda images, views: engine.predict(cnn, images, views)
 
 
 def _fit_peer(peer: str, config: Config, train: data.Digits, times: float) -> tuple[dict[str, Any], Predict]:
@@ -102,7 +104,7 @@ def _fit_peer(peer: str, config: Config, train: data.Digits, times: float) -> tu
         "epoch_seconds": clock,
         "train_accuracy": history.history["accuracy"][-1],
     }
-    return figures, lambda images: built.model.predict(prepared(images), batch_size=500, verbose=0)
+    return figures, lambda images, _: built.model.predict(prepared(images), batch_size=500, verbose=0)
 
 
 if __name__ == "__main__":

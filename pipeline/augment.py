@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline.config import Augment
 
+VIEWS = ((0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))  # pixels down, right: as it is, and moved by one
+
 
 def strengths(augment: Augment, steps: int) -> NDArray[np.float32]:
     """The share of the largest amounts at every step, float32 [steps].

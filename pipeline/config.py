@@ -90,6 +90,7 @@ class Train:
 class Evaluate:
     confidence: float = MISSING
     calibration_bins: int = MISSING
+    views: int = MISSING
 
 
 @dataclass
@@ -144,6 +145,8 @@ def _limits(config: Config) -> Iterator[tuple[str, Any, bool, str]]:
     yield positive("data.fraction", data.fraction, 1)
     yield between("evaluate.confidence", config.evaluate.confidence, 0.5, 1)
     yield at_least("evaluate.calibration_bins", config.evaluate.calibration_bins, 2)
+    views = config.evaluate.views
+    yield "evaluate.views", views, views in (1, 5), "1 or 5"
     yield at_least("model.filters", model.filters, 1)
     yield one_of("model.pooling", model.pooling, "flatten", "average")
     for number, layer in enumerate(model.convolutions):

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from pipeline.augment import random_affine, strengths
+from pipeline.augment import VIEWS, affine, random_affine, strengths
 from pipeline.config import Augment, Config, Optimizer, PipelineError
 from pipeline.data import Digits
 from pipeline.model import in_strips, join_strips
@@ -241,9 +241,18 @@ def assess(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> tuple[floa
     return float(np.mean(losses, dtype=np.float64)), float(np.mean(right))
 
 
-def predict(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The logits, float32 [N, K], of digits uint8 [N, H, W], at inference (batch norm by its running figures)."""
-    infer = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
+def predict(model: keras.Model, images: NDArray[np.uint8], views: int = 1) -> NDArray[np.float32]:
+    """The logits, float32 [N, K], of digits uint8 [N, H, W], at inference (batch norm by its running figures).
+
+    Of several `views` of a digit (augment.VIEWS, the first so many) it is the mean of their logits.
+    """
+
+    def mean_logits(batch: tf.Tensor) -> tf.Tensor:
+        still = tf.zeros(tf.shape(batch)[0])
+        seen = [affine(batch, still, still + 1, still, still + down, still + right) for down, right in VIEWS[:views]]
+        return tf.add_n([model(view, training=False) for view in seen]) / views
+
+    infer = tf.function(mean_logits, reduce_retracing=True)
     starts = range(0, len(images), PREDICT_BATCH)
     parts = [infer(images[i : i + PREDICT_BATCH]).numpy() for i in starts]
     return np.concatenate([np.empty((0, model.output_shape[-1]), np.float32), *parts])

@@ -25,8 +25,9 @@ def evaluate(config: Config) -> None:
 
     engine.start(config.seed)
     cnn = model.load_model(model_file)
-    probabilities = metrics.softmax(engine.predict(cnn, test.images))
+    probabilities = metrics.softmax(engine.predict(cnn, test.images, config.evaluate.views))
     figures = _figures(config, test, probabilities, history[-1])
+    figures["test_errors_one_view"] = metrics.errors(test.labels, engine.predict(cnn, test.images).argmax(1))
     per_class = metrics.class_figures(
         metrics.confusion_matrix(test.labels, probabilities.argmax(1), config.data.classes)
     )
@@ -60,6 +61,7 @@ def _figures(config: Config, test: data.Digits, probabilities: Any, last: dict[s
         "test_accuracy_high": high,
         "test_errors": errors,
         "test_examples": size,
+        "test_views": config.evaluate.views,
         "test_calibration_error": metrics.calibration(
             test.labels, probabilities, config.evaluate.calibration_bins
         ).error,

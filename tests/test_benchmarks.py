@@ -73,6 +73,18 @@ def test_a_promise_of_accuracy_wants_ten_seeds(tmp_path, errors, kept):
     assert all(f"n = {len(errors)} seeds" in row["found"] for row in found[2:4])
 
 
+def test_several_views_of_a_digit_stand_beside_the_plain_figure(tmp_path):
+    both = {"test_wrong_5_views": list(range(30)), "val_wrong_5_views": [1]}
+    found = studies(tmp_path, accuracy=[scored("accurate", 31) | both] * 10)
+    rows = report.accuracy_rows(found, "accurate", 55_000)
+    assert [(row[""], row["mean test accuracy"], row["validation"]) for row in rows] == [
+        ("accurate, 5 views", "99.700 %", "99.75 %"),
+        ("accurate, 1 view", "99.690 %", "99.50 %"),
+    ]
+    promise = report.promises(found)[2]
+    assert promise["kept"] == "yes, on 55,000, 5 views" and "accurate, 1 view on 55,000: 99.690 %" in promise["found"]
+
+
 def test_the_report_holds_the_figures_of_its_trials(tmp_path, monkeypatch):
     found = studies(
         tmp_path,

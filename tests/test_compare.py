@@ -20,6 +20,8 @@ FIGURES = {
     "test_accuracy_high": 0.99177,
     "test_errors": 1_100,
     "test_examples": 110_000,
+    "test_views": 1,
+    "test_errors_one_view": 1_100,
     "test_loss": 0.03,  # not in the table
 }
 
@@ -93,6 +95,8 @@ def test_cells_of_the_published_row_and_of_a_recipe(published):
         "1,100 of 110,000",
     ]
     assert compare.cells(row._replace(val_accuracy=0.9912))[4] == "99.12 %"
+    by_views = row._replace(test_views=5, test_errors_one_view=1_234)
+    assert compare.cells(by_views)[-1] == "1,100 of 110,000 (1,234 by one view)"
 
 
 def test_the_table_names_seed_and_confidence_and_ends_with_the_sentence(published, compose):
@@ -106,4 +110,6 @@ def test_the_table_names_seed_and_confidence_and_ends_with_the_sentence(publishe
         "| accurate | 103,514 | 1 | 98.77 % | – | 99.00 % (98.79 to 99.18) | 1,100 of 110,000 |",
     ]
     assert lines[4] == "" and lines[5].startswith("One run each (n = 1, seed 7), last epoch.")
-    assert text.endswith("\n\nThe sentence.\n")
+    assert text.endswith("\n\nThe sentence.\n") and "view" not in text
+    by_views = compare.markdown([published, rows[1]._replace(test_views=5)], "The sentence.", compose())
+    assert "accurate by the mean of 5 views" in by_views

@@ -101,6 +101,7 @@ LIMITS = {  # what is given: what is asked for instead
     "data.fraction=1.01": "a number above 0, at most 1",
     "evaluate.confidence=1.0": "a number from 0.5 to below 1",
     "evaluate.calibration_bins=1": "a whole number, 2 or more",
+    "evaluate.views=3": "1 or 5",
     "model.filters=0": AT_LEAST_1,
     "model.pooling=max": "flatten or average",
     "model.units=[64, 0]": "whole numbers, each 1 or more",

@@ -280,6 +280,16 @@ def test_predict_gives_every_logit_in_order(size):
         np.testing.assert_allclose(logits, cnn(images, training=False), rtol=1e-5, atol=1e-5)
 
 
+def test_five_views_are_the_mean_of_the_digit_and_of_it_moved_by_a_pixel_each_way():
+    cnn = built(NORMED)
+    images = np.zeros((3, 10, 10), np.uint8)
+    images[:, 2:8, 3:7] = generated_digits(3, 1)[0][:, 8:14, 9:13] | 1  # paper at the edges, so that rolling moves it
+    views = [np.roll(images, by, (1, 2)) for by in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))]
+    expected = np.mean([cnn(view, training=False) for view in views], axis=0)
+    assert np.abs(expected - cnn(images, training=False)).max() > 1e-3
+    np.testing.assert_allclose(engine.predict(cnn, images, views=5), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_assess_by_hand():
     logits = np.array([[0, 0], [math.log(3), 0], [0, 1000]], np.float32)
     loss, accuracy = engine.assess(logits, np.array([0, 1, 0], np.uint8))
