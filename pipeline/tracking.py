@@ -30,6 +30,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
+from numpy.typing import NDArray
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.config import ROOT, Config, PipelineError, in_dvc_stage, overrides, to_dict
@@ -106,6 +107,16 @@ def training_run(config: Config, train: Digits, val: Digits, data_files: Sequenc
         _log_surroundings(client, run_id)
         client.log_inputs(run_id, [_dataset("train", train), _dataset("val", val)])
         yield run
+
+
+def log_augmented(run: Run, config: Config, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> None:
+    """Log a sheet of the same digits, uint8 [N, H, W], before and after the largest augmentation of the recipe."""
+    from pipeline import plots
+
+    titles = ["as it is"] * len(before) + ["augmented"] * len(after)
+    heading = f"{config.name}: training digits, and as the first steps saw them"
+    sheet = plots.plot_digits(np.concatenate([before, after]), titles, len(before), heading)
+    MlflowClient().log_figure(run.info.run_id, sheet, "augmented.png")
 
 
 def log_epoch(run: Run, epoch: Mapping[str, float], size: int, seconds: float) -> None:

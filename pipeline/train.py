@@ -7,6 +7,8 @@ from pipeline.config import ROOT, Config, entry_point, in_dvc_stage, output_fold
 from pipeline.console import TrainingProgress, quiet_import
 from pipeline.files import load_json, save_csv, save_yaml
 
+SHOWN = 12  # digits drawn before and after augmentation
+
 
 @entry_point
 def train(config: Config) -> None:
@@ -19,7 +21,7 @@ def train(config: Config) -> None:
     size = len(digits.labels)
 
     with quiet_import():
-        from pipeline import debug, engine, metrics, model, tracking
+        from pipeline import augment, debug, engine, metrics, model, tracking
 
     engine.start(config.seed)
     cnn = model.build_cnn(config.model, config.data.image_shape, config.data.classes)
@@ -30,6 +32,8 @@ def train(config: Config) -> None:
         tracking.training_run(config, digits, val, [folder / "train.npz", folder / "val.npz"]) as run,
         TrainingProgress(config.name, config.train.epochs, size) as progress,
     ):
+        some = digits.images[:SHOWN]
+        tracking.log_augmented(run, config, some, augment.random_affine(some, [config.seed, 0], config.augment).numpy())
         history = []
         for epoch, seconds in engine.fit(cnn, config, digits, val, progress.batch):
             history.append(epoch)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib.image
 import numpy as np
 import pytest
 from conftest import ROOT, generated_digits
@@ -54,6 +55,7 @@ def trained(store, compose) -> Trained:
     save_arrays(store / "train.npz", **digits._asdict())
     cnn = model.build_cnn(config.model, (28, 28), 10)
     with tracking.training_run(config, digits, test, [store / "train.npz"]) as run:
+        tracking.log_augmented(run, config, digits.images[:3], 255 - digits.images[:3])
         for epoch in HISTORY:
             tracking.log_epoch(run, epoch._asdict(), 40, seconds=0.5)
         save_csv(files[0], dict(zip(engine.Epoch._fields, zip(*HISTORY, strict=True), strict=True)))
@@ -118,6 +120,10 @@ def test_artifacts_are_readable_and_lie_below_mlruns(trained, tmp_path):
     names = {item.path for item in client.list_artifacts(run_id)}
     assert {"config.yaml", "history.csv", "val_predictions.csv", "packages.txt"} <= names
     assert trained.run.info.artifact_uri.startswith((trained.folder / "mlruns").as_uri())
+    # Black digits on white above, the same inverted below.
+    sheet = matplotlib.image.imread(client.download_artifacts(run_id, "augmented.png", str(tmp_path)))[..., :3]
+    top, below = np.array_split(sheet, 2)
+    assert top.mean() > 0.7 > below.mean() + 0.2
     with Path(client.download_artifacts(run_id, "history.csv", str(tmp_path))).open() as file:
         assert [row["train_loss"] for row in csv.DictReader(file)] == ["0.9", "0.4"]
     packages = Path(client.download_artifacts(run_id, "packages.txt", str(tmp_path))).read_text()
