@@ -75,5 +75,5 @@ benchmark-compare: clone env  ## Times anew, beside the stored ones
 	dvc repro --quiet fetch
 	python -m benchmarks.run compare
 
-readme: env  ## Put the table of results/comparison.md into README.md
+readme: env  ## Put the tables of results/ and docs/benchmark/ into README.md
 	python docs/fill_readme.py

@@ -167,7 +167,18 @@ def readme_table(studies: Studies) -> str:
             took, times = training_seconds(studies, what).values(), ratios(studies, what, "published")
             row |= {"errors": errors, "s in training": middle(took, 0), "× published": middle(times, 2)}
             rows.append(row if digits == SPLIT else row | {"s in training": "–", "× published": "–"})
-    return table(rows)
+    rounds = len({word(trial, "seed", 0) for trial in studies["time"]})
+    return f"""{table(rows)}
+
+Last epoch; 95 %: Student's interval over seeds. Seconds are medians of {rounds} interleaved rounds, and × published is
+over those of the published script in plain Keras. {seen(studies)["hardware"]}.
+"""
+
+
+def seen(studies: Studies) -> dict[str, str]:
+    """Every hardware, set of versions and commit among the trials."""
+    stored = [trial for trials in studies.values() for trial in trials]
+    return {key: "; ".join(sorted({trial[key] for trial in stored})) for key in ("hardware", "versions", "commit")}
 
 
 def scaling(studies: Studies) -> figures.Sizes:
@@ -233,15 +244,14 @@ def pictures(studies: Studies) -> dict[str, Figure]:
 
 
 def markdown(studies: Studies, drawn: Collection[str]) -> str:
-    stored = [trial for trials in studies.values() for trial in trials]
-    seen = {key: "; ".join(sorted({trial[key] for trial in stored})) for key in ("hardware", "versions", "commit")}
+    about = seen(studies)
     shown = defaultdict(str) | {name: f"![{name.replace('_', ' ')}](benchmark/{name}.png)\n\n" for name in drawn}
     accuracy = [row for what, digits in GROUPS for row in accuracy_rows(studies, what, digits)]
     return f"""# Benchmark: the recipes beside plain Keras
 
 Made by `make benchmark` (times) and `make benchmark-full` (everything) from benchmarks/results; no figure is typed.
 
-- Hardware: {seen["hardware"]}. Versions: {seen["versions"]}. Commit: {seen["commit"]}.
+- Hardware: {about["hardware"]}. Versions: {about["versions"]}. Commit: {about["commit"]}.
 {missing(studies)}
 
 {shown["error_against_seconds"]}Test error, mean over seeds and lowest to highest seed, of training on {SPLIT:,} digits,
@@ -328,7 +338,7 @@ def main() -> None:
             figure.savefig(temporary, **PNG)
     for path, text in (
         ("benchmark.md", markdown(studies, drawn)),
-        ("benchmark/summary.md", readme_table(studies) + "\n"),
+        ("benchmark/summary.md", readme_table(studies)),
     ):
         with replacing(DOCS / path) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import sys
 
+import pytest
 from conftest import ROOT, run
 
 sys.path.insert(0, str(ROOT / "docs"))
 
-from fill_readme import BEGIN, END, filled
+from fill_readme import END, TABLES, filled
 
 README = (ROOT / "README.md").read_text()
 
@@ -20,12 +21,14 @@ def committed(name: str) -> str:
     return done.stdout if done.returncode == 0 else (ROOT / name).read_text()
 
 
-def test_the_table_is_the_committed_one():
-    assert filled(committed("README.md"), committed("results/comparison.md")) == committed("README.md")
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_the_committed_one(name):
+    assert filled(committed("README.md"), name, committed(name)) == committed("README.md")
 
 
 def test_filling_replaces_what_stood_between_the_marks_alone():
-    assert filled(f"a\n{BEGIN}\nold\n{END}\nb\n", "new\n") == f"a\n{BEGIN}\nnew\n{END}\nb\n"
+    readme = f"a\n<!-- x -->\n{END}\n<!-- y.md -->\nold\n{END}\nb\n"
+    assert filled(readme, "y.md", "new\n") == readme.replace("old", "new")
 
 
 def test_every_make_target_and_file_it_names_exists():
