@@ -68,7 +68,7 @@ def trained(store, compose) -> Trained:
 def test_parameters_are_every_value_of_the_configuration(trained):
     params = trained.run.data.params
     assert params["seed"] == "3" and params["train.epochs"] == "2"
-    assert params["model.convolutions.0.strides"] == "2" and params["model.units"] == "[]"
+    assert params["model.convolutions.0.pool"] == "2" and params["model.units"] == "[]"
     assert params["data.sha256.test_labels"] == trained.config.data.sha256["test_labels"]
     assert params["data.train_examples"] == "40" and params["data.val_examples"] == "20"
     assert params["model.num_params"] == str(model.load_model(trained.model_file).count_params())
