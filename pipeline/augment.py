@@ -28,13 +28,14 @@ def strengths(augment: Augment, steps: int) -> NDArray[np.float32]:
 
 
 def random_affine(images: tf.Tensor, seed: tf.Tensor, augment: Augment, strength: tf.Tensor | float = 1.0) -> tf.Tensor:
-    """Rotate, scale, shear and shift every digit by its own random amounts, about its centre.
+    """Rotate, scale, stretch, shear and shift every digit by its own random amounts, about its centre.
 
     Args:
       images: uint8 [B, H, W].
       seed: int32 [2]; the same seed gives the same digits.
       augment: the largest amounts, each drawn uniformly from minus to plus it: rotation in degrees, scale as a
-        share of the size, shear in pixels sideways a pixel down, shift in pixels down and sideways.
+        share of the size, stretch as one of the width, shear in pixels sideways a pixel down, shift in pixels down
+        and sideways.
       strength: a share of these, 0 to 1.
 
     Returns:
@@ -43,30 +44,33 @@ def random_affine(images: tf.Tensor, seed: tf.Tensor, augment: Augment, strength
     largest = [
         math.radians(augment.rotation),
         augment.scale,
+        augment.stretch,
         augment.shear,
         augment.shift,
         augment.shift,
     ]
-    amounts = tf.random.stateless_uniform([5, tf.shape(images)[0]], seed, -1.0, 1.0) * strength  # [5, B]
-    rotation, scale, shear, down, right = tf.unstack(amounts * tf.constant(largest)[:, None])
-    return affine(images, rotation, 1.0 + scale, shear, down, right)
+    amounts = tf.random.stateless_uniform([6, tf.shape(images)[0]], seed, -1.0, 1.0) * strength  # [6, B]
+    rotation, scale, stretch, shear, down, right = tf.unstack(amounts * tf.constant(largest)[:, None])
+    return affine(images, rotation, 1.0 + scale, 1.0 + stretch, shear, down, right)
 
 
 def affine(
     images: tf.Tensor,
     rotation: tf.Tensor,
     scale: tf.Tensor,
+    stretch: tf.Tensor,
     shear: tf.Tensor,
     down: tf.Tensor,
     right: tf.Tensor,
 ) -> tf.Tensor:
-    """Move uint8 digits [B, H, W] by float32 [B] amounts: radians, a factor, and pixels."""
+    """Move uint8 digits [B, H, W] by float32 [B] amounts: radians, factors (of the size; of the width, and the height
+    by its inverse), and pixels."""
     height, width = images.shape[1:]
     # The operation wants the inverse map, from a pixel of the result (column x, row y) to one of the source:
-    # undo the shift, then shear, rotate and shrink about the centre.
+    # undo the shift, then shear, rotate, shrink and squeeze about the centre.
     cosine, sine = tf.cos(rotation) / scale, tf.sin(rotation) / scale
-    xx, xy = cosine, cosine * shear + sine
-    yx, yy = -sine, cosine - sine * shear
+    xx, xy = cosine / stretch, (cosine * shear + sine) / stretch
+    yx, yy = -sine * stretch, (cosine - sine * shear) * stretch
     centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
     start_x = centre_x - xx * (centre_x + right) - xy * (centre_y + down)
     start_y = centre_y - yx * (centre_x + right) - yy * (centre_y + down)

@@ -73,6 +73,7 @@ class Optimizer:
 class Augment:
     rotation: float = MISSING
     scale: float = MISSING
+    stretch: float = MISSING
     shear: float = MISSING
     shift: float = MISSING
     full_until: float = MISSING
@@ -171,6 +172,7 @@ def _limits(config: Config) -> Iterator[tuple[str, Any, bool, str]]:
     yield between("optimizer.label_smoothing", optimizer.label_smoothing, 0, 1)
     yield between("augment.rotation", augment.rotation, 0, 180)
     yield between("augment.scale", augment.scale, 0, 1)
+    yield between("augment.stretch", augment.stretch, 0, 1)
     yield between("augment.shear", augment.shear, 0, 1)
     yield between("augment.shift", augment.shift, 0, min(shape))
     yield between("augment.full_until", augment.full_until, 0, 1)

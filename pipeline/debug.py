@@ -50,7 +50,7 @@ def profile(model: keras.Model, config: Config, digits: Digits) -> str:
             for event in line.events:
                 # An operation is named "<its name in the graph>:<its kind>"; all else is the machinery around it.
                 name, _, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
-                if plane.name == "/host:CPU" and name and not name.endswith(":") and not kind.startswith("__"):
+                if plane.name == "/host:CPU" and name and not name.endswith(":") and not kind.lstrip().startswith("__"):
                     milliseconds[kind] += event.duration_ps / 1e9 / steps
                     calls[kind] += 1
     total = sum(milliseconds.values())

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline.augment import VIEWS, affine, random_affine, strengths
 from pipeline.config import Augment, Config, Optimizer, PipelineError
 from pipeline.data import Digits
-from pipeline.model import in_strips, join_strips
+from pipeline.model import fuse_batch_norm, in_strips, join_strips
 
 CHUNKS = 20  # calls of the compiled loop an epoch, for the progress bar to move
 PREDICT_BATCH = 500
@@ -109,9 +109,11 @@ class Trainer:
     def __init__(self, model: keras.Model, optimizer: Optimizer, augment: Augment, seed: int) -> None:
         self.model = model
         self.settings = optimizer
-        self.augment = augment if any((augment.rotation, augment.scale, augment.shear, augment.shift)) else None
+        amounts = (augment.rotation, augment.scale, augment.stretch, augment.shear, augment.shift)
+        self.augment = augment if any(amounts) else None
         self.seed = seed
-        self.network = in_strips(model, optimizer.row_strips) if optimizer.row_strips > 1 else model
+        strips = optimizer.row_strips
+        self.network = in_strips(model, strips) if strips > 1 else fuse_batch_norm(model)
         self.variables = [variable.value for variable in self.network.trainable_variables]
         self.optimizer = Adam(self.variables, optimizer.weight_decay)
 
@@ -198,7 +200,7 @@ class Trainer:
             loss, right = loss + float(losses), right + int(hits)
             done = min(int(last) * self.settings.batch_size, size)
             on_progress(done, right / done)
-        if self.network is not self.model:
+        if self.settings.row_strips > 1:
             join_strips(self.model, self.network)
         return loss / size, right / size
 
@@ -249,7 +251,8 @@ def predict(model: keras.Model, images: NDArray[np.uint8], views: int = 1) -> ND
 
     def mean_logits(batch: tf.Tensor) -> tf.Tensor:
         still = tf.zeros(tf.shape(batch)[0])
-        seen = [affine(batch, still, still + 1, still, still + down, still + right) for down, right in VIEWS[:views]]
+        one = still + 1
+        seen = [affine(batch, still, one, one, still, still + down, still + right) for down, right in VIEWS[:views]]
         return tf.add_n([model(view, training=False) for view in seen]) / views
 
     infer = tf.function(mean_logits, reduce_retracing=True)

@@ -19,8 +19,8 @@ def _threads() -> None:
     engine.start(0)
 
 
-def moved(images, rotation=0.0, scale=1.0, shear=0.0, down=0.0, right=0.0) -> np.ndarray:
-    amounts = [tf.fill([len(images)], float(amount)) for amount in (rotation, scale, shear, down, right)]
+def moved(images, rotation=0.0, scale=1.0, stretch=1.0, shear=0.0, down=0.0, right=0.0) -> np.ndarray:
+    amounts = [tf.fill([len(images)], float(amount)) for amount in (rotation, scale, stretch, shear, down, right)]
     result = affine(tf.constant(images), *amounts).numpy()
     assert result.dtype == np.uint8 and result.shape == images.shape
     return result
@@ -52,7 +52,7 @@ def blocks() -> np.ndarray:
 def test_no_amounts_leave_every_pixel_as_it_is():
     images, _ = generated_digits(20, 0)
     np.testing.assert_array_equal(moved(images), images)
-    unmoved = random_affine(tf.constant(images), tf.constant([1, 2]), Augment(0.0, 0.0, 0.0, 0.0))
+    unmoved = random_affine(tf.constant(images), tf.constant([1, 2]), Augment(0.0, 0.0, 0.0, 0.0, 0.0))
     np.testing.assert_array_equal(unmoved, images)
 
 
@@ -86,6 +86,14 @@ def test_scale_2_doubles_about_the_centre():
     np.testing.assert_array_equal(moved(expected.astype(np.uint8), scale=0.5)[0, 3], [0, 0, 200, 200, 200, 0, 0])
 
 
+def test_stretch_2_doubles_the_width_and_halves_the_height_about_the_centre():
+    images = np.zeros((1, 9, 9), np.uint8)
+    images[0, 2:7, 3:6] = 200  # 3 pixels wide, 5 high, in the middle
+    half = np.array([0, 0, 0, 1, 1, 1, 0, 0, 0])  # rows at -1, 0, 1 show what stood at -2, 0, 2
+    across = np.array([0, 100, 200, 200, 200, 200, 200, 100, 0])
+    np.testing.assert_array_equal(moved(images, stretch=2.0)[0], half[:, None] * across)
+
+
 def test_shear_moves_rows_sideways_by_their_distance_from_the_centre():
     images = np.zeros((1, 7, 7), np.uint8)
     images[0, :, 3] = 200  # a column becomes a diagonal
@@ -102,7 +110,7 @@ def test_rotation_comes_before_shear_and_both_before_the_shift(blocks):
 
 def test_the_seed_decides_the_digits_and_every_digit_moves_by_its_own():
     images = tf.constant(dots(6, 13, copies=50))
-    augment = Augment(rotation=30.0, scale=0.2, shear=0.2, shift=3.0)
+    augment = Augment(rotation=30.0, scale=0.2, stretch=0.2, shear=0.2, shift=3.0)
     first, again = (random_affine(images, tf.constant([4, 7]), augment).numpy() for _ in range(2))
     np.testing.assert_array_equal(first, again)
     assert len(np.unique(first, axis=0)) > 45
@@ -116,13 +124,21 @@ def test_the_seed_decides_the_digits_and_every_digit_moves_by_its_own():
     # blur: how far a dot's centroid may lie from where the dot went: grey values are whole, and after a turn or a
     # change of size the dot's pixels no longer weigh evenly.
     [
-        (Augment(0.0, 0.0, 0.0, shift=2.5), 10, (7.5, 7.5), (12.5, 12.5), 0.02),
-        (Augment(0.0, 0.0, shear=0.25, shift=0.0), 18, (18, 8), (18, 12), 0.02),
-        (Augment(0.0, scale=0.25, shear=0.0, shift=0.0), 18, (16, 10), (20, 10), 0.2),
+        (Augment(0.0, 0.0, 0.0, 0.0, shift=2.5), 10, (7.5, 7.5), (12.5, 12.5), 0.02),
+        (Augment(0.0, 0.0, 0.0, shear=0.25, shift=0.0), 18, (18, 8), (18, 12), 0.02),
+        (Augment(0.0, scale=0.25, stretch=0.0, shear=0.0, shift=0.0), 18, (16, 10), (20, 10), 0.2),
+        # 6 pixels below the centre: 6 / 1.25 to 6 / 0.75.
+        (Augment(0.0, 0.0, stretch=0.25, shear=0.0, shift=0.0), 16, (14.8, 10), (18, 10), 0.2),
         # 8 pixels below the centre, turned by 30 degrees: 8 sin 30 to either side, and still 8 cos 30 below.
-        (Augment(rotation=30.0, scale=0.0, shear=0.0, shift=0.0), 18, (10 + 4 * math.sqrt(3), 6), (18, 14), 0.2),
+        (
+            Augment(rotation=30.0, scale=0.0, stretch=0.0, shear=0.0, shift=0.0),
+            18,
+            (10 + 4 * math.sqrt(3), 6),
+            (18, 14),
+            0.2,
+        ),
     ],
-    ids=["shift", "shear", "scale", "rotation"],
+    ids=["shift", "shear", "scale", "stretch", "rotation"],
 )
 def test_the_largest_amounts_are_nearly_reached_and_never_passed(augment, row, least, most, blur):
     images = random_affine(tf.constant(dots(row, 10, copies=300)), tf.constant([0, 1]), augment).numpy()
@@ -134,7 +150,7 @@ def test_the_largest_amounts_are_nearly_reached_and_never_passed(augment, row, l
 def test_strength_is_a_share_of_the_amounts():
     images = tf.constant(dots(10, 10, copies=300))
     whole, half, none = (
-        centroids(random_affine(images, tf.constant([0, 1]), Augment(0.0, 0.0, 0.0, shift=4.0), strength).numpy())
+        centroids(random_affine(images, tf.constant([0, 1]), Augment(0.0, 0.0, 0.0, 0.0, shift=4.0), strength).numpy())
         for strength in (1.0, 0.5, 0.0)
     )
     np.testing.assert_allclose(half - 10, (whole - 10) / 2, atol=0.05)
@@ -143,7 +159,7 @@ def test_strength_is_a_share_of_the_amounts():
 
 def test_strength_falls_from_whole_to_the_last_share():
     # Ten steps, their middles at .05, .15, ...: from .5 on it falls by 1 - .2 over the other half.
-    found = strengths(Augment(1.0, 1.0, 1.0, 1.0, full_until=0.5, last=0.2), 10)
+    found = strengths(Augment(1.0, 1.0, 1.0, 1.0, 1.0, full_until=0.5, last=0.2), 10)
     np.testing.assert_allclose(found, [1, 1, 1, 1, 1, 0.92, 0.76, 0.6, 0.44, 0.28], rtol=1e-6)
     assert found.dtype == np.float32
-    assert (strengths(Augment(1.0, 1.0, 1.0, 1.0, full_until=0.0, last=1.0), 4) == 1).all()
+    assert (strengths(Augment(1.0, 1.0, 1.0, 1.0, 1.0, full_until=0.0, last=1.0), 4) == 1).all()

@@ -116,6 +116,7 @@ LIMITS = {  # what is given: what is asked for instead
     "optimizer.label_smoothing=1.0": SHARE,
     "augment.rotation=180.0": "a number from 0 to below 180",
     "augment.scale=1.0": SHARE,
+    "augment.stretch=1.0": SHARE,
     "augment.shear=-0.1": SHARE,
     "augment.shift=28.0": "a number from 0 to below 28",
     "augment.full_until=1.0": SHARE,

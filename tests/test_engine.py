@@ -26,7 +26,7 @@ PUBLISHED = Model(3, [Convolution(1, 3, 1, "valid", 1)], False, "flatten", [6, 5
 LINEAR = replace(PLAIN, convolutions=[])
 # 46 digits in batches of 5: ten steps, the last one of 1.
 ADAM = Optimizer(5, 1, 1, 0.01, "constant", 0.0, 0.0, 0.0)
-NO_AUGMENT, AUGMENT = Augment(0.0, 0.0, 0.0, 0.0), Augment(10.0, 0.1, 0.1, 2.0)
+NO_AUGMENT, AUGMENT = Augment(0.0, 0.0, 0.0, 0.0, 0.0), Augment(10.0, 0.1, 0.1, 0.1, 2.0)
 STEPS = 10
 IMAGES, LABELS = generated_digits(46, 0)
 IMAGES = IMAGES[:, ::3, ::3]  # 10 x 10, for speed

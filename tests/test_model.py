@@ -60,11 +60,18 @@ def test_baseline_is_the_published_network_layer_by_layer(compose):
 
 def test_accurate_has_the_parameters_of_its_formula(compose):
     cnn = model.build_cnn(compose("recipe=accurate").model, (28, 28), 10)
-    filters = [32, 64, 128]
-    kernels = 25 * 32 + 9 * 32 * 64 + 9 * 64 * 128
-    assert cnn.count_params() == kernels + 4 * sum(filters) + (128 + 1) * 10 == 95_146
+    filters = [16, 32, 64, 256]
+    kernels = 9 * (1 * 16 + 16 * 32 + 32 * 64 + 64 * 256)
+    assert cnn.count_params() == kernels + 4 * sum(filters) + (256 + 1) * 10 == 174_682
     shapes = [layer.output.shape[1:] for layer in cnn.layers if layer.name.startswith(("convolution", "max"))]
-    assert shapes == [(12, 12, 32), (10, 10, 64), (5, 5, 64), (3, 3, 128)]
+    assert shapes == [
+        (26, 26, 16),
+        (13, 13, 16),
+        (11, 11, 32),
+        (9, 9, 64),
+        (4, 4, 64),
+        (2, 2, 256),
+    ]
     images, _ = generated_digits(3, 0)
     pixels = cnn.get_layer("pixels")(cnn.get_layer("channel")(images))
     np.testing.assert_allclose(pixels, images[..., None] / 255, rtol=1e-6)
@@ -90,6 +97,21 @@ def test_a_forward_pass_by_hand_pooled_normalised_and_averaged():
     weights = [KERNEL, [2], [0], [1], [4 - 1e-3], [[2, -4]], [1, 0]]
     cnn.set_weights([np.array(weight, np.float32) for weight in weights])
     np.testing.assert_allclose(cnn(IMAGE, training=False), [[2 * 5 + 1, -4 * 5]], rtol=1e-6)
+
+
+def test_fused_batch_norm_moves_the_variables_of_the_network_as_kerass_does():
+    ours, kerass = model.build_cnn(SMALL, (28, 28), 10), model.build_cnn(SMALL, (28, 28), 10)
+    kerass.set_weights(ours.get_weights())
+    before = [variable.numpy() for variable in ours.non_trainable_variables]
+    fused = model.fuse_batch_norm(ours)
+    assert [id(variable) for variable in fused.variables] == [id(variable) for variable in ours.variables]
+    images, _ = generated_digits(64, 0)
+    for _ in range(3):
+        np.testing.assert_allclose(fused(images, training=True), kerass(images, training=True), rtol=1e-4, atol=1e-4)
+    for one, other in zip(ours.get_weights(), kerass.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+    moved = zip(before, ours.non_trainable_variables, strict=True)
+    assert all(np.abs(start - now).max() > 1e-3 for start, now in moved)
 
 
 def test_the_file_is_what_it_was_built_from(kept, tmp_path):
