@@ -82,7 +82,8 @@ def test_several_views_of_a_digit_stand_beside_the_plain_figure(tmp_path):
         ("accurate, by 1 view", "99.690 %", "99.50 %"),
     ]
     promise = report.promises(found)[2]
-    assert promise["kept"] == "yes, on 55,000, by 5 views" and "accurate, by 1 view on 55,000: 99.690 %" in promise["found"]
+    assert promise["kept"] == "yes, on 55,000, by 5 views"
+    assert "accurate, by 1 view on 55,000: 99.690 %" in promise["found"]
 
 
 def test_the_report_holds_the_figures_of_its_trials(tmp_path, monkeypatch):
