@@ -61,13 +61,11 @@ lock:  ## Renew requirements.lock (needs uv)
 	uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 		--extra dev --output-file requirements.lock pyproject.toml
 
-benchmark: clone env  ## 16 minutes: times beside plain Keras, interleaved, and docs/benchmark.md
-	dvc repro --quiet fetch
+benchmark: repro  ## 16 minutes after `make repro`: times beside plain Keras, interleaved, and docs/benchmark.md
 	python -m benchmarks.run short
 	python -m benchmarks.report
 
-benchmark-full: clone env  ## And ten seeds of every recipe: hours; goes on where it stopped
-	dvc repro --quiet fetch
+benchmark-full: repro  ## And ten seeds of every recipe: hours; goes on where it stopped
 	python -m benchmarks.run full
 	python -m benchmarks.report
 
