@@ -95,6 +95,19 @@ def load_metrics(clone: Path, recipe: str) -> dict:
     return json.loads((clone / f"results/recipes/{recipe}/metrics.json").read_text())
 
 
+PLAIN_KERAS = """
+import sys, keras, numpy as np
+model = keras.saving.load_model(sys.argv[1])
+print(*model(np.load(sys.argv[2])["images"]).numpy().argmax(1))
+"""
+
+
+def keras_predictions(model_file: Path, digits_file: Path) -> list[int]:
+    """As README says to use the model, elsewhere."""
+    done = run(sys.executable, "-c", PLAIN_KERAS, str(model_file), str(digits_file))
+    return [int(word) for word in done.stdout.split()]
+
+
 def store(place: Path | str):
     from mlflow.tracking import MlflowClient
 
@@ -111,6 +124,9 @@ def test_every_output_is_there_and_agrees_with_the_others(clone):
         assert len(rows) == 100 and list(rows["index"]) == list(range(100))
         assert figures["test_errors"] == np.sum(rows["label"] != rows["prediction"])
         assert figures["test_accuracy"] == pytest.approx(1 - figures["test_errors"] / 100)
+        plain = keras_predictions(clone / f"models/{recipe}/model.keras", clone / "data/processed/test.npz")
+        assert figures["test_errors_one_view"] == np.sum(rows["label"] != plain)
+        assert figures["test_views"] == {"baseline": 1, "accurate": 5}[recipe]
         history = np.genfromtxt(clone / f"results/recipes/{recipe}/history.csv", delimiter=",", names=True)
         assert figures["epochs"] == len(history) == 2 and figures["val_accuracy"] == history["val_accuracy"][-1]
         val = np.genfromtxt(clone / f"results/recipes/{recipe}/val_predictions.csv", delimiter=",", names=True)
