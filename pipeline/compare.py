@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import metrics
-from pipeline.config import ROOT, Config, PipelineError, entry_point, in_dvc_stage, job_folder
+from pipeline.command import entry_point, job_folder
+from pipeline.config import ROOT, Config, PipelineError, in_dvc_stage
 from pipeline.console import quiet_import
 from pipeline.files import load_csv, load_json, replacing, save_json
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import data
-from pipeline.config import ROOT, Config, entry_point, output_folders
+from pipeline.command import entry_point, output_folders
+from pipeline.config import ROOT, Config
 from pipeline.console import quiet_import
 from pipeline.files import load_csv, replacing, save_csv, save_json, sha256
 

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pipeline.metrics import Calibration, Interval
@@ -123,6 +124,38 @@ def plot_comparison(
         train.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "235" else "")
         train.legend(frameon=False)
         val.legend(frameon=False)
+        return figure
+
+
+def plot_curves(curves: Mapping[str, Sequence[float]], metric: str) -> Figure:
+    """A metric, shares of 0 to 1, over the epochs of several runs, by name."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for colour, (name, values) in zip(cycle(COLOURS), curves.items(), strict=False):
+            axes.plot(range(1, len(values) + 1), 100 * np.asarray(values), marker=".", color=colour, label=name)
+        axes.set(xlabel="epoch", ylabel=f"{metric} in %")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        return figure
+
+
+def plot_heat_map(
+    shares: NDArray[np.float64], keys: Sequence[str], values: Sequence[Sequence[str]], title: str
+) -> Figure:
+    """Shares [R, C], NaN where there is none yet, by the values (R and C of them) of two keys."""
+    rows, columns = shares.shape
+    with rc_context(STYLE | {"axes.spines.top": True, "axes.spines.right": True}):
+        figure = Figure(figsize=(2 + 0.9 * columns, 1.6 + 0.6 * rows), layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(shares, cmap="cividis", aspect="auto")
+        middle = (np.nanmin(shares) + np.nanmax(shares)) / 2
+        for row, column in np.argwhere(~np.isnan(shares)):
+            colour = "black" if shares[row, column] > middle else "white"
+            axes.text(column, row, f"{100 * shares[row, column]:.2f}", ha="center", va="center", color=colour)
+        axes.set(title=title, ylabel=keys[0], xlabel=keys[1])
+        axes.set_yticks(range(rows), values[0])
+        axes.set_xticks(range(columns), values[1])
         return figure
 
 

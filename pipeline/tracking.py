@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import logging
 import math
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,15 +30,14 @@ from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.config import ROOT, Config, PipelineError, in_dvc_stage, overrides, to_dict
+from pipeline.config import ROOT, Config, PipelineError, to_dict
 from pipeline.data import Digits
 from pipeline.files import sha256
+from pipeline.surroundings import NOT_SOURCE, Identity, git, hardware, uncommitted, versions
 
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the view that the web page opens with
 EVALUATION = "evaluate"  # the section of the configuration that only evaluation reads and logs
-PACKAGES = ("tensorflow", "keras", "numpy", "hydra-core", "mlflow", "dvc")
-# What DVC itself deletes and rewrites around a stage does not make a tree dirty.
-NOT_SOURCE = (":!results", ":!dvc.lock")
+PARENT = "mlflow.parentRunId"
 
 
 @contextmanager
@@ -84,13 +80,16 @@ def open_store(name: str) -> tuple[MlflowClient, str]:
 
 
 @contextmanager
-def training_run(config: Config, train: Digits, val: Digits, data_files: Sequence[Path]) -> Iterator[Run]:
-    """Open a run holding everything known before training; it ends as finished, or as failed if the block raises."""
+def training_run(
+    config: Config, name: str, parent: str | None, identity: Identity, train: Digits, val: Digits
+) -> Iterator[Run]:
+    """Open a run holding everything known before training; it ends as finished, or as failed if the block raises.
+
+    `parent` is the run id of the sweep that it belongs to.
+    """
     client, experiment = open_store(config.data.name)
     mlflow.set_system_metrics_sampling_interval(1)
-    words = [word for word in overrides() if not word.startswith("recipe=")]
-    name = config.name if in_dvc_stage() else " ".join([config.name, *words])
-    tags = _tags(config, "pipeline.train") | {"data_sha256": _sha256_of_all(data_files)}
+    tags = _tags("pipeline.train") | {"recipe": config.name} | identity._asdict() | ({PARENT: parent} if parent else {})
     with (
         refusals_in_one_line(),
         mlflow.start_run(experiment_id=experiment, run_name=name, tags=tags, log_system_metrics=True) as run,
@@ -104,6 +103,7 @@ def training_run(config: Config, train: Digits, val: Digits, data_files: Sequenc
         }
         mlflow.log_params(parameters)
         client.log_dict(run_id, to_dict(config), "config.yaml")
+        client.log_dict(run_id, run.data.tags, "tags.json")
         _log_surroundings(client, run_id)
         client.log_inputs(run_id, [_dataset("train", train), _dataset("val", val)])
         yield run
@@ -158,14 +158,15 @@ def find_trained(config: Config, model_file: Path) -> Run | None:
         "and attributes.status = 'FINISHED'",
         order_by=["attributes.start_time DESC"],
     )
-    return next((run for run in found if "mlflow.parentRunId" not in run.data.tags), None)
+    return next((run for run in found if PARENT not in run.data.tags), None)
 
 
 @refusals_in_one_line()
 def adopt(config: Config, model: Any, model_file: Path, history: Sequence[Mapping[str, float]]) -> Run:
     """Open a run for a model trained elsewhere (pulled, or its tracker lost), from what its files hold."""
     client, experiment = open_store(config.data.name)
-    tags = _tags(config, "pipeline.evaluate") | {
+    tags = _tags("pipeline.evaluate") | {
+        "recipe": config.name,
         "dvc_stage": f"train@{config.name}",
         "adopted": "trained elsewhere; hardware, versions and commit are those of the evaluation",
     }
@@ -200,7 +201,7 @@ def log_evaluation(
         own = client.create_run(
             run.info.experiment_id,
             run_name=f"{run.info.run_name}, evaluated anew",
-            tags=_tags(config, "pipeline.evaluate") | {"mlflow.parentRunId": run.info.run_id},
+            tags=_tags("pipeline.evaluate") | {PARENT: run.info.run_id},
         ).info.run_id
         target = own
     now = int(time.time() * 1000)
@@ -235,6 +236,76 @@ def seconds_in_training(name: str, model_sha256: str, data_name: str) -> tuple[f
     return None
 
 
+@refusals_in_one_line()
+def open_sweep(data_name: str, name: str, command: str, digest: str, keys: Sequence[str]) -> tuple[str, bool]:
+    """Open the parent run of a sweep, or take up the one of an earlier try: its run id, and whether it was there.
+
+    `digest` is of what the sweep trains; `keys` are those that it varies.
+    """
+    client, experiment = open_store(data_name)
+    for run in client.search_runs([experiment], f"tags.sweep = '{digest}'"):
+        client.update_run(run.info.run_id, "RUNNING")
+        return run.info.run_id, True
+    tags = _tags("pipeline.train -m") | {"sweep": digest, "swept_keys": " ".join(keys), "command": command}
+    return client.create_run(experiment, run_name=name, tags=tags).info.run_id, False
+
+
+@refusals_in_one_line()
+def finished(data_name: str, content_sha256: str) -> Run | None:
+    """The newest finished run that trained exactly this, or None."""
+    client, experiment = open_store(data_name)
+    # The model's hash is the last thing that training logs.
+    query = f"tags.content_sha256 = '{content_sha256}' and tags.model_sha256 != '' and attributes.status = 'FINISHED'"
+    found = client.search_runs([experiment], query, order_by=["attributes.start_time DESC"], max_results=1)
+    return found[0] if found else None
+
+
+@refusals_in_one_line()
+def join_sweep(parent: str, run: Run) -> None:
+    """Count a run that another command trained among those of a sweep."""
+    if run.data.tags.get(PARENT) != parent:
+        MlflowClient().set_tag(parent, f"found.{run.info.run_id}", "trained before this sweep")
+
+
+@refusals_in_one_line()
+def discard_unfinished(parent: str, content_sha256: str) -> int:
+    """Delete (as MLflow does: they can be restored) the children that an earlier try left unfinished: how many."""
+    client = MlflowClient()
+    query = f"tags.`{PARENT}` = '{parent}' and tags.content_sha256 = '{content_sha256}'"
+    unfinished = client.search_runs([client.get_run(parent).info.experiment_id], query)
+    for run in unfinished:
+        client.delete_run(run.info.run_id)
+    return len(unfinished)
+
+
+@refusals_in_one_line()
+def of_sweep(parent: str) -> list[Run]:
+    """The runs of a sweep: its children, and those that it found finished."""
+    client = MlflowClient()
+    sweep = client.get_run(parent)
+    children = client.search_runs([sweep.info.experiment_id], f"tags.`{PARENT}` = '{parent}'", max_results=5_000)
+    found = [key.removeprefix("found.") for key in sweep.data.tags if key.startswith("found.")]
+    return [*children, *map(client.get_run, found)]
+
+
+@refusals_in_one_line()
+def log_sweep(parent: str, files: Sequence[Path], tags: Mapping[str, str], status: str | None = None) -> None:
+    """Renew a sweep's files and tags, and end it where a status is given."""
+    client = MlflowClient()
+    for file in files:
+        client.log_artifact(parent, str(file))
+    for key, value in tags.items():
+        client.set_tag(parent, key, value)
+    if status:
+        client.set_terminated(parent, status)
+
+
+def curve(run: Run, key: str) -> list[float]:
+    """A metric of every epoch, the first one first."""
+    found = MlflowClient().get_metric_history(run.info.run_id, key)
+    return [metric.value for metric in sorted(found, key=lambda metric: metric.step)]
+
+
 def flatten(values: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict[str, str]:
     """Nested values under dotted keys, as text; a list of plain values stays one value."""
     flat: dict[str, str] = {}
@@ -247,8 +318,7 @@ def flatten(values: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict
     return flat
 
 
-def _tags(config: Config, source: str) -> dict[str, str]:
-    decides = {key: value for key, value in to_dict(config).items() if key not in (EVALUATION, "recipes", "dataset")}
+def _tags(source: str) -> dict[str, str]:
     commit = git("rev-parse", "HEAD")
     return {
         "mlflow.user": "pipeline",  # instead of the login name
@@ -256,51 +326,12 @@ def _tags(config: Config, source: str) -> dict[str, str]:
         "mlflow.source.git.commit": commit or "none",
         "git_commit": commit or "none",
         "git_dirty": {"": "false", None: "unknown"}.get(uncommitted(), "true"),
-        "recipe": config.name,
         "dvc_stage": os.environ.get("DVC_STAGE", "none"),
         "dvc_experiment": os.environ.get("DVC_EXP_NAME", "none"),
-        "config_sha256": hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest(),
         "hardware": hardware(),
         "threads": "intra-op 1, inter-op 2",
         "versions": versions(),
     }
-
-
-def hardware() -> str:
-    """Processor, cores this process may use, memory, and graphics processors, in words."""
-    import psutil
-    import tensorflow as tf
-
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = [line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line]
-        name = next((value.strip() for key, value in lines if key.strip() == "model name"), name)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = round(psutil.virtual_memory().total / 2**30)
-    devices = tf.config.list_physical_devices("GPU")
-    cards = [tf.config.experimental.get_device_details(card).get("device_name", "GPU") for card in devices]
-    return ", ".join([name, f"{cores} cores", f"{memory} GiB", platform.system(), *(cards or ["no GPU"])])
-
-
-def versions() -> str:
-    return ", ".join(
-        [f"python {platform.python_version()}"] + [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
-    )
-
-
-def git(*words: str) -> str | None:
-    """What a git command prints, or None without git or outside a clone."""
-    try:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, errors="replace")
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def uncommitted() -> str | None:
-    """What stands in the working tree but not in the commit, as git names it: empty for nothing."""
-    return git("status", "--porcelain", "--", ".", *NOT_SOURCE)
 
 
 def _log_surroundings(client: MlflowClient, run_id: str) -> None:
@@ -320,7 +351,3 @@ def _dataset(context: str, digits: Digits) -> DatasetInput:
     fields = ("name", "digest", "source_type", "source", "schema", "profile")
     dataset = Dataset(**{field: described[field] for field in fields})
     return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
-
-
-def _sha256_of_all(files: Sequence[Path]) -> str:
-    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
