@@ -1,16 +1,24 @@
-"""Stage 5: the published run and every recipe of params.yaml, in one table, one picture and one sentence."""
+"""Stage 5: the published run and every recipe of params.yaml, in one table, one picture and one sentence.
+
+With a=<what> b=<what> it compares any tracked runs: recipes, run ids, groups of seeds, all of a sweep, or a filter.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline import metrics
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import comparison, data, metrics
 from pipeline.command import entry_point, job_folder
-from pipeline.config import ROOT, Config, PipelineError, in_dvc_stage
+from pipeline.config import ROOT, CompareConfig, Config, PipelineError, in_dvc_stage
 from pipeline.console import quiet_import
 from pipeline.files import load_csv, load_json, replacing, save_json
+from pipeline.tables import markdown_table, percent
 
 PUBLISHED = "published"
 PUBLISHED_LOG = ROOT / "reference" / "published_run.csv"
@@ -36,7 +44,118 @@ class Row(NamedTuple):
 
 
 @entry_point
-def compare(config: Config) -> None:
+def compare(config: CompareConfig) -> None:
+    if config.a or config.b:
+        _compare_runs(config)
+    else:
+        _compare_recipes(config)
+
+
+def _compare_runs(config: CompareConfig) -> None:
+    with quiet_import():
+        from pipeline import tracking
+
+    found: dict[str, list[Any]] = {}
+    for word in filter(None, (config.a, config.b)):
+        of_word = tracking.find_runs(word, config.data.name)
+        for group, runs in of_word.items():
+            name = word if len(of_word) == 1 else f"{runs[0].info.run_name} ({group})"
+            if any(sorted(r.info.run_id for r in runs) == sorted(r.info.run_id for r in of) for of in found.values()):
+                raise PipelineError(f"{word} is the same as {next(iter(found))}: give two that differ")
+            found[name] = runs
+    if len(found) < 2:
+        raise PipelineError(f"only {next(iter(found))} to compare: give a=<what> and b=<what>, or a sweep of several")
+    runs = [run for of in found.values() for run in of]
+    of = "test" if all(map(tracking.test_set_reads, runs)) else "validation"
+    folder = job_folder()
+    with tempfile.TemporaryDirectory() as temporary:
+        sides, digits, labels = _sides(found, of, Path(temporary))
+    verdicts = comparison.verdicts(sides, config.evaluate.confidence, of)
+    reads = sum(map(tracking.test_set_reads, runs))
+    text = comparison.markdown(sides, verdicts, config.evaluate.confidence, of, reads)
+    save_json(folder / "comparison.json", comparison.as_json(sides, verdicts, of, reads))
+    with replacing(folder / "comparison.md") as partial:
+        partial.write_text(text, encoding="utf-8")
+    files = [
+        folder / "comparison.md",
+        folder / "comparison.json",
+        *_draw_sides(folder, sides, digits, labels, of, config),
+    ]
+    name = " against ".join(side.name for side in sides)
+    run_id = tracking.log_comparison(
+        config.data.name, f"compare {name}"[:200], files, text, [run.info.run_id for run in runs]
+    )
+    print(text)
+    print(f"wrote {folder}; MLflow run {run_id}")
+
+
+def _sides(
+    found: dict[str, list[Any]], of: str, folder: Path
+) -> tuple[list[comparison.Side], NDArray[np.int64], NDArray[np.int64]]:
+    """The sides by their runs' predictions, with the digits that those are of and their labels."""
+    from pipeline import tracking
+
+    predictions = {}
+    for run in (run for runs in found.values() for run in runs):
+        own = folder / run.info.run_id
+        own.mkdir()
+        file = tracking.artifact(run, "predictions.csv" if of == "test" else "val_predictions.csv", own)
+        rows = load_csv(file, ["index", "label", "prediction"])
+        columns = ([int(row[key]) for row in rows] for key in ("index", "label", "prediction"))
+        predictions[run.info.run_id] = comparison.Predictions(*map(np.array, columns))
+    digits, labels = comparison.same_digits(predictions, of)
+    sides = []
+    for name, runs in found.items():
+        traits = [tracking.traits(run) for run in runs]
+        configured = tracking.recorded_config(runs[0], folder / runs[0].info.run_id)
+        sides.append(
+            comparison.Side(
+                name,
+                {
+                    key: {of_run.get(key, "–") for of_run in traits}
+                    for key in dict.fromkeys(k for t in traits for k in t)
+                },
+                np.array([predictions[run.info.run_id].predictions == labels for run in runs]),
+                [sum(seconds) for run in runs if (seconds := tracking.curve(run, "epoch_seconds"))],
+                int(runs[0].data.params.get("model.num_params", 0)),
+                comparison.multiply_adds(configured),
+            )
+        )
+    return sides, digits, labels
+
+
+def _draw_sides(
+    folder: Path,
+    sides: Sequence[comparison.Side],
+    digits: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    of: str,
+    config: Config,
+) -> list[Path]:
+    """Draw accuracies by side and, of the first two, the digits that tell them apart: the files drawn."""
+    from pipeline import plots
+
+    # Only to draw the digits: what is compared are predictions, made and counted by evaluate.
+    name = {"test": "test.npz", "validation": "val.npz"}[of]
+    stored = data.load_digits(ROOT / "data" / "processed" / name, config.data)
+    place = {int(index): row for row, index in enumerate(stored.source_index)}
+    shown = comparison.telling_digits(*sides[:2])
+    rows = [(kind, i) for kind, chosen in shown.items() for i in chosen]
+    figures = {"comparison": plots.plot_sides({side.name: side.accuracies for side in sides}, of)}
+    if rows and all(int(digits[i]) in place for _, i in rows):
+        figures["digits"] = plots.plot_digit_rows(
+            {
+                kind: [(stored.images[place[int(digits[i])]], f"#{digits[i]}: {labels[i]}") for i in chosen]
+                for kind, chosen in shown.items()
+            }
+        )
+    for file, figure in figures.items():
+        with replacing(folder / f"{file}.png") as temporary:
+            figure.savefig(temporary, **plots.PNG)
+    return [folder / f"{file}.png" for file in figures]
+
+
+def _compare_recipes(config: Config) -> None:
     recipes = ROOT / "results" / "recipes"
     published_log = load_csv(PUBLISHED_LOG, ["epoch", "train_accuracy", "val_accuracy"])
     found = {name: load_json(recipes / name / "metrics.json") for name in config.recipes}
@@ -123,9 +242,7 @@ def header(confidence: float) -> list[str]:
 
 def markdown(rows: Sequence[Row], sentence: str, config: Config) -> str:
     head = header(config.evaluate.confidence)
-    lines = [head, ["-"] + ["-:"] * (len(head) - 1), *map(cells, rows)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"""{table}
+    return f"""{markdown_table([head, *map(cells, rows)])}
 
 One run each (n = 1, seed {config.seed}), last epoch. Intervals are Wilson's, for the choice of test digits, not for the
 seed. Train accuracy is the running figure of the epoch, as in the published log, on augmented digits where the recipe
@@ -140,10 +257,6 @@ def _about_views(rows: Sequence[Row]) -> str:
     if not several:
         return ""
     return f"\nTest figures are of each digit as it is; {', '.join(several)}: as it is, and moved by a pixel each way."
-
-
-def percent(share: float | None) -> str:
-    return "–" if share is None or share != share else f"{100 * share:.2f} %"
 
 
 def _terminal_table(rows: Sequence[Row], found: dict[str, Any], config: Config) -> str:

@@ -6,7 +6,7 @@ The values stand in params.yaml and conf/; the schema below has none, so that no
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,6 +216,21 @@ def to_dict(config: Config) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(OmegaConf.structured(config))  # type: ignore[return-value]
+
+
+def from_dict(values: Mapping[str, Any], source: str) -> Config:
+    """The inverse of to_dict, checked; what other code recorded may not fit, and is a PipelineError."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+    except OmegaConfBaseException as error:
+        first = str(error).splitlines()[0]
+        raise PipelineError(f"{source} was written by other code ({first}): check out its commit first") from None
+    assert isinstance(config, Config)
+    validate(config)
+    return config
 
 
 def config_name(verb: str) -> str:

@@ -159,6 +159,57 @@ def plot_heat_map(
         return figure
 
 
+def plot_sides(accuracies: Mapping[str, Sequence[float]], of: str) -> Figure:
+    """Every run of every side as a dot, in percent, and the mean of a side as a line."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 1.2 + 0.6 * len(accuracies)), layout="constrained")
+        axes = figure.subplots()
+        for row, (colour, shares) in enumerate(zip(cycle(COLOURS), accuracies.values(), strict=False)):
+            axes.plot(100 * np.asarray(shares), [row] * len(shares), "o", color=colour, alpha=0.6)
+            axes.plot([100 * np.mean(shares)] * 2, [row - 0.3, row + 0.3], color=colour)
+        axes.set(
+            xlabel=f"{of} accuracy in %, last epoch: a dot a run, a line their mean", ylim=(len(accuracies) - 0.5, -0.5)
+        )
+        axes.set_yticks(range(len(accuracies)), [f"{name}\nn = {len(of_side)}" for name, of_side in accuracies.items()])
+        return figure
+
+
+def plot_digit_rows(rows: Mapping[str, Sequence[tuple[NDArray[np.uint8], str]]]) -> Figure:
+    """Rows of digits, uint8 [H, W] each with its title, under the heading of the row."""
+    most = max(map(len, rows.values()))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(1.15 * most + 0.3, 1.75 * len(rows)), layout="constrained")
+        parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+        for part, (heading, digits) in zip(parts, rows.items(), strict=True):
+            part.suptitle(heading if digits else f"{heading}: none", fontsize=9)
+            for axes, (image, title) in zip(part.subplots(1, most, squeeze=False)[0], digits, strict=False):
+                axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
+                axes.set_title(title, fontsize=8)
+            for axes in part.axes:
+                axes.axis("off")
+        return figure
+
+
+def plot_band(published: Sequence[float], curves: Sequence[Sequence[float]], bands: Sequence[Interval]) -> Figure:
+    """Training error over the epochs in %, log scale: of the published run, of our seeds, and where one more would lie.
+
+    All are shares right, 0 to 1; the band is left out where its limits are NaN.
+    """
+    epochs = range(1, len(published) + 1)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for curve in curves:
+            axes.plot(epochs, 100 * (1 - np.asarray(curve)), color=BLUE, linewidth=0.7, alpha=0.6)
+        low, high = (100 * (1 - np.array([band[i] for band in bands])) for i in (1, 0))
+        axes.fill_between(epochs, np.maximum(low, 1e-3), high, color=BLUE, alpha=0.15, label="where one more would lie")
+        axes.plot([], [], color=BLUE, label=f"baseline, n = {len(curves)} seeds")
+        axes.plot(epochs, 100 * (1 - np.asarray(published)), "o-", color=ORANGE, markersize=4, label="published")
+        axes.set(xlabel="epoch", ylabel="training error in %, running, log scale", yscale="log")
+        axes.legend(frameon=False)
+        return figure
+
+
 def _curve(axes: Axes, history: History, key: str, error: bool = False, **style: Any) -> None:
     values = np.array([row[key] for row in history])
     # A training error of exactly 0 has no place on a log scale: it is left out.

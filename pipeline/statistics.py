@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from pipeline.metrics import Interval
+
 EXACT = 200_000  # orders a permutation test looks at: all of them up to 10 + 10 runs, random ones beyond
 POWER = 0.8  # the chance to show a difference that is there, for the number of seeds to train
 MOST_SEEDS = 10_000  # beyond which nobody would train
@@ -63,6 +65,16 @@ def mean_interval(values: Sequence[float], confidence: float) -> Mean:
         return Mean(1, mean, math.nan, math.nan)
     half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
     return Mean(n, mean, mean - half, mean + half)
+
+
+def prediction_interval(values: Sequence[float], confidence: float) -> Interval:
+    """Where one more run of the group would lie, by Student's t; NaN of one run."""
+    n, mean = len(values), float(np.mean(values))
+    if n == 1:
+        return Interval(math.nan, math.nan)
+    deviation = float(np.std(values, ddof=1)) * math.sqrt(1 + 1 / n)
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * deviation
+    return Interval(mean - half, mean + half)
 
 
 def compare_runs(a_right: NDArray[np.bool_], b_right: NDArray[np.bool_], confidence: float) -> Pair:

@@ -28,6 +28,7 @@ from pipeline.console import quiet_import
 from pipeline.files import replacing, save_csv
 from pipeline.statistics import mean_interval
 from pipeline.surroundings import Identity, identity
+from pipeline.tables import markdown_table, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -248,7 +249,7 @@ def markdown(children: Sequence[Child]) -> str:
         place = str(rank) if child.status == "FINISHED" else child.status.lower()
         accuracies = [percent(child.val_accuracy), percent(child.train_accuracy)]
         rows.append([place, child.name, *accuracies, f"{child.seconds:.1f}", f"{child.num_params:,}", child.run_id])
-    text = f"{table(rows)}\n\nAccuracies of the last epoch; ranked by validation. The test digits were not read.\n"
+    text = f"{markdown_table(rows)}\n\nLast epoch, ranked by validation accuracy. The test digits were not read.\n"
     groups = by_group(children)
     if max(map(len, groups.values()), default=0) < 2:
         return text
@@ -256,15 +257,7 @@ def markdown(children: Sequence[Child]) -> str:
     for name, members in groups.items():
         mean = mean_interval([child.val_accuracy for child in members], CONFIDENCE)
         rows.append([name, str(mean.n), percent(mean.mean), f"{percent(mean.low)} to {percent(mean.high)}"])
-    return f"{text}\n{table(rows)}\n"
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["-", "-", *["-:"] * (len(rows[0]) - 2)], *rows[1:]])
-
-
-def percent(share: float) -> str:
-    return "–" if math.isnan(share) else f"{100 * share:.2f} %"
+    return f"{text}\n{markdown_table(rows)}\n"
 
 
 def _draw(children: Sequence[Child], curves: Mapping[str, Sequence[float]]) -> Figure:

@@ -7,13 +7,16 @@ import importlib.metadata
 import logging
 import math
 import os
+import re
 import time
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import filelock
 import mlflow
@@ -30,9 +33,9 @@ from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.config import ROOT, Config, PipelineError, to_dict
+from pipeline.config import ROOT, Config, PipelineError, from_dict, to_dict
 from pipeline.data import Digits
-from pipeline.files import sha256
+from pipeline.files import existing, load_yaml, sha256
 from pipeline.surroundings import NOT_SOURCE, Identity, git, hardware, uncommitted, versions
 
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the view that the web page opens with
@@ -103,7 +106,6 @@ def training_run(
         }
         mlflow.log_params(parameters)
         client.log_dict(run_id, to_dict(config), "config.yaml")
-        client.log_dict(run_id, run.data.tags, "tags.json")
         _log_surroundings(client, run_id)
         client.log_inputs(run_id, [_dataset("train", train), _dataset("val", val)])
         yield run
@@ -127,15 +129,21 @@ def log_epoch(run: Run, epoch: Mapping[str, float], size: int, seconds: float) -
     mlflow.log_metrics(finite, step=step, run_id=run.info.run_id)
 
 
-def log_trained(run: Run, model: Any, model_file: Path, files: Sequence[Path], image_shape: Sequence[int]) -> None:
-    """Log what training made: the model, its size and SHA-256, and files."""
+def log_trained(
+    run: Run, model: Any, model_file: Path, files: Sequence[Path], image_shape: Sequence[int]
+) -> dict[str, str]:
+    """Log what training made: the model, its size and SHA-256, and files; give back the tags of the run."""
     client, run_id = MlflowClient(), run.info.run_id
     mlflow.log_param("model.num_params", model.count_params())
     for file in files:
         client.log_artifact(run_id, str(file))
     log_model(model, image_shape)
-    # Last, so that a run with this tag holds everything.
-    client.set_tag(run_id, "model_sha256", sha256(model_file))
+    made = {"weights_sha256": weights_sha256(model_file), "model_sha256": sha256(model_file)}
+    tags = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")} | made
+    client.log_dict(run_id, tags, "tags.json")
+    for key, value in made.items():  # the model's last: a run with this tag holds everything
+        client.set_tag(run_id, key, value)
+    return tags
 
 
 def log_model(model: Any, image_shape: Sequence[int]) -> None:
@@ -146,6 +154,122 @@ def log_model(model: Any, image_shape: Sequence[int]) -> None:
     )
     versions = [f"{name}=={importlib.metadata.version(name)}" for name in ("tensorflow", "keras", "numpy")]
     mlflow.tensorflow.log_model(model, name="model", signature=signature, pip_requirements=versions)
+
+
+@refusals_in_one_line()
+def find_run(run_id: str, data_name: str) -> Run:
+    """The run of this id; one that is unknown, deleted or of another experiment is a PipelineError."""
+    client, experiment = open_store(data_name)
+    try:
+        run = client.get_run(run_id)
+    except MlflowException:
+        raise PipelineError(
+            f"{run_id} is no run of {mlflow.get_tracking_uri()}: take an id from a ranking or `mlflow ui`"
+        ) from None
+    if run.info.experiment_id != experiment:
+        other = client.get_experiment(run.info.experiment_id).name
+        raise PipelineError(f"{run_id} is a run of the experiment {other!r}: give one of {data_name!r}")
+    if run.info.lifecycle_stage != "active":
+        raise PipelineError(f"{run_id} is deleted: `mlflow runs restore --run-id {run_id}` brings it back")
+    return run
+
+
+@refusals_in_one_line()
+def find_runs(what: str, data_name: str) -> dict[str, list[Run]]:
+    """The finished runs that a word names, by configuration; the same bits trained twice count once.
+
+    The word is a recipe (the newest run of its DVC stage), a run's id, the id of a sweep (all its configurations), a
+    group (all seeds of one configuration), or a filter in MLflow's language. One that names no run is a PipelineError.
+    """
+    client, experiment = open_store(data_name)
+    trained = "tags.model_sha256 != '' and attributes.status = 'FINISHED'"
+    newest = ["attributes.start_time DESC"]
+    if re.fullmatch("[0-9a-f]{32}", what):
+        run = find_run(what, data_name)
+        found = of_sweep(what) if "sweep" in run.data.tags else [run]
+        found = [one for one in found if one.info.status == "FINISHED" and "model_sha256" in one.data.tags]
+    elif (ROOT / "conf" / "recipe" / f"{what}.yaml").is_file():
+        query = f"tags.dvc_stage = 'train@{what}' and {trained}"
+        found = [run for run in client.search_runs([experiment], query, order_by=newest) if PARENT not in run.data.tags]
+        found = found[:1]
+    elif re.fullmatch("[0-9a-f]{12}", what):
+        found = client.search_runs([experiment], f"tags.group = '{what}' and {trained}", order_by=newest)
+    else:
+        try:
+            found = client.search_runs([experiment], f"{what} and {trained}", order_by=newest)
+        except MlflowException as error:
+            raise PipelineError(
+                f"{what!r} is no recipe, run, sweep or group, and no filter of MLflow's ({str(error).splitlines()[0]})"
+            ) from None
+    if not found:
+        raise PipelineError(
+            f"{what!r} names no finished run of {mlflow.get_tracking_uri()}: train one, or mend the word"
+        )
+    groups: dict[str, dict[str, Run]] = {}
+    for run in found:
+        tags = run.data.tags
+        of_group = groups.setdefault(tags.get("group", run.info.run_id), {})
+        of_group.setdefault(tags.get("content_sha256", run.info.run_id), run)
+    return {group: list(runs.values()) for group, runs in groups.items()}
+
+
+def traits(run: Run) -> dict[str, str]:
+    """What distinguishes one run from another: every value of its configuration, its code, data and surroundings."""
+    tags = {
+        key: run.data.tags.get(key, "unknown")
+        for key in ("git_commit", "code_sha256", "data_sha256", "versions", "hardware")
+    }
+    return {**run.data.params, **tags}
+
+
+def test_set_reads(run: Run) -> int:
+    return int(run.data.tags.get("test_set_reads", 0))
+
+
+@refusals_in_one_line()
+def log_comparison(data_name: str, name: str, files: Sequence[Path], answer: str, run_ids: Sequence[str]) -> str:
+    """A run of its own for what was compared: its id."""
+    client, experiment = open_store(data_name)
+    tags = _tags("pipeline.compare") | {"mlflow.note.content": answer, "compared": " ".join(run_ids)}
+    run = client.create_run(experiment, run_name=name, tags=tags)
+    for file in files:
+        client.log_artifact(run.info.run_id, str(file))
+    client.set_terminated(run.info.run_id)
+    return run.info.run_id
+
+
+def artifact(run: Run, name: str, folder: Path) -> Path:
+    """Bring an artifact of a run, a file or a folder, into `folder`; one that is gone is a PipelineError."""
+    try:
+        return Path(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/{name}", dst_path=str(folder)))
+    except (MlflowException, OSError):
+        raise PipelineError(
+            f"{name} of the MLflow run {run.info.run_id} is gone (expected in {run.info.artifact_uri}): bring it back, "
+            "or train again"
+        ) from None
+
+
+def recorded_config(run: Run, folder: Path) -> Config:
+    """The configuration that a run was trained with."""
+    file = artifact(run, "config.yaml", folder)
+    return from_dict(load_yaml(file), f"config.yaml of the MLflow run {run.info.run_id}")
+
+
+def recorded_model(run: Run, folder: Path) -> Path:
+    """The .keras file of a run; one with other weights than the run trained is a PipelineError."""
+    file = artifact(run, "model", folder) / "data" / "model.keras"
+    if weights_sha256(file) != run.data.tags.get("weights_sha256"):
+        raise PipelineError(f"{run.info.run_id} holds another model than it trained: bring it back, or train again")
+    return file
+
+
+def weights_sha256(model_file: Path) -> str:
+    """Of the weights in a .keras file: all else in it differs from one save to the next."""
+    try:
+        with zipfile.ZipFile(existing(model_file)) as archive:
+            return hashlib.sha256(archive.read("model.weights.h5")).hexdigest()
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise PipelineError(f"{model_file} is damaged ({error}): bring it back, or train again") from None
 
 
 @refusals_in_one_line()
@@ -194,7 +318,7 @@ def log_evaluation(
     """
     client = MlflowClient()
     settings = flatten({EVALUATION: to_dict(config)[EVALUATION]})
-    reads = int(run.data.tags.get("test_set_reads", 0)) + 1
+    reads = test_set_reads(run) + 1
     client.set_tag(run.info.run_id, "test_set_reads", reads)
     target, own = run.info.run_id, None
     if any(run.data.params.get(key, value) != value for key, value in settings.items()):

@@ -9,7 +9,7 @@ from pipeline import augment, data, engine, metrics, model, tracking
 from pipeline.command import Folders
 from pipeline.config import Config, in_dvc_stage, to_dict
 from pipeline.console import TrainingProgress
-from pipeline.files import save_csv, save_yaml
+from pipeline.files import save_csv, save_json, save_yaml
 from pipeline.surroundings import Identity
 
 SHOWN = 12  # digits drawn before and after augmentation
@@ -55,13 +55,14 @@ def train_tracked(
             history.append(epoch)
             tracking.log_epoch(run, epoch._asdict(), size, seconds)
             progress.epoch_done(epoch.train_accuracy, epoch.val_accuracy, seconds)
-        if not in_dvc_stage():  # DVC's own files say it for a stage
-            save_yaml(outputs.results / "config.yaml", to_dict(config))
         model_file = outputs.model / "model.keras"
         files = [outputs.results / "history.csv", outputs.results / "val_predictions.csv"]
         model.save_model(model_file, cnn)
         columns = zip(*history, strict=True)
         save_csv(files[0], dict(zip(engine.Epoch._fields, columns, strict=True)))
         data.save_predictions(files[1], digits.val, metrics.softmax(engine.predict(cnn, digits.val.images)))
-        tracking.log_trained(run, cnn, model_file, files, config.data.image_shape)
+        tags = tracking.log_trained(run, cnn, model_file, files, config.data.image_shape)
+        if not in_dvc_stage():  # for a stage DVC's own files say it
+            save_yaml(outputs.results / "config.yaml", to_dict(config))
+            save_json(outputs.results / "tags.json", tags)
     return Trained(run.info.run_id, history, model_file)
