@@ -15,7 +15,8 @@ import tensorflow as tf
 from pipeline.augment import strengths
 from pipeline.config import Config
 from pipeline.data import Digits
-from pipeline.engine import Epoch, Schedule, Trainer, learning_rates
+from pipeline.engine import Epoch, Schedule, Trainer
+from pipeline.optimizer import learning_rates
 
 
 def profile(model: keras.Model, config: Config, digits: Digits) -> str:

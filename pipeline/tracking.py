@@ -40,8 +40,8 @@ from pipeline.files import sha256
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the view that the web page opens with
 EVALUATION = "evaluate"  # the section of the configuration that only evaluation reads and logs
 PACKAGES = ("tensorflow", "keras", "numpy", "hydra-core", "mlflow", "dvc")
-# What DVC itself deletes and rewrites around a stage does not make a tree dirty.
-NOT_SOURCE = (":!results", ":!dvc.lock")
+# What DVC deletes and rewrites around a stage, and the benchmark between trials, does not make a tree dirty.
+NOT_SOURCE = (":!results", ":!dvc.lock", ":!benchmarks/results", ":!docs/benchmark", ":!docs/benchmark.md")
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def log_augmented(run: Run, config: Config, before: NDArray[np.uint8], after: ND
     from pipeline import plots
 
     titles = ["as it is"] * len(before) + ["augmented"] * len(after)
-    heading = f"{config.name}: training digits, and as the first steps saw them"
+    heading = f"{config.name}: training digits, and how training varies them"
     sheet = plots.plot_digits(np.concatenate([before, after]), titles, len(before), heading)
     MlflowClient().log_figure(run.info.run_id, sheet, "augmented.png")
 
