@@ -61,7 +61,7 @@ lock:  ## Renew requirements.lock (needs uv)
 	uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 		--extra dev --output-file requirements.lock pyproject.toml
 
-benchmark: repro  ## 16 minutes after `make repro`: times beside plain Keras, interleaved, and docs/benchmark.md
+benchmark: repro  ## 12 minutes after `make repro`: times beside plain Keras, interleaved, and docs/benchmark.md
 	python -m benchmarks.run short
 	python -m benchmarks.report
 

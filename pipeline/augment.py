@@ -54,6 +54,13 @@ def random_affine(images: tf.Tensor, seed: tf.Tensor, augment: Augment, strength
     return affine(images, rotation, 1.0 + scale, 1.0 + stretch, shear, down, right)
 
 
+def shifted(images: tf.Tensor, down: float, right: float) -> tf.Tensor:
+    """Move uint8 digits [B, H, W] by so many pixels, paper coming in."""
+    still = tf.zeros(tf.shape(images)[0])
+    one = still + 1
+    return affine(images, still, one, one, still, still + down, still + right)
+
+
 def affine(
     images: tf.Tensor,
     rotation: tf.Tensor,

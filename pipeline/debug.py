@@ -14,8 +14,9 @@ import tensorflow as tf
 from pipeline.augment import strengths
 from pipeline.config import Config
 from pipeline.data import Digits
-from pipeline.engine import Epoch, Schedule, Trainer, learning_rates, start
+from pipeline.engine import Epoch, Schedule, Trainer, start
 from pipeline.model import build_cnn
+from pipeline.optimizer import learning_rates
 
 
 def profile(config: Config, digits: Digits) -> str:

@@ -17,10 +17,11 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from pipeline.augment import VIEWS, affine, random_affine, strengths
+from pipeline.augment import VIEWS, random_affine, shifted, strengths
 from pipeline.config import Augment, Config, Optimizer, PipelineError
 from pipeline.data import Digits
 from pipeline.model import fuse_batch_norm, in_strips, join_strips
+from pipeline.optimizer import Adam, learning_rates
 
 CHUNKS = 20  # calls of the compiled loop an epoch, for the progress bar to move
 PREDICT_BATCH = 500
@@ -61,48 +62,6 @@ def start(seed: int) -> None:
     keras.utils.set_random_seed(seed)
 
 
-def learning_rates(optimizer: Optimizer, steps: int) -> NDArray[np.float32]:
-    """The rate of every step, float32 [steps]: constant, or one cycle (Smith 2018, arXiv 1803.09820), linear."""
-    if optimizer.schedule == "constant":
-        return np.full(steps, optimizer.learning_rate, np.float32)
-    position = (np.arange(steps) + 0.5) / steps  # 0..1, the middle of the step
-    rise = position / max(optimizer.warmup, 1 / steps)
-    fall = (1 - position) / (1 - optimizer.warmup)
-    return (optimizer.learning_rate * np.minimum(np.minimum(rise, fall), 1)).astype(np.float32)
-
-
-class Adam:
-    """Adam (Kingma and Ba 2015, arXiv 1412.6980), Keras's defaults, one fused operation a variable.
-
-    Weight decay is decoupled (Loshchilov and Hutter 2019, arXiv 1711.05101) and moves kernels alone.
-    """
-
-    def __init__(self, variables: list[tf.Variable], weight_decay: float) -> None:
-        self.variables = variables
-        self.weight_decay = weight_decay
-        self.first = [tf.Variable(tf.zeros_like(variable)) for variable in variables]
-        self.second = [tf.Variable(tf.zeros_like(variable)) for variable in variables]
-
-    def apply(self, gradients: list[tf.Tensor], rate: tf.Tensor, step: tf.Tensor) -> None:
-        """Move the variables; `rate` is float32, `step` int32, counted from 0 over the whole training."""
-        power = tf.cast(step + 1, tf.float32)
-        for variable, gradient, first, second in zip(self.variables, gradients, self.first, self.second, strict=True):
-            if self.weight_decay and variable.shape.rank > 1:
-                variable.assign(variable * (1.0 - rate * self.weight_decay))
-            tf.raw_ops.ResourceApplyAdam(
-                var=variable.handle,
-                m=first.handle,
-                v=second.handle,
-                beta1_power=0.9**power,
-                beta2_power=0.999**power,
-                lr=rate,
-                beta1=0.9,
-                beta2=0.999,
-                epsilon=1e-7,
-                grad=gradient,
-            )
-
-
 class Trainer:
     """Trains `model` in place on digits held in memory."""
 
@@ -112,6 +71,7 @@ class Trainer:
         amounts = (augment.rotation, augment.scale, augment.stretch, augment.shear, augment.shift)
         self.augment = augment if any(amounts) else None
         self.seed = seed
+        self.last_loss = math.nan  # of the last batch whose loss was finite
         strips = optimizer.row_strips
         self.network = in_strips(model, strips) if strips > 1 else fuse_batch_norm(model)
         self.variables = [variable.value for variable in self.network.trainable_variables]
@@ -120,7 +80,11 @@ class Trainer:
     def _gradients(
         self, images: tf.Tensor, labels: tf.Tensor, batch_size: tf.Tensor
     ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
-        """Of one shard, its share of the batch's mean: gradients, summed cross-entropy, number right."""
+        """Of one shard, its share of the batch's mean: gradients, summed cross-entropy, number right.
+
+        Batch norm sees the shard alone, and moves its running figures once a shard. The loss is written out, as what is
+        learnt is smoothed and what is shown is not.
+        """
         with tf.GradientTape() as tape:
             logits = self.network(images, training=True)  # [B, K]
             log_probabilities = tf.nn.log_softmax(logits)
@@ -157,20 +121,21 @@ class Trainer:
         schedule: Schedule,
         first: tf.Tensor,  # int32, the steps from `first` to below `last` of this epoch
         last: tf.Tensor,
-        done: tf.Tensor,  # int32, steps of all epochs before
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Run some steps: summed cross-entropy, number right, and the first step not finite (or -1)."""
-        losses, right, bad = tf.constant(0.0), tf.constant(0), tf.constant(-1)
+        before: tf.Tensor,  # int32, steps of all epochs before
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Run some steps: summed cross-entropy, number right, the first step whose loss is not finite (or -1), and the
+        loss of the step before that one (or NaN)."""
+        losses, right, bad, good = tf.constant(0.0), tf.constant(0), tf.constant(-1), tf.constant(math.nan)
         size = self.settings.batch_size
         for step in tf.range(first, last):
             batch = order[step * size : (step + 1) * size]
             rate, strength = schedule.learning_rate[step], schedule.strength[step]
-            loss, hits = self._step(tf.gather(images, batch), tf.gather(labels, batch), rate, strength, done + step)
-            if bad < 0 and not tf.math.is_finite(loss):
-                bad = step
+            loss, hits = self._step(tf.gather(images, batch), tf.gather(labels, batch), rate, strength, before + step)
+            bad = tf.where(tf.logical_and(bad < 0, not tf.math.is_finite(loss)), step, bad)
+            good = tf.where(bad < 0, loss / tf.cast(tf.shape(batch)[0], tf.float32), good)
             losses += loss
             right += hits
-        return losses, right, bad
+        return losses, right, bad, good
 
     def run_epoch(
         self,
@@ -182,27 +147,33 @@ class Trainer:
     ) -> tuple[float, float]:
         """Visit every digit once, in an order of this epoch's own: running loss and accuracy.
 
-        `epoch` counts from 0, `schedule` is this epoch's; `on_progress` gets digits done and running accuracy.
-        A loss that is not finite is a PipelineError.
+        `epoch` counts from 0, `schedule` is this epoch's; `on_progress` gets digits seen and running accuracy.
+        A loss or weights that are not finite are a PipelineError.
         """
         size, steps = len(labels), len(schedule.learning_rate)
         order = np.random.default_rng([self.seed, epoch]).permutation(size).astype(np.int32)
         edges = np.linspace(0, steps, min(CHUNKS, steps) + 1).astype(np.int32)
-        loss, right, done = 0.0, 0, 0
+        before = np.int32(epoch * steps)
+        loss, right = 0.0, 0
         for first, last in pairwise(edges):
-            losses, hits, bad = self.run_steps(images, labels, order, schedule, first, last, np.int32(epoch * steps))
+            losses, hits, bad, good = self.run_steps(images, labels, order, schedule, first, last, before)
+            self.last_loss = self.last_loss if tf.math.is_nan(good) else float(good)
             if bad >= 0:
-                good = f"{loss / done:.4f}" if done else "none in this epoch"
-                raise PipelineError(
-                    f"the loss is not finite in epoch {epoch + 1}, step {int(bad) + 1} of {steps} "
-                    f"(mean before: {good}): lower optimizer.learning_rate={self.settings.learning_rate}"
-                )
+                raise self._not_finite("loss", epoch, int(bad), steps)
             loss, right = loss + float(losses), right + int(hits)
-            done = min(int(last) * self.settings.batch_size, size)
-            on_progress(done, right / done)
+            seen = min(int(last) * self.settings.batch_size, size)
+            on_progress(seen, right / seen)
         if self.settings.row_strips > 1:
             join_strips(self.model, self.network)
+        if not all(np.isfinite(weight).all() for weight in self.model.get_weights()):
+            raise self._not_finite("network", epoch, steps - 1, steps)
         return loss / size, right / size
+
+    def _not_finite(self, what: str, epoch: int, step: int, steps: int) -> PipelineError:
+        return PipelineError(
+            f"the {what} is not finite in epoch {epoch + 1}, step {step + 1} of {steps} (last finite loss: "
+            f"{self.last_loss:.4f}): lower optimizer.learning_rate={self.settings.learning_rate}"
+        )
 
 
 def fit(
@@ -224,12 +195,13 @@ def fit(
     images, labels = tf.constant(train.images), tf.constant(train.labels, tf.int32)
     whole = steps * config.train.epochs
     schedule = Schedule(learning_rates(config.optimizer, whole), strengths(config.augment, whole))
+    infer = inference(model)
     for epoch in range(config.train.epochs):
         begin = time.perf_counter()
         of_epoch = Schedule(*(values[epoch * steps : (epoch + 1) * steps] for values in schedule))
         loss, accuracy = trainer.run_epoch(images, labels, of_epoch, epoch, on_progress)
         seconds = time.perf_counter() - begin
-        val_loss, val_accuracy = assess(predict(model, val.images), val.labels)
+        val_loss, val_accuracy = assess(infer(val.images), val.labels)
         rate = float(of_epoch.learning_rate[-1])
         yield Epoch(epoch + 1, loss, accuracy, val_loss, val_accuracy, rate), seconds
 
@@ -243,19 +215,25 @@ def assess(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> tuple[floa
     return float(np.mean(losses, dtype=np.float64)), float(np.mean(right))
 
 
-def predict(model: keras.Model, images: NDArray[np.uint8], views: int = 1) -> NDArray[np.float32]:
-    """The logits, float32 [N, K], of digits uint8 [N, H, W], at inference (batch norm by its running figures).
+def inference(model: keras.Model, views: int = 1) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """The logits, float32 [N, K], that `model` gives for digits uint8 [N, H, W], batch norm by its running figures.
 
-    Of several `views` of a digit (augment.VIEWS, the first so many) it is the mean of their logits.
+    With several `views` of a digit (augment.VIEWS, the first so many) they are the mean over these.
     """
 
+    @tf.function(reduce_retracing=True)
     def mean_logits(batch: tf.Tensor) -> tf.Tensor:
-        still = tf.zeros(tf.shape(batch)[0])
-        one = still + 1
-        seen = [affine(batch, still, one, one, still, still + down, still + right) for down, right in VIEWS[:views]]
+        seen = [batch, *(shifted(batch, down, right) for down, right in VIEWS[1:views])]
         return tf.add_n([model(view, training=False) for view in seen]) / views
 
-    infer = tf.function(mean_logits, reduce_retracing=True)
-    starts = range(0, len(images), PREDICT_BATCH)
-    parts = [infer(images[i : i + PREDICT_BATCH]).numpy() for i in starts]
-    return np.concatenate([np.empty((0, model.output_shape[-1]), np.float32), *parts])
+    def infer(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        starts = range(0, len(images), PREDICT_BATCH)
+        parts = [mean_logits(images[i : i + PREDICT_BATCH]).numpy() for i in starts]
+        return np.concatenate([np.empty((0, model.output_shape[-1]), np.float32), *parts])
+
+    return infer
+
+
+def predict(model: keras.Model, images: NDArray[np.uint8], views: int = 1) -> NDArray[np.float32]:
+    """The logits of `inference`, once."""
+    return inference(model, views)(images)

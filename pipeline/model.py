@@ -61,13 +61,13 @@ class FusedBatchNorm(layers.Layer):
         super().__init__(name=f"fused_{norm.name}")
         self.norm = norm
 
-    def call(self, x: tf.Tensor, mask: None = None) -> tf.Tensor:
+    def call(self, x: tf.Tensor, mask: None = None) -> tf.Tensor:  # clone_model hands a mask on
         norm = self.norm
         y, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             x, norm.gamma.value, norm.beta.value, epsilon=norm.epsilon, is_training=True
         )
         size = tf.cast(tf.size(x), tf.float32) / x.shape[-1]
-        variance *= (size - 1) / size  # from TensorFlow's estimate for the population to Keras's of the batch
+        variance *= (size - 1) / size  # TensorFlow divides by size - 1, Keras by size
         for running, found in ((norm.moving_mean.value, mean), (norm.moving_variance.value, variance)):
             running.assign(running * norm.momentum + found * (1 - norm.momentum))
         return y
@@ -92,7 +92,8 @@ def in_strips(cnn: keras.Model, count: int) -> keras.Model:
     rows = convolution.output.shape[1]
     edges = np.linspace(0, rows, count + 1).round().astype(int)
     kernel, bias = dense.get_weights()
-    kernels = np.split(kernel, edges[1:-1] * (len(kernel) // rows))
+    features_a_row = len(kernel) // rows
+    kernels = np.split(kernel, edges[1:-1] * features_a_row)
     pixels = cnn.get_layer("pixels").output
     parts = []
     for number, (top, bottom) in enumerate(pairwise(edges)):

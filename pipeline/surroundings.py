@@ -17,11 +17,11 @@ from pipeline.files import sha256
 
 PACKAGES = ("tensorflow", "keras", "numpy", "hydra-core", "mlflow", "dvc")
 COMPUTES = PACKAGES[:3]  # those whose version can change a result
-DECIDES = ("augment", "data", "engine", "model", "training")  # our modules that can
+DECIDES = ("augment", "data", "engine", "model", "optimizer", "training")  # our modules that can
 # What decides nothing about a trained model: how it is evaluated, and what else `dvc repro` builds.
 DECIDES_NOTHING = ("evaluate", "recipes", "dataset", "run", "a", "b")
-# What DVC itself deletes and rewrites around a stage does not make a tree dirty.
-NOT_SOURCE = (":!results", ":!dvc.lock")
+# What DVC deletes and rewrites around a stage, and the benchmark between trials, does not make a tree dirty.
+NOT_SOURCE = (":!results", ":!dvc.lock", ":!benchmarks/results", ":!docs/benchmark", ":!docs/benchmark.md")
 
 
 class Identity(NamedTuple):

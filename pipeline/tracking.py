@@ -116,7 +116,7 @@ def log_augmented(run: Run, config: Config, before: NDArray[np.uint8], after: ND
     from pipeline import plots
 
     titles = ["as it is"] * len(before) + ["augmented"] * len(after)
-    heading = f"{config.name}: training digits, and as the first steps saw them"
+    heading = f"{config.name}: training digits, and how training varies them"
     sheet = plots.plot_digits(np.concatenate([before, after]), titles, len(before), heading)
     MlflowClient().log_figure(run.info.run_id, sheet, "augmented.png")
 

@@ -47,6 +47,11 @@ def test_a_recipe_composes_within_the_limits_under_its_own_name(compose, path):
         assert composed[section] == composed[section] | own[section]
 
 
+def test_overfit_takes_every_digit_as_it_is(compose):
+    amounts = dataclasses.asdict(compose("recipe=debug/overfit").augment)
+    assert {key for key, amount in amounts.items() if amount} <= {"full_until", "last"} and len(amounts) == 7
+
+
 @pytest.mark.parametrize("path", DATA, ids=lambda path: path.stem)
 def test_a_data_file_composes_within_the_limits_under_its_own_name(compose, path):
     config = compose(f"data={path.stem}")

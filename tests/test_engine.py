@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT, generated_digits, run
 
-from pipeline import engine, metrics, model
+from pipeline import engine, metrics, model, optimizer
 from pipeline.config import Augment, Convolution, Model, Optimizer, PipelineError
 from pipeline.data import Digits
 
@@ -83,18 +83,21 @@ def same_bits(weights, others) -> bool:
 
 
 def digest(threads: int) -> tuple[int, int, str]:
-    """Train batch norm on two shards of augmented digits: threads an operation, operations at once, and the SHA-256."""
+    """Train batch norm on two shards of augmented digits, and the published network in two strips: threads an
+    operation, operations at once, and the SHA-256 of both."""
     engine.start(3)
     if tf.config.threading.get_inter_op_parallelism_threads() != threads:
         tf.config.threading.set_inter_op_parallelism_threads(threads)
     images, labels = generated_digits(300, 5)
-    cnn = model.build_cnn(NORMED, (28, 28), 10)
-    trainer = engine.Trainer(cnn, Optimizer(32, 2, 1, 0.01, "constant", 0.0, 0.02, 0.02), AUGMENT, 3)
-    for epoch in range(3):
-        trainer.run_epoch(
-            tf.constant(images), tf.constant(labels, tf.int32), constant(0.01, 10), epoch, lambda *_: None
-        )
-    content = b"".join(weight.tobytes() for weight in cnn.get_weights())
+    content = b""
+    for network, shards, strips in ((NORMED, 2, 1), (PUBLISHED, 1, 2)):
+        cnn = model.build_cnn(network, (28, 28), 10)
+        trainer = engine.Trainer(cnn, Optimizer(32, shards, strips, 0.01, "constant", 0.0, 0.02, 0.02), AUGMENT, 3)
+        for epoch in range(3):
+            trainer.run_epoch(
+                tf.constant(images), tf.constant(labels, tf.int32), constant(0.01, 10), epoch, lambda *_: None
+            )
+        content += b"".join(weight.tobytes() for weight in cnn.get_weights())
     threading = tf.config.threading
     return (
         threading.get_intra_op_parallelism_threads(),
@@ -104,19 +107,19 @@ def digest(threads: int) -> tuple[int, int, str]:
 
 
 def test_learning_rates_constant_and_one_cycle_by_hand():
-    assert engine.learning_rates(replace(ADAM, learning_rate=0.5), 3).tolist() == [0.5, 0.5, 0.5]
+    assert optimizer.learning_rates(replace(ADAM, learning_rate=0.5), 3).tolist() == [0.5, 0.5, 0.5]
     cycle = replace(ADAM, schedule="one_cycle", learning_rate=0.8, warmup=0.25)
     # The middles of 8 steps are 1/16, 3/16, ...: up to the peak at 4/16, then down over the other 12/16.
     expected = [0.8 * share for share in (1 / 4, 3 / 4, 11 / 12, 9 / 12, 7 / 12, 5 / 12, 3 / 12, 1 / 12)]
-    np.testing.assert_allclose(engine.learning_rates(cycle, 8), expected, rtol=1e-6)
+    np.testing.assert_allclose(optimizer.learning_rates(cycle, 8), expected, rtol=1e-6)
     falling = [0.8 * share for share in (7 / 8, 5 / 8, 3 / 8, 1 / 8)]
-    np.testing.assert_allclose(engine.learning_rates(replace(cycle, warmup=0.0), 4)[1:], falling[1:], rtol=1e-6)
+    np.testing.assert_allclose(optimizer.learning_rates(replace(cycle, warmup=0.0), 4)[1:], falling[1:], rtol=1e-6)
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 0.99])
 @pytest.mark.parametrize("steps", [1, 7, 1000])
 def test_one_cycle_rises_once_falls_once_and_never_passes_its_peak(warmup, steps):
-    rates = engine.learning_rates(replace(ADAM, schedule="one_cycle", learning_rate=0.3, warmup=warmup), steps)
+    rates = optimizer.learning_rates(replace(ADAM, schedule="one_cycle", learning_rate=0.3, warmup=warmup), steps)
     peak = int(rates.argmax())
     assert rates.dtype == np.float32 and len(rates) == steps
     assert rates.min() > 0 and rates.max() <= np.float32(0.3)
@@ -130,7 +133,7 @@ def test_one_cycle_rises_once_falls_once_and_never_passes_its_peak(warmup, steps
 
 def test_one_step_of_adam_by_hand():
     kernel, bias = tf.Variable([[1.0, -2.0]]), tf.Variable([3.0])
-    engine.Adam([kernel, bias], weight_decay=0.5).apply(
+    optimizer.Adam([kernel, bias], weight_decay=0.5).apply(
         [tf.constant([[0.25, -8.0]]), tf.constant([0.0])], tf.constant(0.125), tf.constant(0)
     )
     # Kernels shrink by 1 - 0.125 * 0.5; then the first step is rate * gradient / (|gradient| + epsilon), a sign.
@@ -145,7 +148,7 @@ def test_adam_is_kerass_with_decay_of_kernels_alone(decay):
     begin = [generator.normal(size=shape).astype(np.float32) for shape in shapes]
     ours = [tf.Variable(value) for value in begin]
     theirs = [keras.Variable(value, name="bias" if value.ndim == 1 else "kernel") for value in begin]
-    adam, reference = engine.Adam(ours, decay), keras.optimizers.Adam(0.05, weight_decay=decay or None)
+    adam, reference = optimizer.Adam(ours, decay), keras.optimizers.Adam(0.05, weight_decay=decay or None)
     reference.exclude_from_weight_decay(var_names=["bias"])
     for step in range(6):
         gradients = [tf.constant(generator.normal(size=shape).astype(np.float32)) for shape in shapes]
@@ -153,6 +156,28 @@ def test_adam_is_kerass_with_decay_of_kernels_alone(decay):
         reference.apply(gradients, theirs)
     assert_close(ours, [value.numpy() for value in theirs], rtol=1e-5, atol=5e-6)
     assert min(np.abs(value - was).max() for value, was in zip(ours, begin, strict=True)) > 0.05
+
+
+def test_ten_steps_of_baseline_are_ten_steps_of_kerass_fit(compose):
+    """The network as published but for its width: in strips, raw pixels, batches of 32 with a short last one."""
+    config = compose("recipe=baseline", "model.filters=8")
+    assert (config.optimizer.row_strips, config.optimizer.batch_size, config.model.pixel_scale) == (2, 32, 1.0)
+    images, labels = generated_digits(9 * 32 + 5, 3)
+    models = []
+    for _ in range(2):
+        engine.start(0)
+        models.append(model.build_cnn(config.model, (28, 28), 10))
+    ours, theirs = models
+    trainer = engine.Trainer(ours, config.optimizer, config.augment, 7)
+    at = constant(config.optimizer.learning_rate, 10)
+    loss, accuracy = trainer.run_epoch(tf.constant(images), tf.constant(labels, tf.int32), at, 0, lambda *_: None)
+    objective = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    theirs.compile("adam", objective, metrics=["accuracy"], jit_compile=False)
+    order = np.random.default_rng([7, 0]).permutation(len(labels))
+    history = theirs.fit(images[order], labels[order], batch_size=32, shuffle=False, verbose=0).history
+    assert loss == pytest.approx(history["loss"][0], rel=1e-4)
+    assert accuracy == pytest.approx(history["accuracy"][0], abs=1e-6)
+    assert_close(ours.get_weights(), theirs.get_weights(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -180,11 +205,52 @@ def test_ten_steps_an_epoch_are_ten_steps_of_kerass_fit(smoothing):
     assert not np.allclose(ours.get_weights()[0], built(settings).get_weights()[0], atol=1e-3), "nothing moved"
 
 
-def test_two_shards_are_one_batch_in_two_parts():
+def test_without_batch_norm_two_shards_are_one_batch_in_two_parts():
     one, two = built(), built()
     figures = [trained(cnn, replace(ADAM, batch_shards=n, batch_size=7), size=44) for cnn, n in ((one, 1), (two, 2))]
     np.testing.assert_allclose(*figures, rtol=1e-6)  # 7 = 4 + 3, and a last batch of 2
     assert_close(one.get_weights(), two.get_weights(), rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_sees_each_shard_by_itself():
+    """Its running mean moves once a shard, by the mean of the shard's own digits."""
+    cnn = built(NORMED)
+    engine.Trainer(cnn, replace(ADAM, batch_size=46, batch_shards=2), NO_AUGMENT, 0).run_epoch(
+        tf.constant(IMAGES), tf.constant(LABELS, tf.int32), constant(0.0, 1), 0, lambda *_: None
+    )
+    order = np.random.default_rng([0, 0]).permutation(46)
+    untrained = built(NORMED)
+    until = keras.Model(untrained.input, untrained.get_layer("convolution_1").output)
+    means = [until(IMAGES[order[part::2]]).numpy().mean((0, 1, 2)) for part in (0, 1)]
+    [norm] = [layer for layer in cnn.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    either = [0.05 * (0.95 * first + second) for first, second in (means, means[::-1])]  # the order is the graph's
+    assert any(np.allclose(norm.moving_mean, one, rtol=1e-4, atol=1e-7) for one in either)
+    assert not np.allclose(*either, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("settings", "shards", "strips"), [(NORMED, 2, 1), (PUBLISHED, 1, 2)])
+def test_weights_and_moments_are_all_that_is_needed_to_go_on(settings, shards, strips):
+    adam = replace(ADAM, batch_size=8, batch_shards=shards, row_strips=strips)
+    images, labels = tf.constant(IMAGES), tf.constant(LABELS, tf.int32)
+
+    def run(trainer: engine.Trainer, *epochs: int) -> None:
+        for epoch in epochs:
+            trainer.run_epoch(images, labels, constant(0.01, 6), epoch, lambda *_: None)
+
+    through = engine.Trainer(built(settings), adam, AUGMENT, 3)
+    run(through, 0, 1)
+    before = engine.Trainer(built(settings), adam, AUGMENT, 3)
+    run(before, 0)
+    after = engine.Trainer(built(settings, seed=9), adam, AUGMENT, 3)
+    after.network.set_weights(before.network.get_weights())
+    for old, new in (
+        (before.optimizer.first, after.optimizer.first),
+        (before.optimizer.second, after.optimizer.second),
+    ):
+        for kept, variable in zip(old, new, strict=True):
+            variable.assign(kept)
+    run(after, 1)
+    assert same_bits(after.model.get_weights(), through.model.get_weights())
 
 
 @pytest.mark.parametrize("strips", [2, 3])
@@ -244,20 +310,28 @@ def test_number_of_threads_and_a_busy_machine_change_no_bit(elsewhere):
     assert [words for words, _ in printed] == [["1", "1", quiet], ["1", "4", quiet]], printed
 
 
-def test_a_learning_rate_too_large_is_refused_where_the_loss_is_no_longer_finite():
+def test_a_learning_rate_too_large_is_refused_where_the_loss_is_no_longer_finite(monkeypatch):
+    monkeypatch.setattr(engine, "CHUNKS", 1)
+    cnn = built(LINEAR)
+    first = np.random.default_rng([0, 0]).permutation(46)[:5]
+    expected = metrics.cross_entropy(LABELS[first], metrics.softmax(engine.predict(cnn, IMAGES[first])))
+    with pytest.raises(PipelineError, match=r"^the loss is not finite in epoch 1, step 2 of 10 ") as refusal:
+        trained(cnn, rate=1e38)
+    assert f"(last finite loss: {expected:.4f}): lower optimizer.learning_rate=0.01" in str(refusal.value)
+
+
+def test_a_last_step_that_leaves_no_finite_network_is_refused():
     with pytest.raises(
-        PipelineError, match=r"^the loss is not finite in epoch 1, step 2 of 10 \(mean before: [0-9.]+\)"
+        PipelineError, match=r"^the network is not finite in epoch 1, step 1 of 1 \(last finite loss: [0-9]"
     ):
-        trained(built(LINEAR), rate=1e38)
+        trained(built(NORMED), replace(ADAM, batch_size=46, weight_decay=0.5), rate=3e38)
 
 
 def test_weights_that_are_not_finite_are_refused_in_the_first_step():
     cnn = built(LINEAR)
     trainer = engine.Trainer(cnn, ADAM, NO_AUGMENT, 0)
     cnn.set_weights([np.full_like(weight, math.nan) for weight in cnn.get_weights()])
-    with pytest.raises(
-        PipelineError, match=r"epoch 3, step 1 of 10 \(mean before: none.*optimizer.learning_rate=0.01$"
-    ):
+    with pytest.raises(PipelineError, match=r"epoch 3, step 1 of 10 \(last finite loss: nan\)"):
         trainer.run_epoch(tf.constant(IMAGES), tf.constant(LABELS, tf.int32), constant(1, 10), 2, print)
 
 
@@ -303,7 +377,7 @@ def test_fit_learns_and_batch_norm_knows_its_figures(compose):
     engine.start(0)
     cnn = model.build_cnn(config.model, (28, 28), 10)
     history = [epoch for epoch, _ in engine.fit(cnn, config, digits, val, lambda *_: None)]
-    rates = engine.learning_rates(config.optimizer, 4 * 20)
+    rates = optimizer.learning_rates(config.optimizer, 4 * 20)
     assert [(epoch.epoch, epoch.learning_rate) for epoch in history] == [
         (number, pytest.approx(rates[20 * number - 1])) for number in (1, 2, 3, 4)
     ]

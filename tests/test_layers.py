@@ -60,7 +60,7 @@ def depended_on(stage: str) -> set[str]:
     [
         (("mlflow",), {"tracking"}),
         (("matplotlib",), {"plots"}),
-        (("tensorflow", "keras"), {"model", "augment", "engine", "debug", "tracking"}),
+        (("tensorflow", "keras"), {"model", "augment", "optimizer", "engine", "debug", "tracking"}),
         (("hydra", "omegaconf"), {"config"}),
         (("scipy",), {"metrics"}),
         (("pooch",), {"fetch"}),

@@ -243,6 +243,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_which_is_marked_as_failed(clone
     assert newest.info.status == "FAILED" and newest.data.params["optimizer.learning_rate"] == "10.0"
 
 
+def test_a_stage_whose_loss_is_not_finite_leaves_the_last_good_results(clone, digits):
+    kept = [clone / "models/baseline/model.keras", *sorted((clone / "results").rglob("*"))]
+    before = {path: path.read_bytes() for path in kept if path.is_file()}
+    values = ("learning_rate=10", "weight_decay=0.99", "batch_size=4")
+    words = [word for value in values for word in ("-S", f"conf/recipe/baseline.yaml:optimizer.{value}")]
+    done = dvc(clone, digits, "exp", "run", *words)
+    assert done.returncode != 0 and "error: the loss is not finite in epoch 1, step " in done.stderr
+    assert {path: path.read_bytes() for path in before} == before
+    git(clone, "restore", ".")
+    assert ran(dvc(clone, digits, "repro")) == []
+
+
 DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes], str, str]] = {
     "truncated digits": ("data/processed/train.npz", lambda content: content[:1000], "train", "train.npz is damaged"),
     "empty digits": ("data/processed/val.npz", lambda content: b"", "train", "val.npz is damaged"),
