@@ -6,6 +6,7 @@ Shapes: N digits, the same ones for every run; n runs of a side.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -77,6 +78,18 @@ def differences(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:
     return found
 
 
+def told_apart(sides: Sequence[Side]) -> list[Side]:
+    """The same sides, those of one name told apart by the first values that differ."""
+    taken = Counter(side.name for side in sides)
+    differing = differences(sides)[:2]
+    return [
+        side._replace(name=" ".join([side.name, *(f"{key}={values[place]}" for key, values in differing)]))
+        if taken[side.name] > 1
+        else side
+        for place, side in enumerate(sides)
+    ]
+
+
 def multiply_adds(config: Config) -> int:
     """Of the convolutions and dense layers, for one digit."""
     height, width = config.data.image_shape
@@ -119,19 +132,14 @@ def _verdict(a: Side, b: Side, test: Test | None, p: float, tests: int, confiden
         sentence = _one_seed_sentence(a, b, digits)
         return Verdict(a.name, b.name, None, p, sentence)
     worse, better = (a.name, b.name) if test.difference > 0 else (b.name, a.name)
-    size = abs(test.difference)
     low, high = sorted((np.sign(test.difference) * test.low, np.sign(test.difference) * test.high))
-    by = f"{points(size)} points ({100 * confidence:g} % {points(low)} to {points(high)}), {p_value(p)}"
-    by += f" (of {tests}, adjusted)" if tests > 1 else ""
-    by += f", {n}, {digits}"
     shown = p < 1 - confidence
-    sentence = (
-        f"{better} is better than {worse}: {by}"
-        if shown
-        else f"no difference shown between {a.name} and {b.name}: {by}"
-    )
+    sentence = f"{better} is better than {worse}: " if shown else f"no difference shown between {a.name} and {b.name}: "
+    sentence += f"{points(abs(test.difference))} points" + (f" for {better}" if not shown and test.difference else "")
+    sentence += f" ({100 * confidence:g} % {points(low)} to {points(high)}), {p_value(p)}"
+    sentence += (f", adjusted for {tests} tests" if tests > 1 else "") + f", {n}, {digits}"
     if isinstance(test, statistics.Pair):
-        sentence += "; one run each: of these two runs, not of other seeds"
+        sentence += "; of these two runs, not of other seeds"
         return Verdict(a.name, b.name, test, p, sentence)
     if not shown:
         deviations = float(np.std(a.accuracies, ddof=1)), float(np.std(b.accuracies, ddof=1))

@@ -31,8 +31,6 @@ from pipeline.surroundings import Identity, identity
 from pipeline.tables import markdown_table, percent
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from pipeline.training import Split
 
 PARENT, KEYS = "SWEEP_PARENT", "SWEEP_KEYS"  # environment variables, which the processes of the jobs inherit
@@ -260,7 +258,7 @@ def markdown(children: Sequence[Child]) -> str:
     return f"{text}\n{markdown_table(rows)}\n"
 
 
-def _draw(children: Sequence[Child], curves: Mapping[str, Sequence[float]]) -> Figure:
+def _draw(children: Sequence[Child], curves: Mapping[str, Sequence[float]]) -> Any:  # matplotlib's Figure
     """A heat map of two swept keys, seeds averaged; the curves of all children where it is not two."""
     from pipeline import plots
 

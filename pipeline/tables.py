@@ -8,8 +8,15 @@ from collections.abc import Sequence
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """The first row is the heading; the first column is aligned left, the others right."""
-    lines = [rows[0], ["-", *["-:"] * (len(rows[0]) - 1)], *rows[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    widths = [max(2, *map(len, column)) for column in zip(*rows, strict=True)]
+    widths[0] = max(len(row[0]) for row in rows)
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+        return f"| {' | '.join([cells[0].ljust(widths[0]), *aligned[1:]])} |"
+
+    rule = ["-" * max(1, widths[0]), *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([line(rows[0]), f"| {' | '.join(rule)} |", *map(line, rows[1:])])
 
 
 def percent(share: float | None, places: int = 2) -> str:

@@ -258,6 +258,8 @@ def recorded_config(run: Run, folder: Path) -> Config:
 def recorded_model(run: Run, folder: Path) -> Path:
     """The .keras file of a run; one with other weights than the run trained is a PipelineError."""
     file = artifact(run, "model", folder) / "data" / "model.keras"
+    if not file.is_file():
+        raise PipelineError(f"the model of the MLflow run {run.info.run_id} is gone: bring it back, or train again")
     if weights_sha256(file) != run.data.tags.get("weights_sha256"):
         raise PipelineError(f"{run.info.run_id} holds another model than it trained: bring it back, or train again")
     return file

@@ -19,6 +19,7 @@ from pipeline import engine, metrics, model, tracking
 from pipeline.config import Config, PipelineError
 from pipeline.data import Digits, save_arrays, save_predictions
 from pipeline.files import save_csv, sha256
+from pipeline.surroundings import NOT_SOURCE, git, identity
 
 HISTORY = [
     engine.Epoch(1, 0.9, 0.5, 0.8, 0.6, 0.001),
@@ -41,7 +42,6 @@ def store(tmp_path_factory) -> Iterator[Path]:
         patch.setenv("DVC_ROOT", str(folder))  # where DVC says the user's repository is
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setenv("DVC_STAGE", "train@accurate")
-        patch.setattr(tracking, "overrides", lambda: ["recipe=accurate", "seed=3"])
         yield folder
 
 
@@ -54,7 +54,8 @@ def trained(store, compose) -> Trained:
     files = [store / "history.csv", store / "val_predictions.csv"]
     save_arrays(store / "train.npz", **digits._asdict())
     cnn = model.build_cnn(config.model, (28, 28), 10)
-    with tracking.training_run(config, digits, test, [store / "train.npz"]) as run:
+    known = identity(config, [store / "train.npz"])
+    with tracking.training_run(config, "accurate", None, known, digits, test) as run:
         tracking.log_augmented(run, config, digits.images[:3], 255 - digits.images[:3])
         for epoch in HISTORY:
             tracking.log_epoch(run, epoch._asdict(), 40, seconds=0.5)
@@ -96,7 +97,7 @@ def test_tags_name_code_data_model_and_machine_but_no_person(trained):
     assert trained.run.info.status == "FINISHED" and trained.run.info.run_name == "accurate"
     assert tags["recipe"] == "accurate" and tags["dvc_stage"] == "train@accurate"
     assert tags["model_sha256"] == sha256(trained.model_file)
-    assert tags["git_commit"] == (tracking.git("rev-parse", "HEAD") or "none")
+    assert tags["git_commit"] == (git("rev-parse", "HEAD") or "none")
     assert len(tags["config_sha256"]) == len(tags["data_sha256"]) == 64
     assert "2.2" in tags["versions"] and "cores" in tags["hardware"]
     assert tags["mlflow.user"] == "pipeline" and tags["mlflow.source.name"] == "pipeline.train"
@@ -186,7 +187,7 @@ def test_a_model_without_a_run_gets_one_from_its_files(trained, tmp_path):
 def test_a_run_that_fails_is_marked_as_failed(trained):
     with (
         pytest.raises(PipelineError, match="not finite"),
-        tracking.training_run(trained.config, *[trained.test] * 2, []),
+        tracking.training_run(trained.config, "a name", None, identity(trained.config, []), *[trained.test] * 2),
     ):
         raise PipelineError("the loss is not finite")
     newest = tracking.MlflowClient().search_runs(
@@ -228,5 +229,5 @@ def test_flatten_keeps_lists_of_plain_values_whole():
 
 
 def test_results_and_lock_do_not_make_a_tree_dirty():
-    assert tracking.git("status", "--porcelain", "--", "results", "dvc.lock", *tracking.NOT_SOURCE) in ("", None)
+    assert git("status", "--porcelain", "--", "results", "dvc.lock", *NOT_SOURCE) in ("", None)
     assert (ROOT / "pipeline").is_dir()

@@ -1,0 +1,285 @@
+"""Sweeps as typed: what they train, what they find again, how they fail; and what is done with their runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import git, run, store
+
+pytestmark = pytest.mark.pipeline
+PARENT = "mlflow.parentRunId"
+
+
+def pipeline(clone: Path, verb: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "-m", f"pipeline.{verb}", *words, cwd=clone)
+
+
+def runs(clone: Path, query: str = ""):
+    client = store(clone)
+    return client.search_runs([client.get_experiment_by_name("mnist").experiment_id], query)
+
+
+def children(clone: Path, parent: str):
+    return runs(clone, f"tags.`{PARENT}` = '{parent}'")
+
+
+def parent_of(done: subprocess.CompletedProcess[str]) -> str:
+    [found] = re.findall(r"^sweep .*MLflow run (\w{32})", done.stdout, re.MULTILINE)
+    return found
+
+
+GRID = ("-m", "recipe=baseline", "train.epochs=1,2", "model.filters=2,4")
+
+
+@pytest.fixture(scope="module")
+def grid(clone) -> subprocess.CompletedProcess[str]:
+    done = pipeline(clone, "train", *GRID)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_sweep_is_one_parent_with_a_child_a_combination(clone, grid):
+    parent = store(clone).get_run(parent_of(grid))
+    assert parent.info.status == "FINISHED" and parent.info.run_name == " ".join(["sweep", *GRID[1:]])
+    assert parent.data.tags["command"] == " ".join(["python -m pipeline.train", *GRID])
+    found = children(clone, parent.info.run_id)
+    assert sorted(child.info.run_name for child in found) == [
+        f"train.epochs={epochs} model.filters={filters}" for epochs in (1, 2) for filters in (2, 4)
+    ]
+    for child in found:
+        assert f"train.epochs={child.data.params['train.epochs']} " in child.info.run_name
+        assert child.info.run_name.endswith(f"model.filters={child.data.params['model.filters']}")
+        assert len(store(clone).get_metric_history(child.info.run_id, "val_accuracy")) == int(
+            child.data.params["train.epochs"]
+        )
+
+
+def test_children_are_ranked_by_validation_and_the_test_digits_are_not_read(clone, grid):
+    parent = parent_of(grid)
+    text = Path(store(clone).download_artifacts(parent, "ranking.csv")).read_text()
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [row["rank"] for row in rows] == ["1", "2", "3", "4"]
+    accuracies = [float(row["val_accuracy"]) for row in rows]
+    assert accuracies == sorted(accuracies, reverse=True)
+    found = {child.info.run_id: child for child in children(clone, parent)}
+    assert {row["run_id"] for row in rows} == set(found)
+    for row in rows:
+        child = found[row["run_id"]]
+        assert float(row["val_accuracy"]) == child.data.metrics["val_accuracy"]
+        assert row["model.filters"] == child.data.params["model.filters"]
+        assert "test_accuracy" not in child.data.metrics and "test_set_reads" not in child.data.tags
+        assert {given.dataset.name for given in child.inputs.dataset_inputs} == {"train", "val"}
+    assert store(clone).get_run(parent).data.tags["best_run"] == rows[0]["run_id"]
+    assert {item.path for item in store(clone).list_artifacts(parent)} == {"ranking.csv", "ranking.md", "sweep.png"}
+
+
+def test_the_same_sweep_again_trains_nothing_and_a_larger_one_what_is_missing(clone, grid):
+    before = {found.info.run_id for found in runs(clone)}
+    again = pipeline(clone, "train", *GRID)
+    assert again.returncode == 0 and "4 jobs, 4 found finished" in again.stdout and "epoch 1/" not in again.stdout
+    assert parent_of(again) == parent_of(grid) and {found.info.run_id for found in runs(clone)} == before
+    larger = pipeline(clone, "train", *GRID[:-1], "model.filters=2,4,3")
+    assert "6 jobs, 4 found finished" in larger.stdout
+    trained = re.findall(r"^(train.epochs=\d model.filters=\d) epoch 1/", larger.stdout, re.MULTILINE)
+    assert trained == ["train.epochs=1 model.filters=3", "train.epochs=2 model.filters=3"]
+    assert len(children(clone, parent_of(larger))) == 2
+    assert len(re.findall(r"^\| \d", larger.stdout, re.MULTILINE)) == 6, "the ranking holds what was found as well"
+
+
+def test_other_code_is_trained_anew(clone, grid):
+    engine = clone / "pipeline/engine.py"
+    engine.write_text(engine.read_text() + "# another\n")
+    done = pipeline(clone, "train", "-m", "recipe=baseline", "train.epochs=1", "model.filters=2,4")
+    git(clone, "restore", "pipeline")
+    assert done.returncode == 0 and "2 jobs; " in done.stdout
+    assert len(children(clone, parent_of(done))) == 2
+
+
+@pytest.mark.parametrize(
+    "launcher", [(), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")], ids=["basic", "joblib"]
+)
+def test_a_killed_sweep_goes_on_where_it_stopped(clone, launcher):
+    epochs = 30 + len(launcher)
+    words = ("-m", *launcher, "recipe=baseline", f"train.epochs={epochs}", "seed=range(0,4)")
+    log = clone / "killed.log"
+    with log.open("w") as file:
+        killed = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.train", *words],
+            cwd=clone, stdout=file, stderr=file, start_new_session=True,
+            env={key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))},
+        )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not re.search(r"^seed=[23] epoch 1/", log.read_text(), re.MULTILINE):
+        assert killed.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    log.unlink()
+    done = pipeline(clone, "train", *words)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "4 jobs, " in done.stdout and "begun before" in done.stdout and "left unfinished by an earlier" in done.stdout
+    )
+    found = children(clone, parent_of(done))
+    assert sorted(child.info.run_name for child in found) == [f"seed={seed}" for seed in range(4)]
+    assert {child.info.status for child in found} == {"FINISHED"}
+    assert all(len(store(clone).get_metric_history(c.info.run_id, "val_loss")) == epochs for c in found)
+
+
+def test_a_failed_child_does_not_stop_the_others_and_the_command_fails(clone):
+    wild = ("optimizer.weight_decay=0.99", "optimizer.batch_size=4")
+    words = ("-m", "recipe=baseline", "train.epochs=1", *wild, "optimizer.learning_rate=10,0.001")
+    done = pipeline(clone, "train", *words)
+    assert done.returncode == 1
+    assert "optimizer.learning_rate=10: the loss is not finite in epoch 1" in done.stderr
+    assert "error: 1 of 2 jobs did not finish (optimizer.learning_rate=10.0): the same command again" in done.stderr
+    found = children(clone, parent_of(done))
+    assert sorted(child.info.status for child in found) == ["FAILED", "FINISHED"]
+    assert store(clone).get_run(parent_of(done)).info.status == "FAILED"
+    again = pipeline(clone, "train", *words)
+    assert again.returncode == 1 and "1 found finished" in again.stdout
+    assert len(children(clone, parent_of(done))) == 2, "the failed child is replaced"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-m", "train.epochs=1,0"], "train.epochs=0 is out of range"),
+        (["-m", "seed=range(0,0)"], "is no job at all"),
+        (["-m", "recipe=baseline,basline"], "Could not find 'recipe/basline'"),
+        (["sweep=nonsense"], "Available options in 'sweep': epochs_filters search seeds"),
+    ],
+)
+def test_a_sweep_with_one_wrong_value_is_refused_before_its_first_job(clone, words, message):
+    before = len(runs(clone))
+    done = pipeline(clone, "train", *words)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert message in done.stderr and len(runs(clone)) == before
+
+
+def test_a_search_is_seeded_and_answered_from_what_was_trained(clone):
+    words = ("sweep=search", "recipe=baseline", "train.epochs=1", "hydra.sweeper.n_trials=3", "model.filters=2")
+    first = pipeline(clone, "train", *words)
+    assert first.returncode == 0, first.stderr
+    found = children(clone, parent_of(first))
+    assert len({child.data.params["optimizer.learning_rate"] for child in found}) == 3
+    assert all("augment.rotation=" in c.info.run_name and "model.filters" not in c.info.run_name for c in found)
+    again = pipeline(clone, "train", *words)
+    assert again.returncode == 0 and again.stdout.count("found finished") == 3
+    assert len(children(clone, parent_of(first))) == 3
+
+
+@pytest.fixture(scope="module")
+def groups(clone) -> list[str]:
+    """Two groups of three seeds: their ids."""
+    done = pipeline(clone, "train", "-m", "recipe=baseline", "seed=range(0,3)", "model.filters=2,3", "train.epochs=1")
+    assert done.returncode == 0, done.stderr
+    by_filters = {run.data.params["model.filters"]: run.data.tags["group"] for run in children(clone, parent_of(done))}
+    assert len(set(by_filters.values())) == 2
+    return [by_filters["2"], by_filters["3"]]
+
+
+def test_two_groups_are_compared_on_validation_until_the_test_digits_are_read(clone, groups):
+    done = pipeline(clone, "compare", f"a={groups[0]}", f"b={groups[1]}")
+    assert done.returncode == 0, done.stderr
+    assert "n = 3 + 3, 50 validation digits" in done.stdout and "baseline model.filters=2" in done.stdout
+    assert "so few runs cannot show any: the least p of n = 3 + 3 is 0.10" in done.stdout
+    [run_id] = re.findall(r"MLflow run (\w{32})", done.stdout)
+    client = store(clone)
+    assert {item.path for item in client.list_artifacts(run_id)} >= {
+        "comparison.md",
+        "comparison.json",
+        "comparison.png",
+    }
+    answer = json.loads(Path(client.download_artifacts(run_id, "comparison.json")).read_text())
+    means = [sum(side["accuracies"]) / 3 for side in answer["sides"].values()]
+    assert answer["verdicts"][0]["difference"] == pytest.approx(means[1] - means[0])
+    assert answer["compared_on"] == "validation" and answer["test_set_reads"] == 0
+    differing = [line for line in done.stdout.splitlines() if line.startswith("| model.filters")]
+    assert len(differing) == 1 and [cell.strip() for cell in differing[0].split("|")[2:4]] == ["2", "3"]
+
+
+def test_two_runs_are_compared_on_the_test_digits_once_both_were_evaluated(clone, groups):
+    one, other = (runs(clone, f"tags.group = '{group}' and params.seed = '1'")[0].info.run_id for group in groups)
+    for run_id in (one, other):
+        done = pipeline(clone, "evaluate", f"run={run_id}")
+        assert done.returncode == 0 and f"test set read 1 x for MLflow run {run_id}" in done.stdout, done.stderr
+    done = pipeline(clone, "compare", f"a={one}", f"b={other}")
+    assert done.returncode == 0 and "100 test digits" in done.stdout and "read 2 x for these runs" in done.stdout
+    a, b = (json.loads(Path(store(clone).download_artifacts(i, "metrics.json")).read_text()) for i in (one, other))
+    [alone] = re.findall(r"alone is right on (\d+), .* alone on (\d+) digits", done.stdout)
+    assert int(alone[1]) - int(alone[0]) == a["test_errors"] - b["test_errors"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a=0123456789ab", "b=baseline"], "'0123456789ab' names no finished run"),
+        (["a=baseline", "b=baseline"], "is the same configuration"),
+        (["a=baseline"], "one configuration alone"),
+        (["a='params.nonsense ='", "b=baseline"], "no filter of MLflow's"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(clone, words, message):
+    done = pipeline(clone, "compare", *words)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
+
+
+def test_one_seed_against_several_says_what_it_can(clone, groups):
+    [alone] = runs(clone, "tags.recipe = 'accurate' and tags.dvc_stage = 'train@accurate'")[:1]
+    done = pipeline(clone, "compare", f"a={groups[0]}", f"b={alone.info.run_id}")
+    assert done.returncode == 0, done.stderr
+    assert "accurate has one seed, which shows nothing of other seeds" in done.stdout
+
+
+def test_a_model_that_was_exchanged_and_an_unknown_run_are_refused(clone, groups):
+    [found] = runs(clone, f"tags.group = '{groups[0]}' and params.seed = '2'")
+    [other] = runs(clone, f"tags.group = '{groups[0]}' and params.seed = '0'")
+    file, stranger = (
+        next((clone / "mlruns").rglob(f"{run.outputs.model_outputs[0].model_id}/**/model.keras"))
+        for run in (found, other)
+    )
+    content = file.read_bytes()
+    file.write_bytes(stranger.read_bytes())
+    done = pipeline(clone, "evaluate", f"run={found.info.run_id}")
+    assert done.returncode == 1 and "holds another model than it trained" in done.stderr
+    file.unlink()
+    done = pipeline(clone, "evaluate", f"run={found.info.run_id}")
+    assert (
+        done.returncode == 1 and done.stderr.count("\n") == 1 and "is gone" in done.stderr
+    ) or "missing" in done.stderr
+    file.write_bytes(content)
+    done = pipeline(clone, "evaluate", "run=" + "0" * 32)
+    assert done.returncode == 1 and "is no run of" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_run_is_reproduced_to_the_bit_and_other_code_is_named(clone, groups):
+    [found] = runs(clone, f"tags.group = '{groups[1]}' and params.seed = '2'")
+    same = pipeline(clone, "reproduce", f"run={found.info.run_id}")
+    assert same.returncode == 0 and "code, data, versions and hardware are those of the run" in same.stdout
+    assert f"identical bits: model.keras has the SHA-256 of the run, {found.data.tags['model_sha256']}" in same.stdout
+    optimizer = clone / "pipeline/optimizer.py"
+    optimizer.write_text(optimizer.read_text().replace("beta1=0.9,", "beta1=0.8,"))
+    other = pipeline(clone, "reproduce", f"run={found.info.run_id}")
+    git(clone, "restore", "pipeline")
+    commit = git(clone, "rev-parse", "HEAD").strip()
+    assert other.returncode == 0 and f"code differs: the run's is of commit {commit}" in other.stdout
+    assert f"git worktree add ../at-{commit[:7]} {commit}" in other.stdout
+    assert re.search(r"other bits: validation accuracy .* \(.* points; \d+ of 50 predictions differ\)", other.stdout)
+    assert git(clone, "status", "--porcelain") == ""
+
+
+def test_the_published_curve_is_set_beside_ours(clone):
+    done = pipeline(clone, "reproduce", "run=published")
+    assert (
+        done.returncode == 1 and "the published log has 15 epochs: train baseline with train.epochs=15" in done.stderr
+    )
