@@ -148,6 +148,8 @@ def one_line(error: Exception) -> str | None:
         if isinstance(error.__cause__, OmegaConfBaseException):
             parts.append(_joined(error.__cause__))
         return f"{': '.join(dict.fromkeys(parts))} (for the keys and their values add --help)"
+    if type(error).__name__ == "TerminatedWorkerError":  # joblib's, which nothing else here needs to import
+        return "a job was killed, or ran out of memory: the same command again goes on where it stopped"
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or _joined(error)}: free the disk, or mend the path or its permissions"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -36,7 +37,7 @@ class Identity(NamedTuple):
 
 def identity(config: Config, data_files: Sequence[Path]) -> Identity:
     values: dict[str, Any] = {key: value for key, value in to_dict(config).items() if key not in DECIDES_NOTHING}
-    data = _sha256_of("".join(sha256(file) for file in data_files))
+    data = _sha256_of_all(tuple(data_files))
     code = _sha256_of("".join(sha256(ROOT / "pipeline" / f"{name}.py") for name in DECIDES))
     versions = [importlib.metadata.version(name) for name in COMPUTES]
     without_seed = {key: value for key, value in values.items() if key != "seed"}
@@ -44,6 +45,11 @@ def identity(config: Config, data_files: Sequence[Path]) -> Identity:
         _sha256_of(json.dumps([of, data, code, versions], sort_keys=True)) for of in (values, without_seed)
     )
     return Identity(_sha256_of(json.dumps(values, sort_keys=True)), data, code, content, group[:12])
+
+
+@functools.cache  # the jobs of a sweep share them
+def _sha256_of_all(files: tuple[Path, ...]) -> str:
+    return _sha256_of("".join(sha256(file) for file in files))
 
 
 def _sha256_of(text: str) -> str:

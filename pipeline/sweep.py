@@ -26,7 +26,6 @@ from pipeline.command import Folders, job_folder, jobs_at_once, one_line, overri
 from pipeline.config import ROOT, Config, PipelineError, compose
 from pipeline.console import quiet_import
 from pipeline.files import replacing, save_csv
-from pipeline.statistics import mean_interval
 from pipeline.surroundings import Identity, identity
 from pipeline.tables import markdown_table, percent
 
@@ -198,6 +197,7 @@ def renew(parent: str, folder: Path) -> None:
             )
         best = children[0]
         tags = {"best": best.name, "best_run": best.run_id} if best.status == "FINISHED" else {}
+        tags["mlflow.note.content"] = markdown(children)[:5_000]  # what the run's page opens with; MLflow takes so much
         tracking.log_sweep(parent, [folder / name for name in ("ranking.csv", "ranking.md", "sweep.png")], tags)
 
 
@@ -251,6 +251,8 @@ def markdown(children: Sequence[Child]) -> str:
     groups = by_group(children)
     if max(map(len, groups.values()), default=0) < 2:
         return text
+    from pipeline.statistics import mean_interval
+
     rows = [["", "n seeds", "mean validation", f"{100 * CONFIDENCE:g} % of the mean (t)"]]
     for name, members in groups.items():
         mean = mean_interval([child.val_accuracy for child in members], CONFIDENCE)

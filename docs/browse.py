@@ -1,0 +1,108 @@
+"""See the tracked runs in a real browser, as a person does: `mlflow ui` and headless Chromium.
+
+    python docs/browse.py <folder of a clone with a finished sweep>
+
+makes the pictures of docs/ui. tests/test_browser.py goes the same way.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webdriver import WebDriver
+
+PATIENCE = 120  # seconds for a page to show what it should, on a busy machine
+
+
+def installed() -> bool:
+    return bool(shutil.which("chromium") and shutil.which("chromedriver"))
+
+
+@contextmanager
+def mlflow_ui(folder: Path) -> Iterator[str]:
+    """Plain `mlflow ui` in `folder`, on a free port: its address."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    words = [sys.executable, "-m", "mlflow", "ui", "--port", str(port), "-w", "1"]
+    server = subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        until(lambda: urllib.request.urlopen(f"{address}/health").status == 200, "mlflow ui to answer")
+        yield address
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@contextmanager
+def browser() -> Iterator[WebDriver]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    for word in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1500,1000",
+    ):
+        options.add_argument(word)
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+def until(holds: Callable[[], object], what: str) -> None:
+    """Wait for something to hold; refusals of a page or server that is not there yet are waited out."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            if holds():
+                return
+        except (OSError, WebDriverException):
+            pass
+        assert time.monotonic() < deadline, f"waited {PATIENCE} s for {what}"
+        time.sleep(0.2)
+
+
+def text(driver: WebDriver) -> str:
+    return driver.find_element(By.TAG_NAME, "body").text
+
+
+def see(driver: WebDriver, *words: str) -> None:
+    """Wait until the page shows all these words."""
+    for word in words:
+        until(lambda word=word: word in text(driver), f"{word!r} on {driver.current_url}")
+
+
+def picture_shown(driver: WebDriver) -> bool:
+    """Whether an image on the page has arrived."""
+    script = "return [...document.images].some(image => image.naturalWidth > 200 && image.src.startsWith('blob:'))"
+    return bool(driver.execute_script(script))
+
+
+def click(driver: WebDriver, path: str) -> None:
+    """Click the first element at an XPath, once it is there."""
+    until(lambda: driver.find_element(By.XPATH, path).click() is None, f"{path} on {driver.current_url}")
+
+
+def tick(driver: WebDriver, name: str) -> None:
+    """Tick a run of the list by its name."""
+    row = f"//div[@role='row'][.//*[normalize-space()='{name}']]/@row-id"
+    found = driver.execute_script(
+        "return document.evaluate(arguments[0], document, null, XPathResult.STRING_TYPE, null).stringValue", row
+    )
+    click(driver, f"//div[@row-id='{found}']//input[@type='checkbox']")
