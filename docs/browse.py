@@ -13,9 +13,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
@@ -106,3 +107,45 @@ def tick(driver: WebDriver, name: str) -> None:
         "return document.evaluate(arguments[0], document, null, XPathResult.STRING_TYPE, null).stringValue", row
     )
     click(driver, f"//div[@row-id='{found}']//input[@type='checkbox']")
+
+
+def walk(
+    driver: WebDriver, address: str, parent: Any, children: Sequence[Any], pictures: Path | None = None
+) -> dict[str, Any]:
+    """Go from the list of runs to a sweep, one of its children, its model and a comparison of two: what was seen."""
+
+    def keep(name: str) -> None:
+        if pictures:
+            driver.save_screenshot(str(pictures / f"{name}.png"))
+
+    experiment = f"{address}/#/experiments/{parent.info.experiment_id}"
+    driver.get(f"{experiment}/runs")
+    see(driver, "Training runs", parent.info.run_name)
+    click(driver, "//label[normalize-space()='Expand rows'] | //*[text()='Expand rows']")
+    see(driver, *(child.info.run_name for child in children))
+    seen = {"children": {child.info.run_name for child in children if child.info.run_name in text(driver)}}
+    keep("runs")
+
+    driver.get(f"{experiment}/runs/{parent.info.run_id}")
+    see(driver, parent.info.run_name, "Child runs", children[0].info.run_name)
+    keep("sweep")
+    driver.get(f"{experiment}/runs/{parent.info.run_id}/artifacts/sweep.png")
+    until(lambda: picture_shown(driver), "the picture of the sweep")
+    keep("picture")
+
+    child = children[0]
+    driver.get(f"{experiment}/runs/{child.info.run_id}/model-metrics")
+    see(driver, "train_accuracy", "val_accuracy", f"{child.info.run_name} (val_accuracy)")
+    keep("curves")
+    driver.get(f"{experiment}/models/{child.outputs.model_outputs[0].model_id}")
+    see(driver, "model", child.info.run_name)
+    keep("model")
+
+    driver.get(f"{experiment}/runs")
+    see(driver, *(child.info.run_name for child in children))
+    for one in children[:2]:
+        tick(driver, one.info.run_name)
+    click(driver, "//*[@data-testid='runs-compare-button']")
+    see(driver, "Comparing 2 Runs", "val_accuracy")
+    keep("compare")
+    return seen | {"compared": text(driver)}
