@@ -91,7 +91,7 @@ def faster(studies: Studies, what: str, peer: str, most: float, stretch: str = "
     found = [round(ratio, 9) for ratio in ratios(studies, what, peer)]
     within = sum(ratio <= most for ratio in found)
     kept = "not measured" if not found else "yes" if statistics.median(found) <= most else "no"
-    kept += f", in {within} of {len(found)} rounds" if 0 < within < len(found) else ""
+    kept += f"; within it in {within} of {len(found)} rounds" if 0 < within < len(found) else ""
     promise = f"{stretch}{what}: at most {most} × the seconds of {peer} ({EPOCHS[what]} and {EPOCHS[peer]} epochs)"
     return {"promise": promise, "found": f"{spread(found, 2)}, n = {len(found)} rounds", "kept": kept}
 

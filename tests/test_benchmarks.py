@@ -80,7 +80,7 @@ def test_rounds_on_both_sides_of_a_limit_are_said(tmp_path):
     rounds = [timed("published", 10, 10, seed=n) for n in range(3)]
     rounds += [timed("baseline", took, took, seed=n) for n, took in enumerate((5.0, 5.5, 6.5))]
     assert [row["kept"] for row in report.promises(studies(tmp_path, time=rounds))[:2]] == [
-        "yes, in 2 of 3 rounds",
+        "yes; within it in 2 of 3 rounds",
         "no",
     ]
 
