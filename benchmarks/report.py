@@ -235,15 +235,22 @@ def start_rows(studies: Studies) -> list[Row]:
 
 
 def parallel_rows(studies: Studies) -> list[Row]:
-    found: dict[str, dict[int, float]] = defaultdict(dict)
+    found: dict[str, dict[int, Trial]] = defaultdict(dict)
     for trial in studies["parallel"]:
-        found[trial["what"]][trial["round"]] = trial["process_seconds"]
+        found[trial["what"]][trial["round"]] = trial
     serial = next(iter(found.values()), {})
     rows = []
-    for what, took in found.items():
-        ratio = spread([took[number] / serial[number] for number in took if number in serial], 2)
+    for what, rounds in found.items():
+        took = {number: trial["process_seconds"] for number, trial in rounds.items()}
+        ratios = [took[number] / serial[number]["process_seconds"] for number in took if number in serial]
         rows.append(
-            {"": what, "s of the command": spread(took.values(), 0), "× serial": ratio, "n rounds": str(len(took))}
+            {
+                "": what,
+                "s of the command": spread(took.values(), 0),
+                "× serial": spread(ratios, 2),
+                "cores busy": spread([trial["cores_busy"] for trial in rounds.values()], 2),
+                "n rounds": str(len(took)),
+            }
         )
     return rows
 

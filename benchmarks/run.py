@@ -140,10 +140,13 @@ def parallel_study(path: Path) -> None:
         for what, launcher in launchers.items():
             print(f"parallel {number + 1}/{ROUNDS}: {what}", flush=True)
             with tempfile.TemporaryDirectory() as folder:
-                begin = time.perf_counter()
+                begin, before = time.perf_counter(), os.times()
                 words = ["-m", *launcher, "recipe=fast", "seed=range(0,4)"]
                 _run(sys.executable, "-m", "pipeline.train", *words, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/own.db")
-                trials.append({"what": what, "round": number, "process_seconds": time.perf_counter() - begin})
+                took, after = time.perf_counter() - begin, os.times()
+                busy = after.children_user + after.children_system - before.children_user - before.children_system
+                figures = {"process_seconds": round(took, 2), "cores_busy": round(busy / took, 3)}
+                trials.append({"what": what, "round": number} | figures)
     surroundings = _surroundings()
     save_json(path, {"trials": [trial | surroundings for trial in trials]})
 

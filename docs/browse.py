@@ -1,8 +1,8 @@
 """See the tracked runs in a real browser, as a person does: `mlflow ui` and headless Chromium.
 
-    python docs/browse.py <folder of a clone with a finished sweep>
+    python docs/browse.py <id of a finished sweep>
 
-makes the pictures of docs/ui. tests/test_browser.py goes the same way.
+makes the pictures of docs/ui, from the store of this clone. tests/test_browser.py goes the same way.
 """
 
 from __future__ import annotations
@@ -149,3 +149,20 @@ def walk(
     see(driver, "Comparing 2 Runs", "val_accuracy")
     keep("compare")
     return seen | {"compared": text(driver)}
+
+
+def main() -> None:
+    from mlflow import MlflowClient
+
+    root = Path(__file__).resolve().parent.parent
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    parent = client.get_run(sys.argv[1])
+    query = f"tags.`mlflow.parentRunId` = '{sys.argv[1]}'"
+    children = client.search_runs([parent.info.experiment_id], query, max_results=9)
+    (root / "docs" / "ui").mkdir(exist_ok=True)
+    with mlflow_ui(root) as address, browser() as driver:
+        walk(driver, address, parent, children, root / "docs" / "ui")
+
+
+if __name__ == "__main__":
+    main()

@@ -60,9 +60,7 @@ def _compare_runs(config: CompareConfig) -> None:
         *_draw_sides(folder, sides, digits, labels, of, config),
     ]
     name = " against ".join(side.name for side in sides)
-    run_id = tracking.log_comparison(
-        config.data.name, f"compare {name}"[:200], files, text, [run.info.run_id for run in runs]
-    )
+    run_id = tracking.log_comparison(config.data.name, f"compare {name}"[:200], files, text, runs)
     print(text)
     print(f"wrote {folder}; MLflow run {run_id}")
 

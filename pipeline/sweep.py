@@ -82,7 +82,8 @@ def open_sweep(config: Any) -> None:
         from pipeline import tracking
 
     name = " ".join(["sweep", *words])
-    command = shlex.join(["python", "-m", "pipeline.train", "-m", *words])
+    hydra_words = [word for word in config.hydra.overrides.hydra if not word.startswith("hydra.mode=")]
+    command = shlex.join(["python", "-m", "pipeline.train", "-m", *hydra_words, *words])
     parent, again = tracking.open_sweep(planned[0].data.name, name, command, digest, keys)
     done = 0 if searched else sum(tracking.finished(planned[0].data.name, content) is not None for content in contents)
     count = f"{config.hydra.sweeper.n_trials} trials" if searched else f"{len(jobs)} jobs"

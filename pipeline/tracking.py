@@ -227,10 +227,13 @@ def test_set_reads(run: Run) -> int:
 
 
 @refusals_in_one_line()
-def log_comparison(data_name: str, name: str, files: Sequence[Path], answer: str, run_ids: Sequence[str]) -> str:
-    """A run of its own for what was compared: its id."""
+def log_comparison(data_name: str, name: str, files: Sequence[Path], answer: str, compared: Sequence[Run]) -> str:
+    """A run of its own for what was compared, with links to it: its id."""
     client, experiment = open_store(data_name)
-    tags = _tags("pipeline.compare") | {"mlflow.note.content": answer, "compared": " ".join(run_ids)}
+    links = [f"[{run.info.run_name}](#/experiments/{experiment}/runs/{run.info.run_id})" for run in compared]
+    note = f"{answer}\nRuns compared: {', '.join(links)}\n"
+    ids = " ".join(run.info.run_id for run in compared)
+    tags = _tags("pipeline.compare") | {"mlflow.note.content": note, "compared": ids}
     run = client.create_run(experiment, run_name=name, tags=tags)
     for file in files:
         client.log_artifact(run.info.run_id, str(file))

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import git, run, store
+from conftest import dvc, git, run, store
 
 pytestmark = pytest.mark.pipeline
 PARENT = "mlflow.parentRunId"
@@ -164,6 +164,25 @@ def test_a_sweep_with_one_wrong_value_is_refused_before_its_first_job(clone, wor
     done = pipeline(clone, "train", *words)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
     assert message in done.stderr and len(runs(clone)) == before
+
+
+def test_experiments_queued_in_dvc_land_in_the_same_store(clone, digits):
+    queued = dvc(clone, digits, "exp", "run", "--queue", "-S", "train.epochs=1,3", "-S", "recipes=[baseline]")
+    assert queued.returncode == 0, queued.stderr
+    names = re.findall(r"^Queued experiment '(.+)' for", queued.stdout, re.MULTILINE)
+    assert len(names) == 2, queued.stdout
+    assert dvc(clone, digits, "queue", "start", "-j", "2").returncode == 0
+    deadline = time.monotonic() + 300
+    while (status := dvc(clone, digits, "queue", "status").stdout).count("Success") < 2:
+        assert "Failed" not in status and time.monotonic() < deadline, status
+        time.sleep(1)
+    trained = {name: runs(clone, f"tags.dvc_experiment = '{name}' and params.`model.filters` = '2'") for name in names}
+    assert all(len(of) == 1 for of in trained.values()), "one run an experiment: its evaluation is part of it"
+    assert sorted(run.data.params["train.epochs"] for [run] in trained.values()) == ["1", "3"]
+    for [found] in trained.values():
+        rows = store(clone).get_metric_history(found.info.run_id, "val_accuracy")
+        assert len(rows) == int(found.data.params["train.epochs"]) and "test_accuracy" in found.data.metrics
+    assert git(clone, "status", "--porcelain") == "", "the queue works in checkouts of its own"
 
 
 def test_a_search_is_seeded_and_answered_from_what_was_trained(clone):
