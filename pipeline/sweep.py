@@ -266,7 +266,7 @@ def _draw(children: Sequence[Child], curves: Mapping[str, Sequence[float]]) -> A
     from pipeline import plots
 
     keys = [key for key in os.environ[KEYS].split() if key != "seed"]
-    if len(keys) != 2:
+    if len(keys) != 2 or not any(child.status == "FINISHED" for child in children):
         return plots.plot_curves({child.name: curves[child.run_id] for child in children}, "validation accuracy")
     values = [sorted({child.values[key] for child in children}, key=_number_first) for key in keys]
     grid = np.full([len(of) for of in values], np.nan)
