@@ -23,6 +23,14 @@ from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 
+# Scroll the tables of a comparison to their ends, which hold no more rows than they show, and the page to a metric.
+SCROLL = """
+const tables = [...document.querySelectorAll('.ReactVirtualized__Grid')]
+tables.filter(e => getComputedStyle(e).overflowY !== 'hidden').forEach(e => e.scrollTo(0, e.scrollHeight))
+const shown = tables.flatMap(e => [...e.querySelectorAll('a')]).filter(e => e.textContent === 'val_accuracy')
+shown.forEach(e => e.scrollIntoView({block: 'center'}))
+return shown.length > 0
+"""
 PATIENCE = 120  # seconds for a page to show what it should, on a busy machine
 
 
@@ -121,13 +129,15 @@ def walk(
     experiment = f"{address}/#/experiments/{parent.info.experiment_id}"
     driver.get(f"{experiment}/runs")
     see(driver, "Training runs", parent.info.run_name)
-    click(driver, "//label[normalize-space()='Expand rows'] | //*[text()='Expand rows']")
+    click(driver, "//button[@data-component-id='mlflow.assistant.chat_panel.close']")
+    click(driver, f"//div[@row-id='{parent.info.run_id}']//button[contains(@data-component-id, 'runnamecell')]")
     see(driver, *(child.info.run_name for child in children))
     seen = {"children": {child.info.run_name for child in children if child.info.run_name in text(driver)}}
     keep("runs")
 
     driver.get(f"{experiment}/runs/{parent.info.run_id}")
     see(driver, parent.info.run_name, "Child runs", children[0].info.run_name)
+    until(lambda: driver.find_element(By.XPATH, "//td[normalize-space()='1']"), "the ranking as a table")
     keep("sweep")
     driver.get(f"{experiment}/runs/{parent.info.run_id}/artifacts/sweep.png")
     until(lambda: picture_shown(driver), "the picture of the sweep")
@@ -146,7 +156,8 @@ def walk(
     for one in children[:2]:
         tick(driver, one.info.run_name)
     click(driver, "//*[@data-testid='runs-compare-button']")
-    see(driver, "Comparing 2 Runs", "val_accuracy")
+    see(driver, "Comparing 2 Runs", "epoch_seconds")
+    until(lambda: driver.execute_script(SCROLL), "the validation accuracies")
     keep("compare")
     return seen | {"compared": text(driver)}
 

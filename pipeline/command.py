@@ -97,7 +97,7 @@ def _compose_and_call(verb: Callable[[Any], float | None]) -> None:
                 _remove_empty(job_folder())
             message = one_line(error)
             if HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep goes on with its other jobs
-                print(f"error: {' '.join(overrides())}: {message or error!r}", file=sys.stderr)
+                print(f"error: {' '.join(overrides())}: {message or repr(error)}", file=sys.stderr)
                 raise
             if message is None:
                 raise

@@ -35,8 +35,13 @@ class Identity(NamedTuple):
     group: str  # the same without the seed, 12 digits: runs of one group differ in their seed alone
 
 
+def deciding(config: Config) -> dict[str, Any]:
+    """What of a configuration can change a trained model."""
+    return {key: value for key, value in to_dict(config).items() if key not in DECIDES_NOTHING}
+
+
 def identity(config: Config, data_files: Sequence[Path]) -> Identity:
-    values: dict[str, Any] = {key: value for key, value in to_dict(config).items() if key not in DECIDES_NOTHING}
+    values = deciding(config)
     data = _sha256_of_all(tuple(data_files))
     code = _sha256_of("".join(sha256(ROOT / "pipeline" / f"{name}.py") for name in DECIDES))
     versions = [importlib.metadata.version(name) for name in COMPUTES]

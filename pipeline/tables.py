@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """The first row is the heading; the first column is aligned left, the others right."""
-    widths = [max(2, *map(len, column)) for column in zip(*rows, strict=True)]
-    widths[0] = max(len(row[0]) for row in rows)
+    # MLflow's page takes a rule of fewer dashes for text.
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
         aligned = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
         return f"| {' | '.join([cells[0].ljust(widths[0]), *aligned[1:]])} |"
 
-    rule = ["-" * max(1, widths[0]), *("-" * (width - 1) + ":" for width in widths[1:])]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join([line(rows[0]), f"| {' | '.join(rule)} |", *map(line, rows[1:])])
 
 

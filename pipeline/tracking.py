@@ -36,7 +36,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from pipeline.config import ROOT, Config, PipelineError, from_dict, to_dict
 from pipeline.data import Digits
 from pipeline.files import existing, load_yaml, sha256
-from pipeline.surroundings import NOT_SOURCE, Identity, git, hardware, uncommitted, versions
+from pipeline.surroundings import NOT_SOURCE, Identity, deciding, git, hardware, uncommitted, versions
 
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the view that the web page opens with
 EVALUATION = "evaluate"  # the section of the configuration that only evaluation reads and logs
@@ -98,9 +98,7 @@ def training_run(
         mlflow.start_run(experiment_id=experiment, run_name=name, tags=tags, log_system_metrics=True) as run,
     ):
         run_id = run.info.run_id
-        settings = to_dict(config)
-        settings.pop(EVALUATION)
-        parameters = flatten(settings) | {
+        parameters = flatten(deciding(config)) | {
             "data.train_examples": len(train.labels),
             "data.val_examples": len(val.labels),
         }
@@ -300,9 +298,7 @@ def adopt(config: Config, model: Any, model_file: Path, history: Sequence[Mappin
         "adopted": "trained elsewhere; hardware, versions and commit are those of the evaluation",
     }
     with mlflow.start_run(experiment_id=experiment, run_name=config.name, tags=tags) as run:
-        settings = to_dict(config)
-        settings.pop(EVALUATION)
-        mlflow.log_params(flatten(settings) | {"model.num_params": model.count_params()})
+        mlflow.log_params(flatten(deciding(config)) | {"model.num_params": model.count_params()})
         for row in history:
             mlflow.log_metrics(
                 {key: value for key, value in row.items() if key != "epoch" and not math.isnan(value)},

@@ -14,7 +14,7 @@ def test_a_table_is_markdown_whose_columns_stand_below_each_other():
         "| one | 1,000 |   – |",
         "| a   |     2 | 3 % |",
     ]
-    assert tables.markdown_table([["", "n"], ["a", "1"]]).splitlines()[1] == "| - | -: |"
+    assert tables.markdown_table([["", "n"], ["a", "1"]]).splitlines()[1] == "| --- | --: |", "wide enough for MLflow"
 
 
 def test_figures_by_hand():
