@@ -51,6 +51,11 @@ def refusals_in_one_line() -> Iterator[None]:
     except (MlflowException, SQLAlchemyError) as error:
         first = str(error).splitlines()[0][:200]
         uri = mlflow.get_tracking_uri()
+        if "database schema" in first:  # MLflow would advise to upgrade even a store that is newer than itself
+            raise PipelineError(
+                f"another version of MLflow than {mlflow.__version__} wrote the store {uri}: an older one, "
+                f"`mlflow db upgrade {uri}` (keep a copy); a newer one, install it, or move the store away"
+            ) from None
         raise PipelineError(
             f"the MLflow store {uri} refused ({first}): free its disk, or mend MLFLOW_TRACKING_URI, or move it away"
         ) from None
@@ -156,7 +161,17 @@ def log_model(model: Any, image_shape: Sequence[int]) -> None:
 
 @refusals_in_one_line()
 def find_run(run_id: str, data_name: str) -> Run:
-    """The run of this id; one that is unknown, deleted or of another experiment is a PipelineError."""
+    """The run of this id that trained a model; any other, and one of another experiment, is a PipelineError."""
+    run = _existing_run(run_id, data_name)
+    if "model_sha256" not in run.data.tags:
+        raise PipelineError(
+            f"{run_id} ({run.info.run_name!r}, {run.info.status.lower()}) holds no trained model: take the id of a "
+            "finished run, from a ranking or `mlflow ui`"
+        )
+    return run
+
+
+def _existing_run(run_id: str, data_name: str) -> Run:
     client, experiment = open_store(data_name)
     try:
         run = client.get_run(run_id)
@@ -183,7 +198,7 @@ def find_runs(what: str, data_name: str) -> dict[str, list[Run]]:
     trained = "tags.model_sha256 != '' and attributes.status = 'FINISHED'"
     newest = ["attributes.start_time DESC"]
     if re.fullmatch("[0-9a-f]{32}", what):
-        run = find_run(what, data_name)
+        run = _existing_run(what, data_name)
         found = of_sweep(what) if "sweep" in run.data.tags else [run]
         found = [one for one in found if one.info.status == "FINISHED" and "model_sha256" in one.data.tags]
     elif (ROOT / "conf" / "recipe" / f"{what}.yaml").is_file():
@@ -305,6 +320,8 @@ def adopt(config: Config, model: Any, model_file: Path, history: Sequence[Mappin
                 step=int(row["epoch"]),
             )
         log_model(model, config.data.image_shape)
+        client.log_dict(run.info.run_id, to_dict(config), "config.yaml")
+        client.set_tag(run.info.run_id, "weights_sha256", weights_sha256(model_file))
         client.set_tag(run.info.run_id, "model_sha256", sha256(model_file))
     return client.get_run(run.info.run_id)
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,8 +77,9 @@ def test_parameters_are_every_value_of_the_configuration(trained):
     assert params["data.train_examples"] == "40" and params["data.val_examples"] == "20"
     assert params["model.num_params"] == str(model.load_model(trained.model_file).count_params())
     settings = configuration.to_dict(trained.config)
-    settings.pop("evaluate")  # logged by the evaluation alone: a parameter cannot change
-    assert set(tracking.flatten(settings)) < set(params)
+    for key in ("evaluate", "recipes", "dataset"):  # the evaluation logs the first; the others decide nothing
+        settings.pop(key)
+    assert set(tracking.flatten(settings)) < set(params) and "recipes" not in params
     assert not any(key.startswith("evaluate.") for key in params)
 
 
@@ -182,6 +186,9 @@ def test_a_model_without_a_run_gets_one_from_its_files(trained, tmp_path):
     assert found is not None and found.info.run_id == adopted.info.run_id
     steps = tracking.MlflowClient().get_metric_history(adopted.info.run_id, "train_loss")
     assert [(metric.step, metric.value) for metric in steps] == [(1, 0.9), (2, 0.4)]
+    found = tracking.find_run(adopted.info.run_id, "mnist")
+    assert tracking.recorded_config(found, tmp_path) == trained.config
+    assert tracking.recorded_model(found, tmp_path).is_file(), "of the weights that it was adopted with"
 
 
 def test_a_run_that_fails_is_marked_as_failed(trained):
@@ -218,6 +225,32 @@ def test_a_deleted_experiment_and_a_broken_store_are_refused_in_one_line(trained
         tracking.open_store("mnist")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     tracking.open_store("mnist")
+
+
+def test_a_store_of_another_mlflow_is_refused_and_left_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'ours.db'}")
+    tracking.open_store("mnist")
+    newer = shutil.copy(tmp_path / "ours.db", tmp_path / "newer.db")
+    with closing(sqlite3.connect(newer)) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+    before = newer.read_bytes()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{newer}")
+    with pytest.raises(PipelineError, match=r"\Aanother version of MLflow than [\d.]+ wrote [^\n]*newer.db[^\n]*\Z"):
+        tracking.open_store("mnist")
+    assert newer.read_bytes() == before
+
+
+def test_what_trained_no_model_is_named(trained):
+    client, experiment = tracking.open_store("mnist")
+    empty = client.create_run(experiment, run_name="a sweep").info.run_id
+    with pytest.raises(PipelineError, match="'a sweep', running\\) holds no trained model"):
+        tracking.find_run(empty, "mnist")
+    other = client.create_run(client.create_experiment("of something else")).info.run_id
+    with pytest.raises(PipelineError, match="is a run of the experiment 'of something else'"):
+        tracking.find_runs(other, "mnist")
+    client.delete_run(empty)
+    with pytest.raises(PipelineError, match=f"{empty} is deleted: `mlflow runs restore"):
+        tracking.find_run(empty, "mnist")
 
 
 def test_flatten_keeps_lists_of_plain_values_whole():
