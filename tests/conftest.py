@@ -139,3 +139,24 @@ def store(place: Path | str):
     from mlflow.tracking import MlflowClient
 
     return MlflowClient(f"sqlite:///{place / 'mlflow.db'}" if isinstance(place, Path) else place)
+
+
+PARENT = "mlflow.parentRunId"
+
+
+def pipeline(clone: Path, verb: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "-m", f"pipeline.{verb}", *words, cwd=clone)
+
+
+def runs(clone: Path, query: str = ""):
+    client = store(clone)
+    return client.search_runs([client.get_experiment_by_name("mnist").experiment_id], query)
+
+
+def children(clone: Path, parent: str):
+    return runs(clone, f"tags.`{PARENT}` = '{parent}'")
+
+
+def parent_of(done: subprocess.CompletedProcess[str]) -> str:
+    [found] = re.findall(r"^sweep .*MLflow run (\w{32})", done.stdout, re.MULTILINE)
+    return found

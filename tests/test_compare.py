@@ -1,0 +1,117 @@
+"""Runs of sweeps compared, evaluated and trained again, as typed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import children, git, parent_of, pipeline, runs, store
+
+pytestmark = pytest.mark.pipeline
+
+
+@pytest.fixture(scope="module")
+def groups(clone) -> list[str]:
+    """Two groups of three seeds: their ids."""
+    done = pipeline(clone, "train", "-m", "recipe=baseline", "seed=range(0,3)", "model.filters=2,3", "train.epochs=1")
+    assert done.returncode == 0, done.stderr
+    by_filters = {run.data.params["model.filters"]: run.data.tags["group"] for run in children(clone, parent_of(done))}
+    assert len(set(by_filters.values())) == 2
+    return [by_filters["2"], by_filters["3"]]
+
+
+def test_two_groups_are_compared_on_validation_until_the_test_digits_are_read(clone, groups):
+    done = pipeline(clone, "compare", f"a={groups[0]}", f"b={groups[1]}")
+    assert done.returncode == 0, done.stderr
+    assert "n = 3 + 3, 50 validation digits" in done.stdout and "baseline model.filters=2" in done.stdout
+    assert "so few runs cannot show any: the least p of n = 3 + 3 is 0.10" in done.stdout
+    [run_id] = re.findall(r"MLflow run (\w{32})", done.stdout)
+    client = store(clone)
+    assert {item.path for item in client.list_artifacts(run_id)} >= {
+        "comparison.md",
+        "comparison.json",
+        "comparison.png",
+    }
+    answer = json.loads(Path(client.download_artifacts(run_id, "comparison.json")).read_text())
+    means = [sum(side["accuracies"]) / 3 for side in answer["sides"].values()]
+    assert answer["verdicts"][0]["difference"] == pytest.approx(means[1] - means[0])
+    assert answer["compared_on"] == "validation" and answer["test_set_reads"] == 0
+    differing = [line for line in done.stdout.splitlines() if line.startswith("| model.filters")]
+    assert len(differing) == 1 and [cell.strip() for cell in differing[0].split("|")[2:4]] == ["2", "3"]
+
+
+def test_two_runs_are_compared_on_the_test_digits_once_both_were_evaluated(clone, groups):
+    one, other = (runs(clone, f"tags.group = '{group}' and params.seed = '1'")[0].info.run_id for group in groups)
+    for run_id in (one, other):
+        done = pipeline(clone, "evaluate", f"run={run_id}")
+        assert done.returncode == 0 and f"test set read 1 x for MLflow run {run_id}" in done.stdout, done.stderr
+    done = pipeline(clone, "compare", f"a={one}", f"b={other}")
+    assert done.returncode == 0 and "100 test digits" in done.stdout and "read 2 x for these runs" in done.stdout
+    a, b = (json.loads(Path(store(clone).download_artifacts(i, "metrics.json")).read_text()) for i in (one, other))
+    [alone] = re.findall(r"alone is right on (\d+), .* alone on (\d+) digits", done.stdout)
+    assert int(alone[1]) - int(alone[0]) == a["test_errors"] - b["test_errors"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a=0123456789ab", "b=baseline"], "'0123456789ab' names no finished run"),
+        (["a=baseline", "b=baseline"], "is the same configuration"),
+        (["a=baseline"], "one configuration alone"),
+        (["a='params.nonsense ='", "b=baseline"], "no filter of MLflow's"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(clone, words, message):
+    done = pipeline(clone, "compare", *words)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
+
+
+def test_one_seed_against_several_says_what_it_can(clone, groups):
+    [alone] = runs(clone, "tags.recipe = 'accurate' and tags.dvc_stage = 'train@accurate'")[:1]
+    done = pipeline(clone, "compare", f"a={groups[0]}", f"b={alone.info.run_id}")
+    assert done.returncode == 0, done.stderr
+    assert "accurate has one seed, which shows nothing of other seeds" in done.stdout
+
+
+def test_a_model_that_was_exchanged_and_an_unknown_run_are_refused(clone, groups):
+    # What a queue or another sweep trained may be of the same group: any one will do.
+    found, other = (runs(clone, f"tags.group = '{groups[0]}' and params.seed = '{seed}'")[0] for seed in (2, 0))
+    file, stranger = (
+        next((clone / "mlruns").rglob(f"{run.outputs.model_outputs[0].model_id}/**/model.keras"))
+        for run in (found, other)
+    )
+    content = file.read_bytes()
+    file.write_bytes(stranger.read_bytes())
+    done = pipeline(clone, "evaluate", f"run={found.info.run_id}")
+    assert done.returncode == 1 and "holds another model than it trained" in done.stderr
+    file.unlink()
+    done = pipeline(clone, "evaluate", f"run={found.info.run_id}")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "is gone" in done.stderr
+    file.write_bytes(content)
+    done = pipeline(clone, "evaluate", "run=" + "0" * 32)
+    assert done.returncode == 1 and "is no run of" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_run_is_reproduced_to_the_bit_and_other_code_is_named(clone, groups):
+    [found] = runs(clone, f"tags.group = '{groups[1]}' and params.seed = '2'")
+    same = pipeline(clone, "reproduce", f"run={found.info.run_id}")
+    assert same.returncode == 0 and "code, data, versions and hardware are those of the run" in same.stdout
+    assert f"identical bits: model.keras has the SHA-256 of the run, {found.data.tags['model_sha256']}" in same.stdout
+    optimizer = clone / "pipeline/optimizer.py"
+    optimizer.write_text(optimizer.read_text().replace("beta1=0.9,", "beta1=0.8,"))
+    other = pipeline(clone, "reproduce", f"run={found.info.run_id}")
+    git(clone, "restore", "pipeline")
+    commit = git(clone, "rev-parse", "HEAD").strip()
+    assert other.returncode == 0 and f"code differs: the run's is of commit {commit}" in other.stdout
+    assert f"git worktree add ../at-{commit[:7]} {commit}" in other.stdout
+    assert re.search(r"other bits: validation accuracy .* \(.* points; \d+ of 50 predictions differ\)", other.stdout)
+    assert git(clone, "status", "--porcelain") == ""
+
+
+def test_the_published_curve_is_set_beside_ours(clone):
+    done = pipeline(clone, "reproduce", "run=published")
+    assert (
+        done.returncode == 1 and "the published log has 15 epochs: train baseline with train.epochs=15" in done.stderr
+    )
