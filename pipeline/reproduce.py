@@ -129,11 +129,13 @@ def _beside_published(config: Config) -> None:
     if any(len(curve) != len(log) for curve in curves):
         raise PipelineError(f"the published log has {len(log)} epochs: train baseline with train.epochs={len(log)}")
     bands = [prediction_interval(of_epoch, config.evaluate.confidence) for of_epoch in zip(*curves, strict=True)]
-    file = job_folder() / "published.png"
-    with replacing(file) as temporary:
+    sentence = _published_sentence(log, curves, bands, config.evaluate.confidence)
+    folder = job_folder()
+    with replacing(folder / "published.png") as temporary:
         plots.plot_band(log, curves, bands).savefig(temporary, **plots.PNG)
-    print(_published_sentence(log, curves, bands, config.evaluate.confidence))
-    print(f"wrote {file}")
+    with replacing(folder / "published.md") as temporary:
+        temporary.write_text(f"{sentence}\n", encoding="utf-8")
+    print(f"{sentence}\nwrote {folder}")
 
 
 def _published_sentence(log: list[float], curves: list[list[float]], bands: list[Interval], confidence: float) -> str:

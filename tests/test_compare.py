@@ -14,8 +14,8 @@ pytestmark = pytest.mark.pipeline
 
 @pytest.fixture(scope="module")
 def groups(clone) -> list[str]:
-    """Two groups of three seeds: their ids."""
-    done = pipeline(clone, "train", "-m", "recipe=baseline", "seed=range(0,3)", "model.filters=2,3", "train.epochs=1")
+    """Two groups of three seeds, trained by no other test: their ids."""
+    done = pipeline(clone, "train", "-m", "recipe=baseline", "seed=range(0,3)", "model.filters=2,3", "train.epochs=5")
     assert done.returncode == 0, done.stderr
     by_filters = {run.data.params["model.filters"]: run.data.tags["group"] for run in children(clone, parent_of(done))}
     assert len(set(by_filters.values())) == 2
@@ -76,8 +76,7 @@ def test_one_seed_against_several_says_what_it_can(clone, groups):
 
 
 def test_a_model_that_was_exchanged_and_an_unknown_run_are_refused(clone, groups):
-    # What a queue or another sweep trained may be of the same group: any one will do.
-    found, other = (runs(clone, f"tags.group = '{groups[0]}' and params.seed = '{seed}'")[0] for seed in (2, 0))
+    [found], [other] = (runs(clone, f"tags.group = '{groups[0]}' and params.seed = '{seed}'") for seed in (2, 0))
     file, stranger = (
         next((clone / "mlruns").rglob(f"{run.outputs.model_outputs[0].model_id}/**/model.keras"))
         for run in (found, other)
