@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from pipeline.metrics import Calibration, Interval
@@ -206,6 +206,9 @@ def plot_band(published: Sequence[float], curves: Sequence[Sequence[float]], ban
         axes.plot([], [], color=BLUE, label=f"baseline, n = {len(curves)} seeds")
         axes.plot(epochs, 100 * (1 - np.asarray(published)), "o-", color=ORANGE, markersize=4, label="published")
         axes.set(xlabel="epoch", ylabel="training error in %, running, log scale", yscale="log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.legend(frameon=False)
         return figure
 

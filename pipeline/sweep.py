@@ -47,6 +47,7 @@ class Child(NamedTuple):
     train_accuracy: float
     seconds: float  # in training
     num_params: int
+    val_examples: int
     group: str  # runs of one group differ in their seed alone
     run_id: str
 
@@ -221,6 +222,7 @@ def ranked(runs: Sequence[Any]) -> list[Child]:
                 figures.get("train_accuracy", math.nan),
                 sum(tracking.curve(run, "epoch_seconds")),
                 int(parameters.get("model.num_params", 0)),
+                int(parameters.get("data.val_examples", 0)),
                 tags["group"],
                 run.info.run_id,
             )
@@ -243,17 +245,25 @@ def by_group(children: Sequence[Child]) -> dict[str, list[Child]]:
 
 def markdown(children: Sequence[Child]) -> str:
     """The ranking as a table, with a second one of means where there are several seeds."""
+    from pipeline.metrics import wilson_interval
+    from pipeline.statistics import mean_interval
+
     rows = [["", "run", "validation", "training", "s in training", "parameters", "MLflow run"]]
     for rank, child in enumerate(children, 1):
         place = str(rank) if child.status == "FINISHED" else child.status.lower()
         accuracies = [percent(child.val_accuracy), percent(child.train_accuracy)]
         rows.append([place, child.name, *accuracies, f"{child.seconds:.1f}", f"{child.num_params:,}", child.run_id])
     text = f"{markdown_table(rows)}\n\nLast epoch, ranked by validation accuracy. The test digits were not read.\n"
+    best = children[0] if children else None
+    if best and best.status == "FINISHED" and best.val_examples:
+        limits = wilson_interval(round(best.val_accuracy * best.val_examples), best.val_examples, CONFIDENCE)
+        text += (
+            f"The choice of {best.val_examples:,} digits alone leaves the best between {percent(limits.low)} and "
+            f"{percent(limits.high)} ({100 * CONFIDENCE:g} %, Wilson); another seed moves it as well.\n"
+        )
     groups = by_group(children)
     if max(map(len, groups.values()), default=0) < 2:
         return text
-    from pipeline.statistics import mean_interval
-
     rows = [["", "n seeds", "mean validation", f"{100 * CONFIDENCE:g} % of the mean (t)"]]
     for name, members in groups.items():
         mean = mean_interval([child.val_accuracy for child in members], CONFIDENCE)
