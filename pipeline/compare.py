@@ -113,15 +113,19 @@ def _draw_sides(
     name = {"test": "test.npz", "validation": "val.npz"}[of]
     stored = data.load_digits(ROOT / "data" / "processed" / name, config.data)
     place = {int(index): row for row, index in enumerate(stored.source_index)}
-    shown = comparison.telling_digits(*sides[:2])
-    rows = [(kind, i) for kind, chosen in shown.items() for i in chosen]
+    a, b = sides[:2]
+    shown = comparison.telling_digits(a, b)
     figures = {"comparison": plots.plot_sides({side.name: side.accuracies for side in sides}, of)}
-    if rows and all(int(digits[i]) in place for _, i in rows):
+    if sum(map(len, shown.values())) > 0 and all(
+        int(digits[i]) in place for of_kind in shown.values() for i in of_kind
+    ):
+
+        def captioned(i: int) -> tuple[NDArray[np.uint8], str]:
+            caption = f"#{digits[i]}: {labels[i]}\n{comparison.hits(a, b, i)}".rstrip()
+            return stored.images[place[int(digits[i])]], caption
+
         figures["digits"] = plots.plot_digit_rows(
-            {
-                kind: [(stored.images[place[int(digits[i])]], f"#{digits[i]}: {labels[i]}") for i in chosen]
-                for kind, chosen in shown.items()
-            }
+            {kind: [captioned(i) for i in of_kind] for kind, of_kind in shown.items()}
         )
     for file, figure in figures.items():
         with replacing(folder / f"{file}.png") as temporary:

@@ -146,7 +146,7 @@ def _verdict(a: Side, b: Side, test: Test | None, p: float, tests: int, confiden
         needed = statistics.seeds_needed(test.difference, deviations, 1 - confidence)
         if test.least_p >= 1 - confidence:
             sentence += f"; so few runs cannot show any: the least p of {n} is {test.least_p:.2f}"
-        many = f"about {needed:,}" if needed else f"more than {statistics.MOST_SEEDS:,}"
+        many = f"about {float(f'{needed:.2g}'):,.0f}" if needed else f"more than {statistics.MOST_SEEDS:,}"
         sentence += f"; {many} seeds a side would be needed to show a difference of this size"
     return Verdict(a.name, b.name, test, p, sentence)
 
@@ -162,24 +162,26 @@ def _one_seed_sentence(a: Side, b: Side, digits: str) -> str:
     )
 
 
-def shares_right(side: Side) -> NDArray[np.float64]:
-    """Of each digit [N], the share of the side's runs that have it right."""
-    return side.right.mean(0)
-
-
 def telling_digits(a: Side, b: Side) -> dict[str, NDArray[np.int64]]:
     """Places of the digits that tell the two apart the most, each way, and of those that both have wrong."""
-    of_a, of_b = shares_right(a), shares_right(b)
-    kinds = {
-        f"{a.name} right, {b.name} wrong": of_a - of_b,
-        f"{b.name} right, {a.name} wrong": of_b - of_a,
-        "both wrong": np.where(np.maximum(of_a, of_b) < 0.5, 1 - np.maximum(of_a, of_b), 0),
-    }
+    of_a, of_b = a.right.mean(0), b.right.mean(0)  # of each digit, the share of the side's runs that have it right
+    if len(a.right) == len(b.right) == 1:
+        kinds = [f"{a.name} right, {b.name} wrong", f"{b.name} right, {a.name} wrong", "both wrong"]
+    else:
+        kinds = [f"{a.name} right more often", f"{b.name} right more often", "both wrong in most runs"]
+    scores = [of_a - of_b, of_b - of_a, np.where(np.maximum(of_a, of_b) < 0.5, 1 - np.maximum(of_a, of_b), 0)]
     chosen = {}
-    for kind, score in kinds.items():
+    for kind, score in zip(kinds, scores, strict=True):
         order = np.argsort(-score, kind="stable")[:SHOWN]
         chosen[kind] = order[score[order] > 0]
     return chosen
+
+
+def hits(a: Side, b: Side, place: int) -> str:
+    """How many runs of each side have a digit right; nothing where a side is one run."""
+    if len(a.right) == len(b.right) == 1:
+        return ""
+    return " : ".join(f"{side.right[:, place].sum()} of {len(side.right)}" for side in (a, b))
 
 
 def markdown(sides: Sequence[Side], found: Sequence[Verdict], confidence: float, of: str, reads: int) -> str:

@@ -167,9 +167,7 @@ def plot_sides(accuracies: Mapping[str, Sequence[float]], of: str) -> Figure:
         for row, (colour, shares) in enumerate(zip(cycle(COLOURS), accuracies.values(), strict=False)):
             axes.plot(100 * np.asarray(shares), [row] * len(shares), "o", color=colour, alpha=0.6)
             axes.plot([100 * np.mean(shares)] * 2, [row - 0.3, row + 0.3], color=colour)
-        axes.set(
-            xlabel=f"{of} accuracy in %, last epoch: a dot a run, a line their mean", ylim=(len(accuracies) - 0.5, -0.5)
-        )
+        axes.set(xlabel=f"{of} accuracy in %; lines: means", ylim=(len(accuracies) - 0.5, -0.5))
         axes.set_yticks(range(len(accuracies)), [f"{name}\nn = {len(of_side)}" for name, of_side in accuracies.items()])
         return figure
 

@@ -232,7 +232,7 @@ def traits(run: Run) -> dict[str, str]:
         key: run.data.tags.get(key, "unknown")
         for key in ("git_commit", "code_sha256", "data_sha256", "versions", "hardware")
     }
-    return {**run.data.params, **tags}
+    return {key: value for key, value in run.data.params.items() if key != "model.num_params"} | tags
 
 
 def test_set_reads(run: Run) -> int:

@@ -111,7 +111,12 @@ def test_telling_digits_are_those_that_tell_the_two_apart():
     a = Side("a", {}, np.array([[1, 1, 0, 0, 0], [1, 1, 0, 0, 1]], bool), [], 0, 0)
     b = Side("b", {}, np.array([[1, 0, 1, 0, 0], [1, 1, 1, 0, 0]], bool), [], 0, 0)
     found = {kind: list(places) for kind, places in comparison.telling_digits(a, b).items()}
-    assert found == {"a right, b wrong": [1, 4], "b right, a wrong": [2], "both wrong": [3]}
+    assert found == {"a right more often": [1, 4], "b right more often": [2], "both wrong in most runs": [3]}
+    assert [comparison.hits(a, b, place) for place in (1, 4)] == ["2 of 2 : 1 of 2", "1 of 2 : 0 of 2"]
+    one, other = a._replace(right=a.right[1:]), b._replace(right=b.right[1:])
+    found = {kind: list(places) for kind, places in comparison.telling_digits(one, other).items()}
+    assert found == {"a right, b wrong": [4], "b right, a wrong": [2], "both wrong": [3]}
+    assert comparison.hits(one, other, 4) == ""
 
 
 def test_multiply_adds_by_hand(compose):
