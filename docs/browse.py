@@ -138,6 +138,7 @@ def walk(
     driver.get(f"{experiment}/runs/{parent.info.run_id}")
     see(driver, parent.info.run_name, "Child runs", children[0].info.run_name)
     until(lambda: driver.find_element(By.XPATH, "//td[normalize-space()='1']"), "the ranking as a table")
+    click(driver, "//*[text()='Show more']")
     keep("sweep")
     driver.get(f"{experiment}/runs/{parent.info.run_id}/artifacts/sweep.png")
     until(lambda: picture_shown(driver), "the picture of the sweep")

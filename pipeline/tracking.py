@@ -41,6 +41,7 @@ from pipeline.surroundings import NOT_SOURCE, Identity, deciding, git, hardware,
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the view that the web page opens with
 EVALUATION = "evaluate"  # the section of the configuration that only evaluation reads and logs
 PARENT = "mlflow.parentRunId"
+NOBODY = {"mlflow.user": "pipeline", "mlflow.source.name": "pipeline"}  # instead of a login name, and somebody's path
 
 
 @contextmanager
@@ -156,7 +157,7 @@ def log_model(model: Any, image_shape: Sequence[int]) -> None:
         Schema([TensorSpec(np.dtype("float32"), (-1, model.output_shape[-1]))]),
     )
     versions = [f"{name}=={importlib.metadata.version(name)}" for name in ("tensorflow", "keras", "numpy")]
-    mlflow.tensorflow.log_model(model, name="model", signature=signature, pip_requirements=versions)
+    mlflow.tensorflow.log_model(model, name="model", signature=signature, pip_requirements=versions, tags=NOBODY)
 
 
 @refusals_in_one_line()
@@ -462,9 +463,8 @@ def flatten(values: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict
 
 def _tags(source: str) -> dict[str, str]:
     commit = git("rev-parse", "HEAD")
-    return {
-        "mlflow.user": "pipeline",  # instead of the login name
-        "mlflow.source.name": source,  # instead of a path on somebody's machine
+    return NOBODY | {
+        "mlflow.source.name": source,
         "mlflow.source.git.commit": commit or "none",
         "git_commit": commit or "none",
         "git_dirty": {"": "false", None: "unknown"}.get(uncommitted(), "true"),

@@ -107,6 +107,8 @@ def test_tags_name_code_data_model_and_machine_but_no_person(trained):
     assert tags["mlflow.user"] == "pipeline" and tags["mlflow.source.name"] == "pipeline.train"
     home = str(Path.home())
     assert not [key for key, value in tags.items() if home in value and key != "mlflow.log-model.history"]
+    [logged] = tracking.MlflowClient().search_logged_models([trained.run.info.experiment_id])
+    assert logged.tags["mlflow.user"] == "pipeline" and not [value for value in logged.tags.values() if "/" in value]
 
 
 def test_inputs_carry_digests_of_the_digits(trained):
