@@ -142,7 +142,6 @@ def walk(
     keep("sweep")
     driver.get(f"{experiment}/runs/{parent.info.run_id}/artifacts/sweep.png")
     until(lambda: picture_shown(driver), "the picture of the sweep")
-    keep("picture")
 
     child = children[0]
     driver.get(f"{experiment}/runs/{child.info.run_id}/model-metrics")
@@ -150,7 +149,6 @@ def walk(
     keep("curves")
     driver.get(f"{experiment}/models/{child.outputs.model_outputs[0].model_id}")
     see(driver, "model", child.info.run_name)
-    keep("model")
 
     driver.get(f"{experiment}/runs")
     see(driver, *(child.info.run_name for child in children))
