@@ -427,8 +427,12 @@ def of_sweep(parent: str) -> list[Run]:
     client = MlflowClient()
     sweep = client.get_run(parent)
     children = client.search_runs([sweep.info.experiment_id], f"tags.`{PARENT}` = '{parent}'", max_results=5_000)
-    found = [key.removeprefix("found.") for key in sweep.data.tags if key.startswith("found.")]
-    return [*children, *map(client.get_run, found)]
+    ids = [key.removeprefix("found.") for key in sweep.data.tags if key.startswith("found.")]
+    if not ids:
+        return list(children)
+    quoted = ", ".join(f"'{run_id}'" for run_id in ids)
+    found = client.search_runs([sweep.info.experiment_id], f"attributes.run_id IN ({quoted})", max_results=5_000)
+    return [*children, *found]  # those deleted since are not among them
 
 
 @refusals_in_one_line()

@@ -255,6 +255,18 @@ def test_what_trained_no_model_is_named(trained):
         tracking.find_run(empty, "mnist")
 
 
+def test_a_sweep_has_its_children_and_what_it_found_but_nothing_deleted(trained):
+    client, experiment = tracking.open_store("mnist")
+    parent, again = tracking.open_sweep("mnist", "sweep", "python", "digest", ["seed"])
+    assert not again and tracking.open_sweep("mnist", "sweep", "python", "digest", ["seed"]) == (parent, True)
+    child = client.create_run(experiment, tags={tracking.PARENT: parent})
+    found, deleted = (client.create_run(experiment) for _ in range(2))
+    for run in (child, found, deleted):
+        tracking.join_sweep(parent, run)
+    client.delete_run(deleted.info.run_id)
+    assert [run.info.run_id for run in tracking.of_sweep(parent)] == [child.info.run_id, found.info.run_id]
+
+
 def test_flatten_keeps_lists_of_plain_values_whole():
     assert tracking.flatten({"a": {"b": [1, 2]}, "c": [{"d": 1}, {"d": 2}]}) == {
         "a.b": "[1, 2]",
