@@ -17,7 +17,7 @@ from pipeline.console import quiet_import
 from pipeline.files import load_csv, load_json, load_yaml, replacing, sha256
 from pipeline.metrics import Interval
 from pipeline.statistics import prediction_interval
-from pipeline.surroundings import git, identity, versions
+from pipeline.surroundings import git, identity, uncommitted, versions
 from pipeline.tables import percent, points
 
 PUBLISHED_LOG = ROOT / "reference" / "published_run.csv"
@@ -108,7 +108,11 @@ def _differing(tags: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
             lines.append(f"{words} differ: the run's {tags.get(key, 'unknown')}; here {here[key]}")
     if tags.get("code_sha256") != here["code_sha256"]:
         commit, dirty = tags.get("git_commit", "none"), tags.get("git_dirty") == "true"
-        lines.append(f"code differs: the run's is of commit {commit}; here {here['git_commit']}")
+        changed = " with uncommitted changes"
+        lines.append(
+            f"code differs: the run's is of commit {commit}{changed if dirty else ''}; "
+            f"here {here['git_commit']}{changed if uncommitted() else ''}"
+        )
         if commit != "none":
             lines.append(
                 f"to train with its code: git worktree add ../at-{commit[:7]} {commit}"
