@@ -45,7 +45,7 @@ demo: clone env  ## The same in small: 1 epoch, a tenth of the digits, in the fo
 	@echo 'In demo/: results/comparison.md, and `mlflow ui` (after: source .venv/bin/activate).'
 
 test: check  ## Formatting, lint, types, tests: what CI runs
-	python -m pytest -m pipeline
+	python -m pytest -m pipeline -n 2 --dist loadfile
 
 check: env  ## The same without the whole-pipeline tests
 	ruff format --check .

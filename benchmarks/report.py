@@ -9,10 +9,9 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from matplotlib.figure import Figure
-from scipy import stats
 
 from benchmarks import figures
 from benchmarks.run import (
@@ -29,8 +28,10 @@ from benchmarks.run import (
 from benchmarks.trial import PEERS
 from pipeline.config import ROOT, PipelineError
 from pipeline.files import load_csv, load_json, replacing
-from pipeline.metrics import Interval, wilson_interval
+from pipeline.metrics import wilson_interval
 from pipeline.plots import PNG
+from pipeline.statistics import Mean, mean_interval, prediction_interval
+from pipeline.tables import markdown_table, percent
 
 DOCS = ROOT / "docs"
 NAMES = (*PEERS, *RECIPES)
@@ -43,38 +44,18 @@ CONFIDENCE = 0.95
 PUBLISHED_LOG = ROOT / "reference" / "published_run.csv"
 
 Trial = dict[str, Any]
-Studies = dict[str, list[Trial]]  # those of time, start, accuracy and scaling
+STUDIES = ("time", "start", "accuracy", "scaling", "parallel", "statistics")
+Studies = dict[str, list[Trial]]  # by the name of the study
 Row = dict[str, str]  # of a table: a cell by its column
 
 
-class Mean(NamedTuple):
-    """A mean over seeds with Student's interval of it, NaN where there is one seed."""
-
-    n: int
-    mean: float
-    low: float
-    high: float
-
-
 def mean_over_seeds(values: Sequence[float]) -> Mean:
-    n, mean = len(values), statistics.mean(values)
-    if n == 1:
-        return Mean(1, mean, math.nan, math.nan)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
-    return Mean(n, mean, mean - half, mean + half)
-
-
-def prediction_interval(values: Sequence[float], confidence: float) -> Interval:
-    """Where one more of these would lie, by Student's t."""
-    n, mean = len(values), statistics.mean(values)
-    deviation = statistics.stdev(values) * math.sqrt(1 + 1 / n)
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * deviation
-    return Interval(mean - half, mean + half)
+    return mean_interval(values, CONFIDENCE)
 
 
 def load(folder: Path) -> Studies:
     """What is stored; a study that was not run has no trials."""
-    paths = {study: folder / f"{study}.json" for study in ("time", "start", "accuracy", "scaling")}
+    paths = {study: folder / f"{study}.json" for study in STUDIES}
     return {study: load_json(path)["trials"] if path.is_file() else [] for study, path in paths.items()}
 
 
@@ -221,7 +202,7 @@ test digit as it is and moved by a pixel each way; by 1 view: as it is. {seen(st
 
 def seen(studies: Studies) -> dict[str, str]:
     """Every hardware, set of versions and commit among the trials."""
-    stored = [trial for trials in studies.values() for trial in trials]
+    stored = [trial for trials in studies.values() for trial in trials if "hardware" in trial]
     return {key: "; ".join(sorted({trial[key] for trial in stored})) for key in ("hardware", "versions", "commit")}
 
 
@@ -251,6 +232,40 @@ def start_rows(studies: Studies) -> list[Row]:
     for trial in studies["start"]:
         found[trial["what"]].append(trial["process_seconds"])
     return [{"command": what, "s": spread(took, 2), "n": str(len(took))} for what, took in found.items()]
+
+
+def parallel_rows(studies: Studies) -> list[Row]:
+    found: dict[str, dict[int, Trial]] = defaultdict(dict)
+    for trial in studies["parallel"]:
+        found[trial["what"]][trial["round"]] = trial
+    serial = next(iter(found.values()), {})
+    rows = []
+    for what, rounds in found.items():
+        took = {number: trial["process_seconds"] for number, trial in rounds.items()}
+        ratios = [took[number] / serial[number]["process_seconds"] for number in took if number in serial]
+        rows.append(
+            {
+                "": what,
+                "s of the command": spread(took.values(), 0),
+                "× serial": spread(ratios, 2),
+                "cores busy": spread([trial["cores_busy"] for trial in rounds.values()], 2),
+                "n rounds": str(len(took)),
+            }
+        )
+    return rows
+
+
+def simulation_rows(studies: Studies) -> list[Row]:
+    return [
+        {
+            "": trial["what"],
+            "of the tries it": trial["event"],
+            "share": percent(trial["count"] / trial["tries"]),
+            "95 % (Wilson)": reach(*wilson_interval(trial["count"], trial["tries"], CONFIDENCE)),
+            "n tries": f"{trial['tries']:,}",
+        }
+        for trial in studies["statistics"]
+    ]
 
 
 def missing(studies: Studies) -> str:
@@ -340,6 +355,20 @@ Median seconds of the second epoch of a trial of two, n rounds; those of all dig
 
 {table(start_rows(studies))}
 
+## Two jobs of a sweep at once
+
+{table(parallel_rows(studies))}
+
+Four seeds of `fast`, everything included (imports, tracking, ranking). One job alone keeps both cores busy while it
+trains, so what two at once can share out is the rest.
+
+## What the statistics promise
+
+{table(simulation_rows(studies))}
+
+Made by `python -m benchmarks.simulate`. A test at .05 may reject in up to 5 % where there is no difference: exact tests
+of few runs have few values of p, and reject in less.
+
 ## Again
 
     make benchmark            # times, and this page
@@ -352,10 +381,6 @@ Median seconds of the second epoch of a trial of two, n rounds; those of all dig
 def word(trial: Trial, key: str, default: float) -> float:
     """The number after `key=` among the words of a trial."""
     return next((float(text.partition("=")[2]) for text in trial["words"] if text.startswith(f"{key}=")), default)
-
-
-def percent(share: float, places: int = 2) -> str:
-    return "–" if math.isnan(share) else f"{100 * share:.{places}f} %"
 
 
 def reach(low: float, high: float, places: int = 2) -> str:
@@ -374,8 +399,7 @@ def spread(values: Collection[float], places: int) -> str:
 def table(rows: Sequence[Row]) -> str:
     if not rows:
         return "Not measured yet."
-    lines = [list(rows[0]), ["-", *["-:"] * (len(rows[0]) - 1)], *(list(row.values()) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
     python -m benchmarks.run short     3 rounds of times, beside the peers, interleaved; how fast everything starts
     python -m benchmarks.run full      7 rounds, ten seeds of every recipe, cost against size; goes on where it stopped
     python -m benchmarks.run compare   times anew, against the stored ones
+    python -m benchmarks.run parallel  a sweep of four seeds, one after the other and two at once
 
 A study is a list of trials, each with its figures, hardware, versions and commit.
 """
@@ -12,15 +13,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks.trial import PEERS
+from pipeline import surroundings
 from pipeline.config import ROOT, PipelineError, compose, to_dict
 from pipeline.console import quiet_import
 from pipeline.files import load_json, save_json
@@ -128,6 +132,25 @@ def start_study(path: Path) -> None:
     save_json(path, {"trials": [trial | surroundings for trial in trials]})
 
 
+def parallel_study(path: Path) -> None:
+    """A sweep of four seeds of `fast` with either launcher, in rounds, each in a store of its own."""
+    launchers = {"one after the other": [], "two at once": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]}
+    trials: list[dict[str, Any]] = []
+    for number in range(ROUNDS):
+        for what, launcher in launchers.items():
+            print(f"parallel {number + 1}/{ROUNDS}: {what}", flush=True)
+            with tempfile.TemporaryDirectory() as folder:
+                begin, before = time.perf_counter(), os.times()
+                words = ["-m", *launcher, "recipe=fast", "seed=range(0,4)"]
+                _run(sys.executable, "-m", "pipeline.train", *words, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/own.db")
+                took, after = time.perf_counter() - begin, os.times()
+                busy = after.children_user + after.children_system - before.children_user - before.children_system
+                figures = {"process_seconds": round(took, 2), "cores_busy": round(busy / took, 3)}
+                trials.append({"what": what, "round": number} | figures)
+    surroundings = _surroundings()
+    save_json(path, {"trials": [trial | surroundings for trial in trials]})
+
+
 def seconds(trial: dict[str, Any], epochs: int) -> float:
     """Of so many epochs, from a trial of fewer: the first, which compiles, and the mean of the others."""
     first, *others = trial["epoch_seconds"]
@@ -153,8 +176,8 @@ def compare(stored: list[dict[str, Any]], new: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _run(*command: str, refused: bool = False) -> str:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def _run(*command: str, refused: bool = False, **variables: str) -> str:
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True)
     if (done.returncode != 0) != refused:
         raise PipelineError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()[-200:]}")
     return done.stdout
@@ -172,23 +195,23 @@ def _source(what: str) -> str:
 
 def _surroundings() -> dict[str, str]:
     with quiet_import():
-        from pipeline import tracking
-    changed = tracking.uncommitted()
-    return {
-        "hardware": tracking.hardware(),
-        "versions": tracking.versions(),
-        "commit": f"{tracking.git('rev-parse', '--short', 'HEAD')}{' and uncommitted changes' if changed else ''}",
-    }
+        hardware = surroundings.hardware()
+    commit = surroundings.git("rev-parse", "--short", "HEAD")
+    changed = " and uncommitted changes" if surroundings.uncommitted() else ""
+    return {"hardware": hardware, "versions": surroundings.versions(), "commit": f"{commit}{changed}"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run")
-    parser.add_argument("mode", choices=["short", "full", "compare"])
+    parser.add_argument("mode", choices=["short", "full", "compare", "parallel"])
     mode = parser.parse_args().mode
     try:
         if mode == "compare":
             stored = load_json(RESULTS / "time.json")["trials"]
             print(compare(stored, run_study(RESULTS / "latest.json", time_plan(ROUNDS), resume=False)))
+            return
+        if mode == "parallel":
+            parallel_study(RESULTS / "parallel.json")
             return
         full = mode == "full"
         run_study(RESULTS / "time.json", time_plan(FULL_ROUNDS if full else ROUNDS), resume=full)
@@ -196,6 +219,7 @@ def main() -> None:
         if full:
             run_study(RESULTS / "accuracy.json", accuracy_plan(), resume=True)
             run_study(RESULTS / "scaling.json", scaling_plan(), resume=True)
+            parallel_study(RESULTS / "parallel.json")
     except PipelineError as error:
         sys.exit(f"error: {error}")
 

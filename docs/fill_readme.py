@@ -3,7 +3,7 @@
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLES = ("results/comparison.md", "docs/benchmark/summary.md")
+TABLES = ("results/comparison.md", "docs/benchmark/summary.md", "docs/runs/published.md", "docs/runs/comparison.md")
 END = "<!-- end -->"
 
 

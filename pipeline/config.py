@@ -1,20 +1,16 @@
-"""The configuration: its schema, its limits, how a verb becomes a command, and where outputs go.
+"""The configuration: its schema and its limits.
 
 The values stand in params.yaml and conf/; the schema below has none, so that no value hides here.
 """
 
 from __future__ import annotations
 
-import functools
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import yaml
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -110,6 +106,19 @@ class Config:
     augment: Augment = MISSING
 
 
+@dataclass
+class RunConfig(Config):
+    """Of the verbs that take an earlier run."""
+
+    run: str | None = MISSING
+
+
+@dataclass
+class CompareConfig(Config):
+    a: str | None = MISSING
+    b: str | None = MISSING
+
+
 def validate(config: Config) -> None:
     """Refuse the first value that is out of its range, by a PipelineError."""
     for key, value, accepted, expected in _limits(config):
@@ -198,32 +207,6 @@ def _output_shape(config: Config) -> list[int]:
     return shape
 
 
-class Folders(NamedTuple):
-    model: Path
-    results: Path
-
-
-def output_folders(config: Config) -> Folders:
-    """Where this job writes: a DVC stage to its outputs, any other run to Hydra's folder of that job."""
-    if in_dvc_stage():
-        return Folders(ROOT / "models" / config.name, ROOT / "results" / "recipes" / config.name)
-    return Folders(job_folder(), job_folder())
-
-
-def job_folder() -> Path:
-    """Hydra's folder of this job; the repository where DVC runs the stage."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return Path(HydraConfig.get().runtime.output_dir)
-
-
-def overrides() -> list[str]:
-    """The key=value words this job was called with."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return list(HydraConfig.get().overrides.task)
-
-
 def in_dvc_stage() -> bool:
     return "DVC_STAGE" in os.environ
 
@@ -235,83 +218,49 @@ def to_dict(config: Config) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.structured(config))  # type: ignore[return-value]
 
 
-def compose(*words: str) -> Config:
-    """The checked configuration that a stage gets for these key=value words, without being a command."""
-    import hydra
+def from_dict(values: Mapping[str, Any], source: str) -> Config:
+    """The inverse of to_dict, checked; what other code recorded may not fit, and is a PipelineError."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    _register()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_object(hydra.compose("config", list(words)))
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+    except OmegaConfBaseException as error:
+        first = str(error).splitlines()[0]
+        raise PipelineError(f"{source} was written by other code ({first}): check out its commit first") from None
     assert isinstance(config, Config)
     validate(config)
     return config
 
 
-def _register() -> None:
-    """Tell Hydra of the schema and of the folder that a job writes to."""
+def config_name(verb: str) -> str:
+    """The configuration of a verb: conf/<verb>.yaml, or the one that all share where there is none."""
+    return verb if (CONF / f"{verb}.yaml").is_file() else "config"
+
+
+def compose(*words: str, verb: str = "") -> Config:
+    """The checked configuration that a stage gets for these key=value words, inside a command of Hydra's or not."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    register()
+    ready = GlobalHydra.instance().is_initialized()
+    with nullcontext() if ready else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = OmegaConf.to_object(hydra.compose(config_name(verb), list(words)))
+    assert isinstance(config, Config)
+    validate(config)
+    return config
+
+
+def register() -> None:
+    """Tell Hydra of the schemas and of the folder that a job writes to."""
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    ConfigStore.instance().store(name="schema", node=Config)
+    for name, schema in (("schema", Config), ("run_schema", RunConfig), ("compare_schema", CompareConfig)):
+        ConfigStore.instance().store(name=name, node=schema)
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
-
-
-def entry_point(verb: Callable[[Config], None]) -> Callable[[], None]:
-    """Make `verb` a command: compose, check, call; every refusal is one line on stderr and exit code 1."""
-
-    @functools.wraps(verb)
-    def command() -> None:
-        # Hydra then raises instead of printing several lines; a user who has set it wants the traceback.
-        full_error = os.environ.setdefault("HYDRA_FULL_ERROR", "") == "1"
-        os.environ["HYDRA_FULL_ERROR"] = "1"
-        try:
-            _check_yaml()
-            _compose_and_call(verb)
-        except KeyboardInterrupt:
-            sys.exit("interrupted")
-        except Exception as error:
-            message = _one_line(error)
-            if full_error or message is None:
-                raise
-            sys.exit(f"error: {message}")
-
-    return command
-
-
-def _compose_and_call(verb: Callable[[Config], None]) -> None:
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-    from omegaconf import DictConfig, OmegaConf
-
-    _register()
-
-    def task(composed: DictConfig) -> None:
-        try:
-            for word in overrides():
-                if word.startswith(("+", "~")):  # Hydra would take it, even for a mistyped key
-                    raise PipelineError(f"{word}: keys are neither added nor removed: give key=value (keys: --help)")
-            config = OmegaConf.to_object(composed)
-            assert isinstance(config, Config)
-            validate(config)
-            verb(config)
-        except Exception as error:
-            if not in_dvc_stage():
-                _remove_empty(job_folder())
-            # A sweep goes on with its other jobs, and Hydra names the one that failed.
-            if HydraConfig.get().mode == RunMode.MULTIRUN or _one_line(error) is None:
-                raise
-            sys.exit(f"error: {_one_line(error)}")
-
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
-
-
-def _remove_empty(folder: Path) -> None:
-    """Remove the folder that Hydra made for a job that wrote nothing, and its parent if it was the first."""
-    with suppress(OSError):
-        folder.rmdir()
-        folder.parent.rmdir()
 
 
 def _run_folder(parent: str) -> str:
@@ -320,52 +269,3 @@ def _run_folder(parent: str) -> str:
     from datetime import datetime
 
     return f"{parent}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-
-
-def _check_yaml() -> None:
-    """Refuse broken YAML by file and line, and aliases, which Hydra would expand without bound."""
-    for path in [ROOT / "params.yaml", *sorted(CONF.rglob("*.yaml"))]:
-        where = path.relative_to(ROOT)
-        try:
-            for event in yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader):
-                if isinstance(event, yaml.AliasEvent):
-                    line = event.start_mark.line + 1 if event.start_mark else "?"
-                    raise PipelineError(f"{where}:{line}: a YAML alias (*name): write the value out")
-        except yaml.MarkedYAMLError as error:
-            raise PipelineError(_broken_yaml(error, path)) from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise PipelineError(f"{where}: not YAML in UTF-8, {_joined(error)}: mend it") from None
-
-
-def _broken_yaml(error: yaml.MarkedYAMLError, path: Path) -> str:
-    mark = error.problem_mark
-    place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-    return f"{path.relative_to(ROOT)}{place}: broken YAML, {error.problem}: mend that line"
-
-
-def _one_line(error: Exception) -> str | None:
-    """What went wrong in one line, or None for what is a bug of ours and deserves its traceback."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    if isinstance(error, PipelineError):
-        return str(error)
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:  # valid YAML, but a key stands there twice
-        return _broken_yaml(error, Path(error.problem_mark.name).resolve())
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        parts = [_joined(error)]
-        if isinstance(error.__cause__, OmegaConfBaseException):
-            parts.append(_joined(error.__cause__))
-        return f"{': '.join(dict.fromkeys(parts))} (for the keys and their values add --help)"
-    if isinstance(error, OSError):
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror or _joined(error)}: free the disk, or mend the path or its permissions"
-    return None
-
-
-def _joined(error: BaseException) -> str:
-    """The message in one line, without Hydra's search path, and OmegaConf's positions and hints."""
-    text = str(error).partition("Config search path:")[0]
-    noise = ("To append to your config", "full_key:", "object_type=", "reference_type=", "See https")
-    lines = (line.strip().rstrip(".") for line in text.splitlines())
-    return " ".join(line for line in lines if line and not line.startswith(noise))

@@ -40,15 +40,17 @@ def quiet_import() -> Iterator[None]:
 
 
 class TrainingProgress:
-    """Shows epoch, running accuracy, images a second and time left. `size` is digits an epoch."""
+    """Shows epoch, running accuracy, images a second and time left. `size` is digits an epoch.
 
-    def __init__(self, name: str, epochs: int, size: int) -> None:
+    The moving bar is for a terminal that no other job writes to.
+    """
+
+    def __init__(self, name: str, epochs: int, size: int, bar: bool = True) -> None:
         self.name, self.epochs, self.size = name, epochs, size
         self.epoch = 1
         self.begin = time.perf_counter()
-        self.bar = tqdm(
-            total=epochs * size, unit=" images", unit_scale=True, leave=False, disable=not sys.stderr.isatty()
-        )
+        shown = bar and sys.stderr.isatty()
+        self.bar = tqdm(total=epochs * size, unit=" images", unit_scale=True, leave=False, disable=not shown)
 
     def __enter__(self) -> TrainingProgress:
         return self

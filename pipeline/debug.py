@@ -8,18 +8,18 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from pipeline.augment import strengths
 from pipeline.config import Config
 from pipeline.data import Digits
-from pipeline.engine import Epoch, Schedule, Trainer
+from pipeline.engine import Epoch, Schedule, Trainer, start
+from pipeline.model import build_cnn
 from pipeline.optimizer import learning_rates
 
 
-def profile(model: keras.Model, config: Config, digits: Digits) -> str:
+def profile(config: Config, digits: Digits) -> str:
     """Run training steps under TensorFlow's profiler: a table of operations, those that take most first.
 
     Times are summed over threads, so with two operations at once they add up to more than the time that passes.
@@ -28,6 +28,8 @@ def profile(model: keras.Model, config: Config, digits: Digits) -> str:
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     steps, size = config.train.profile_steps, config.optimizer.batch_size
+    start(config.seed)
+    model = build_cnn(config.model, config.data.image_shape, config.data.classes)
     trainer = Trainer(model, config.optimizer, config.augment, config.seed)
     chosen = np.resize(np.arange(len(digits.labels), dtype=np.int32), (steps + 1) * size)
     schedule = Schedule(learning_rates(config.optimizer, steps + 1), strengths(config.augment, steps + 1))

@@ -1,30 +1,71 @@
-"""Stage 4: read the test digits, once, for the model of one recipe."""
+"""Stage 4: read the test digits, once, for the model of one recipe, or of one MLflow run (run=<id>)."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline import data
-from pipeline.config import ROOT, Config, entry_point, output_folders
+from pipeline.command import entry_point, output_folders, overrides
+from pipeline.config import ROOT, Config, PipelineError, RunConfig
 from pipeline.console import quiet_import
 from pipeline.files import load_csv, replacing, save_csv, save_json, sha256
 
+HISTORY = ("epoch", "train_accuracy", "val_accuracy")
+
+
+class Trained(NamedTuple):
+    config: Config
+    model: Any  # keras.Model
+    model_sha256: str
+    history: list[dict[str, float]]
+    run: Any  # MLflow's
+
 
 @entry_point
-def evaluate(config: Config) -> None:
+def evaluate(config: RunConfig) -> None:
     test = data.load_digits(ROOT / "data" / "processed" / "test.npz", config.data)
-    model_file = ROOT / "models" / config.name / "model.keras"
-    trained = ROOT / "results" / "recipes" / config.name
-    history = load_csv(trained / "history.csv", ["epoch", "train_accuracy", "val_accuracy"])
-    digest = sha256(model_file)
     results = output_folders(config).results
+    if config.run:
+        with tempfile.TemporaryDirectory() as folder:
+            _evaluate(_of_run(config.run, config.data.name, Path(folder)), test, results)
+    else:
+        _evaluate(_of_stage(config), test, results)
 
+
+def _of_stage(config: Config) -> Trained:
+    model_file = ROOT / "models" / config.name / "model.keras"
+    history = load_csv(ROOT / "results" / "recipes" / config.name / "history.csv", HISTORY)
+    digest = sha256(model_file)
     with quiet_import():
-        from pipeline import engine, metrics, model, tracking
+        from pipeline import engine, model, tracking
 
     engine.start(config.seed)
     cnn = model.load_model(model_file)
+    run = tracking.find_trained(config, model_file) or tracking.adopt(config, cnn, model_file, history)
+    return Trained(config, cnn, digest, history, run)
+
+
+def _of_run(run_id: str, data_name: str, folder: Path) -> Trained:
+    """The model that a run holds, with what it was trained by."""
+    if others := [word for word in overrides() if not word.startswith(("run=", "data="))]:
+        raise PipelineError(f"{others[0]} beside run={run_id}: a run is evaluated with its own configuration")
+    with quiet_import():
+        from pipeline import engine, model, tracking
+
+    run = tracking.find_run(run_id, data_name)
+    config = tracking.recorded_config(run, folder)
+    history = load_csv(tracking.artifact(run, "history.csv", folder), HISTORY)
+    engine.start(config.seed)
+    cnn = model.load_model(tracking.recorded_model(run, folder))
+    return Trained(config, cnn, run.data.tags["model_sha256"], history, run)
+
+
+def _evaluate(trained: Trained, test: data.Digits, results: Path) -> None:
+    from pipeline import engine, metrics, tracking
+
+    config, cnn, digest, history, run = trained
     probabilities = metrics.softmax(engine.predict(cnn, test.images, config.evaluate.views))
     figures = _figures(config, test, probabilities, history[-1])
     figures["test_errors_one_view"] = metrics.errors(test.labels, engine.predict(cnn, test.images).argmax(1))
@@ -37,13 +78,12 @@ def evaluate(config: Config) -> None:
     about = {"recipe": config.name, "num_params": cnn.count_params(), "epochs": len(history)}
     save_json(results / "metrics.json", {**about, **figures, "model_sha256": digest})
 
-    run = tracking.find_trained(config, model_file) or tracking.adopt(config, cnn, model_file, history)
     files = [results / "predictions.csv", results / "per_class.csv", results / "metrics.json", *plots]
     of_test = {key: value for key, value in figures.items() if key.startswith("test_")}
     reads = tracking.log_evaluation(run, config, test, of_test, len(history), files)
     print(
-        f"{config.name}: test accuracy {100 * figures['test_accuracy']:.2f} %, {figures['test_errors']} errors of "
-        f"{len(test.labels):,}; test set read {reads} x for MLflow run {run.info.run_id}"
+        f"{run.info.run_name}: test accuracy {100 * figures['test_accuracy']:.2f} %, {figures['test_errors']} errors "
+        f"of {len(test.labels):,}; test set read {reads} x for MLflow run {run.info.run_id}"
     )
 
 

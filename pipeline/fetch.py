@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import data
-from pipeline.config import ROOT, Config, Data, PipelineError, entry_point, in_dvc_stage, job_folder
+from pipeline.command import entry_point, job_folder
+from pipeline.config import ROOT, Config, Data, PipelineError, in_dvc_stage
 
 Arrays = dict[str, NDArray[np.uint8]]
 

@@ -56,6 +56,17 @@ def load_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a mapping; a missing or damaged file is a PipelineError."""
+    try:
+        value = yaml.safe_load(existing(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{path} is damaged ({' '.join(str(error).split())})") from None
+    if not isinstance(value, dict):
+        raise PipelineError(f"{path} is damaged, no mapping of keys to values")
+    return value
+
+
 def save_csv(path: Path, columns: Mapping[str, Iterable[Any]]) -> None:
     """Write columns of the same length under their names; floats in their shortest exact form."""
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from pipeline.metrics import Calibration, Interval
@@ -123,6 +124,90 @@ def plot_comparison(
         train.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "235" else "")
         train.legend(frameon=False)
         val.legend(frameon=False)
+        return figure
+
+
+def plot_curves(curves: Mapping[str, Sequence[float]], metric: str) -> Figure:
+    """A metric, shares of 0 to 1, over the epochs of several runs, by name."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for colour, (name, values) in zip(cycle(COLOURS), curves.items(), strict=False):
+            axes.plot(range(1, len(values) + 1), 100 * np.asarray(values), marker=".", color=colour, label=name)
+        axes.set(xlabel="epoch", ylabel=f"{metric} in %")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        return figure
+
+
+def plot_heat_map(
+    shares: NDArray[np.float64], keys: Sequence[str], values: Sequence[Sequence[str]], title: str
+) -> Figure:
+    """Shares [R, C], NaN where there is none yet, by the values (R and C of them) of two keys."""
+    rows, columns = shares.shape
+    with rc_context(STYLE | {"axes.spines.top": True, "axes.spines.right": True}):
+        figure = Figure(figsize=(2 + 0.9 * columns, 1.6 + 0.6 * rows), layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(shares, cmap="cividis", aspect="auto")
+        middle = (np.nanmin(shares) + np.nanmax(shares)) / 2
+        for row, column in np.argwhere(~np.isnan(shares)):
+            colour = "black" if shares[row, column] > middle else "white"
+            axes.text(column, row, f"{100 * shares[row, column]:.2f}", ha="center", va="center", color=colour)
+        axes.set(title=title, ylabel=keys[0], xlabel=keys[1])
+        axes.set_yticks(range(rows), values[0])
+        axes.set_xticks(range(columns), values[1])
+        return figure
+
+
+def plot_sides(accuracies: Mapping[str, Sequence[float]], of: str) -> Figure:
+    """Every run of every side as a dot, in percent, and the mean of a side as a line."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 1.2 + 0.6 * len(accuracies)), layout="constrained")
+        axes = figure.subplots()
+        for row, (colour, shares) in enumerate(zip(cycle(COLOURS), accuracies.values(), strict=False)):
+            axes.plot(100 * np.asarray(shares), [row] * len(shares), "o", color=colour, alpha=0.6)
+            axes.plot([100 * np.mean(shares)] * 2, [row - 0.3, row + 0.3], color=colour)
+        axes.set(xlabel=f"{of} accuracy in %; lines: means", ylim=(len(accuracies) - 0.5, -0.5))
+        axes.set_yticks(range(len(accuracies)), [f"{name}\nn = {len(of_side)}" for name, of_side in accuracies.items()])
+        return figure
+
+
+def plot_digit_rows(rows: Mapping[str, Sequence[tuple[NDArray[np.uint8], str]]]) -> Figure:
+    """Rows of digits, uint8 [H, W] each with its title, under the heading of the row."""
+    most = max(map(len, rows.values()))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(1.15 * most + 0.3, 1.75 * len(rows)), layout="constrained")
+        parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+        for part, (heading, digits) in zip(parts, rows.items(), strict=True):
+            part.suptitle(heading if digits else f"{heading}: none", fontsize=9)
+            for axes, (image, title) in zip(part.subplots(1, most, squeeze=False)[0], digits, strict=False):
+                axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
+                axes.set_title(title, fontsize=8)
+            for axes in part.axes:
+                axes.axis("off")
+        return figure
+
+
+def plot_band(published: Sequence[float], curves: Sequence[Sequence[float]], bands: Sequence[Interval]) -> Figure:
+    """Training error over the epochs in %, log scale: of the published run, of our seeds, and where one more would lie.
+
+    All are shares right, 0 to 1; the band is left out where its limits are NaN.
+    """
+    epochs = range(1, len(published) + 1)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for curve in curves:
+            axes.plot(epochs, 100 * (1 - np.asarray(curve)), color=BLUE, linewidth=0.7, alpha=0.6)
+        low, high = (100 * (1 - np.array([band[i] for band in bands])) for i in (1, 0))
+        axes.fill_between(epochs, np.maximum(low, 1e-3), high, color=BLUE, alpha=0.15, label="where one more would lie")
+        axes.plot([], [], color=BLUE, label=f"baseline, n = {len(curves)} seeds")
+        axes.plot(epochs, 100 * (1 - np.asarray(published)), "o-", color=ORANGE, markersize=4, label="published")
+        axes.set(xlabel="epoch", ylabel="training error in %, running, log scale", yscale="log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.legend(frameon=False)
         return figure
 
 

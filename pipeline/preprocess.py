@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import data
-from pipeline.config import ROOT, Config, entry_point, in_dvc_stage, job_folder
+from pipeline.command import entry_point, job_folder
+from pipeline.config import ROOT, Config, in_dvc_stage
 from pipeline.files import replacing, save_json
 
 

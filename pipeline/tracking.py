@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import logging
 import math
 import os
-import platform
-import subprocess
+import re
 import time
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import filelock
 import mlflow
@@ -33,15 +33,15 @@ from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.config import ROOT, Config, PipelineError, in_dvc_stage, overrides, to_dict
+from pipeline.config import ROOT, Config, PipelineError, from_dict, to_dict
 from pipeline.data import Digits
-from pipeline.files import sha256
+from pipeline.files import existing, load_yaml, sha256
+from pipeline.surroundings import NOT_SOURCE, Identity, deciding, git, hardware, uncommitted, versions
 
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the view that the web page opens with
 EVALUATION = "evaluate"  # the section of the configuration that only evaluation reads and logs
-PACKAGES = ("tensorflow", "keras", "numpy", "hydra-core", "mlflow", "dvc")
-# What DVC deletes and rewrites around a stage, and the benchmark between trials, does not make a tree dirty.
-NOT_SOURCE = (":!results", ":!dvc.lock", ":!benchmarks/results", ":!docs/benchmark", ":!docs/benchmark.md")
+PARENT = "mlflow.parentRunId"
+NOBODY = {"mlflow.user": "pipeline", "mlflow.source.name": "pipeline"}  # instead of a login name, and somebody's path
 
 
 @contextmanager
@@ -52,6 +52,11 @@ def refusals_in_one_line() -> Iterator[None]:
     except (MlflowException, SQLAlchemyError) as error:
         first = str(error).splitlines()[0][:200]
         uri = mlflow.get_tracking_uri()
+        if "database schema" in first:  # MLflow would advise to upgrade even a store that is newer than itself
+            raise PipelineError(
+                f"another version of MLflow than {mlflow.__version__} wrote the store {uri}: an older one, "
+                f"`mlflow db upgrade {uri}` (keep a copy); a newer one, install it, or move the store away"
+            ) from None
         raise PipelineError(
             f"the MLflow store {uri} refused ({first}): free its disk, or mend MLFLOW_TRACKING_URI, or move it away"
         ) from None
@@ -84,21 +89,22 @@ def open_store(name: str) -> tuple[MlflowClient, str]:
 
 
 @contextmanager
-def training_run(config: Config, train: Digits, val: Digits, data_files: Sequence[Path]) -> Iterator[Run]:
-    """Open a run holding everything known before training; it ends as finished, or as failed if the block raises."""
+def training_run(
+    config: Config, name: str, parent: str | None, identity: Identity, train: Digits, val: Digits
+) -> Iterator[Run]:
+    """Open a run holding everything known before training; it ends as finished, or as failed if the block raises.
+
+    `parent` is the run id of the sweep that it belongs to.
+    """
     client, experiment = open_store(config.data.name)
     mlflow.set_system_metrics_sampling_interval(1)
-    words = [word for word in overrides() if not word.startswith("recipe=")]
-    name = config.name if in_dvc_stage() else " ".join([config.name, *words])
-    tags = _tags(config, "pipeline.train") | {"data_sha256": _sha256_of_all(data_files)}
+    tags = _tags("pipeline.train") | {"recipe": config.name} | identity._asdict() | ({PARENT: parent} if parent else {})
     with (
         refusals_in_one_line(),
         mlflow.start_run(experiment_id=experiment, run_name=name, tags=tags, log_system_metrics=True) as run,
     ):
         run_id = run.info.run_id
-        settings = to_dict(config)
-        settings.pop(EVALUATION)
-        parameters = flatten(settings) | {
+        parameters = flatten(deciding(config)) | {
             "data.train_examples": len(train.labels),
             "data.val_examples": len(val.labels),
         }
@@ -127,15 +133,21 @@ def log_epoch(run: Run, epoch: Mapping[str, float], size: int, seconds: float) -
     mlflow.log_metrics(finite, step=step, run_id=run.info.run_id)
 
 
-def log_trained(run: Run, model: Any, model_file: Path, files: Sequence[Path], image_shape: Sequence[int]) -> None:
-    """Log what training made: the model, its size and SHA-256, and files."""
+def log_trained(
+    run: Run, model: Any, model_file: Path, files: Sequence[Path], image_shape: Sequence[int]
+) -> dict[str, str]:
+    """Log what training made: the model, its size and SHA-256, and files; give back the tags of the run."""
     client, run_id = MlflowClient(), run.info.run_id
     mlflow.log_param("model.num_params", model.count_params())
     for file in files:
         client.log_artifact(run_id, str(file))
     log_model(model, image_shape)
-    # Last, so that a run with this tag holds everything.
-    client.set_tag(run_id, "model_sha256", sha256(model_file))
+    made = {"weights_sha256": weights_sha256(model_file), "model_sha256": sha256(model_file)}
+    tags = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")} | made
+    client.log_dict(run_id, tags, "tags.json")
+    for key, value in made.items():  # the model's last: a run with this tag holds everything
+        client.set_tag(run_id, key, value)
+    return tags
 
 
 def log_model(model: Any, image_shape: Sequence[int]) -> None:
@@ -145,7 +157,138 @@ def log_model(model: Any, image_shape: Sequence[int]) -> None:
         Schema([TensorSpec(np.dtype("float32"), (-1, model.output_shape[-1]))]),
     )
     versions = [f"{name}=={importlib.metadata.version(name)}" for name in ("tensorflow", "keras", "numpy")]
-    mlflow.tensorflow.log_model(model, name="model", signature=signature, pip_requirements=versions)
+    mlflow.tensorflow.log_model(model, name="model", signature=signature, pip_requirements=versions, tags=NOBODY)
+
+
+@refusals_in_one_line()
+def find_run(run_id: str, data_name: str) -> Run:
+    """The run of this id that trained a model; any other, and one of another experiment, is a PipelineError."""
+    run = _existing_run(run_id, data_name)
+    if "model_sha256" not in run.data.tags:
+        raise PipelineError(
+            f"{run_id} ({run.info.run_name!r}, {run.info.status.lower()}) holds no trained model: take the id of a "
+            "finished run, from a ranking or `mlflow ui`"
+        )
+    return run
+
+
+def _existing_run(run_id: str, data_name: str) -> Run:
+    client, experiment = open_store(data_name)
+    try:
+        run = client.get_run(run_id)
+    except MlflowException:
+        raise PipelineError(
+            f"{run_id} is no run of {mlflow.get_tracking_uri()}: take an id from a ranking or `mlflow ui`"
+        ) from None
+    if run.info.experiment_id != experiment:
+        other = client.get_experiment(run.info.experiment_id).name
+        raise PipelineError(f"{run_id} is a run of the experiment {other!r}: give one of {data_name!r}")
+    if run.info.lifecycle_stage != "active":
+        raise PipelineError(f"{run_id} is deleted: `mlflow runs restore --run-id {run_id}` brings it back")
+    return run
+
+
+@refusals_in_one_line()
+def find_runs(what: str, data_name: str) -> dict[str, list[Run]]:
+    """The finished runs that a word names, by configuration; the same bits trained twice count once.
+
+    The word is a recipe (the newest run of its DVC stage), a run's id, the id of a sweep (all its configurations), a
+    group (all seeds of one configuration), or a filter in MLflow's language. One that names no run is a PipelineError.
+    """
+    client, experiment = open_store(data_name)
+    trained = "tags.model_sha256 != '' and attributes.status = 'FINISHED'"
+    newest = ["attributes.start_time DESC"]
+    if re.fullmatch("[0-9a-f]{32}", what):
+        run = _existing_run(what, data_name)
+        found = of_sweep(what) if "sweep" in run.data.tags else [run]
+        found = [one for one in found if one.info.status == "FINISHED" and "model_sha256" in one.data.tags]
+    elif (ROOT / "conf" / "recipe" / f"{what}.yaml").is_file():
+        query = f"tags.dvc_stage = 'train@{what}' and {trained}"
+        found = [run for run in client.search_runs([experiment], query, order_by=newest) if PARENT not in run.data.tags]
+        found = found[:1]
+    elif re.fullmatch("[0-9a-f]{12}", what):
+        found = client.search_runs([experiment], f"tags.group = '{what}' and {trained}", order_by=newest)
+    else:
+        try:
+            found = client.search_runs([experiment], f"{what} and {trained}", order_by=newest)
+        except MlflowException as error:
+            raise PipelineError(
+                f"{what!r} is no recipe, run, sweep or group, and no filter of MLflow's ({str(error).splitlines()[0]})"
+            ) from None
+    if not found:
+        raise PipelineError(
+            f"{what!r} names no finished run of {mlflow.get_tracking_uri()}: train one, or mend the word"
+        )
+    groups: dict[str, dict[str, Run]] = {}
+    for run in found:
+        tags = run.data.tags
+        of_group = groups.setdefault(tags.get("group", run.info.run_id), {})
+        of_group.setdefault(tags.get("content_sha256", run.info.run_id), run)
+    return {group: list(runs.values()) for group, runs in groups.items()}
+
+
+def traits(run: Run) -> dict[str, str]:
+    """What distinguishes one run from another: every value of its configuration, its code, data and surroundings."""
+    tags = {
+        key: run.data.tags.get(key, "unknown")
+        for key in ("git_commit", "code_sha256", "data_sha256", "versions", "hardware")
+    }
+    return {key: value for key, value in run.data.params.items() if key != "model.num_params"} | tags
+
+
+def test_set_reads(run: Run) -> int:
+    return int(run.data.tags.get("test_set_reads", 0))
+
+
+@refusals_in_one_line()
+def log_comparison(data_name: str, name: str, files: Sequence[Path], answer: str, compared: Sequence[Run]) -> str:
+    """A run of its own for what was compared, with links to it: its id."""
+    client, experiment = open_store(data_name)
+    links = [f"[{run.info.run_name}](#/experiments/{experiment}/runs/{run.info.run_id})" for run in compared]
+    note = f"{answer}\nRuns compared: {', '.join(links)}\n"
+    ids = " ".join(run.info.run_id for run in compared)
+    tags = _tags("pipeline.compare") | {"mlflow.note.content": note, "compared": ids}
+    run = client.create_run(experiment, run_name=name, tags=tags)
+    for file in files:
+        client.log_artifact(run.info.run_id, str(file))
+    client.set_terminated(run.info.run_id)
+    return run.info.run_id
+
+
+def artifact(run: Run, name: str, folder: Path) -> Path:
+    """Bring an artifact of a run, a file or a folder, into `folder`; one that is gone is a PipelineError."""
+    try:
+        return Path(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/{name}", dst_path=str(folder)))
+    except (MlflowException, OSError):
+        raise PipelineError(
+            f"{name} of the MLflow run {run.info.run_id} is gone (expected in {run.info.artifact_uri}): bring it back, "
+            "or train again"
+        ) from None
+
+
+def recorded_config(run: Run, folder: Path) -> Config:
+    """The configuration that a run was trained with."""
+    file = artifact(run, "config.yaml", folder)
+    return from_dict(load_yaml(file), f"config.yaml of the MLflow run {run.info.run_id}")
+
+
+def recorded_model(run: Run, folder: Path) -> Path:
+    """The .keras file of a run; one with other weights than the run trained is a PipelineError."""
+    file = artifact(run, "model", folder) / "data" / "model.keras"
+    if not file.is_file():
+        raise PipelineError(f"the model of the MLflow run {run.info.run_id} is gone: bring it back, or train again")
+    if weights_sha256(file) != run.data.tags.get("weights_sha256"):
+        raise PipelineError(f"{run.info.run_id} holds another model than it trained: bring it back, or train again")
+    return file
+
+
+def weights_sha256(model_file: Path) -> str:
+    """Of the weights in a .keras file: all else in it differs from one save to the next."""
+    try:
+        with zipfile.ZipFile(existing(model_file)) as archive:
+            return hashlib.sha256(archive.read("model.weights.h5")).hexdigest()
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise PipelineError(f"{model_file} is damaged ({error}): bring it back, or train again") from None
 
 
 @refusals_in_one_line()
@@ -158,27 +301,28 @@ def find_trained(config: Config, model_file: Path) -> Run | None:
         "and attributes.status = 'FINISHED'",
         order_by=["attributes.start_time DESC"],
     )
-    return next((run for run in found if "mlflow.parentRunId" not in run.data.tags), None)
+    return next((run for run in found if PARENT not in run.data.tags), None)
 
 
 @refusals_in_one_line()
 def adopt(config: Config, model: Any, model_file: Path, history: Sequence[Mapping[str, float]]) -> Run:
     """Open a run for a model trained elsewhere (pulled, or its tracker lost), from what its files hold."""
     client, experiment = open_store(config.data.name)
-    tags = _tags(config, "pipeline.evaluate") | {
+    tags = _tags("pipeline.evaluate") | {
+        "recipe": config.name,
         "dvc_stage": f"train@{config.name}",
         "adopted": "trained elsewhere; hardware, versions and commit are those of the evaluation",
     }
     with mlflow.start_run(experiment_id=experiment, run_name=config.name, tags=tags) as run:
-        settings = to_dict(config)
-        settings.pop(EVALUATION)
-        mlflow.log_params(flatten(settings) | {"model.num_params": model.count_params()})
+        mlflow.log_params(flatten(deciding(config)) | {"model.num_params": model.count_params()})
         for row in history:
             mlflow.log_metrics(
                 {key: value for key, value in row.items() if key != "epoch" and not math.isnan(value)},
                 step=int(row["epoch"]),
             )
         log_model(model, config.data.image_shape)
+        client.log_dict(run.info.run_id, to_dict(config), "config.yaml")
+        client.set_tag(run.info.run_id, "weights_sha256", weights_sha256(model_file))
         client.set_tag(run.info.run_id, "model_sha256", sha256(model_file))
     return client.get_run(run.info.run_id)
 
@@ -193,14 +337,14 @@ def log_evaluation(
     """
     client = MlflowClient()
     settings = flatten({EVALUATION: to_dict(config)[EVALUATION]})
-    reads = int(run.data.tags.get("test_set_reads", 0)) + 1
+    reads = test_set_reads(run) + 1
     client.set_tag(run.info.run_id, "test_set_reads", reads)
     target, own = run.info.run_id, None
     if any(run.data.params.get(key, value) != value for key, value in settings.items()):
         own = client.create_run(
             run.info.experiment_id,
             run_name=f"{run.info.run_name}, evaluated anew",
-            tags=_tags(config, "pipeline.evaluate") | {"mlflow.parentRunId": run.info.run_id},
+            tags=_tags("pipeline.evaluate") | {PARENT: run.info.run_id},
         ).info.run_id
         target = own
     now = int(time.time() * 1000)
@@ -235,6 +379,80 @@ def seconds_in_training(name: str, model_sha256: str, data_name: str) -> tuple[f
     return None
 
 
+@refusals_in_one_line()
+def open_sweep(data_name: str, name: str, command: str, digest: str, keys: Sequence[str]) -> tuple[str, bool]:
+    """Open the parent run of a sweep, or take up the one of an earlier try: its run id, and whether it was there.
+
+    `digest` is of what the sweep trains; `keys` are those that it varies.
+    """
+    client, experiment = open_store(data_name)
+    for run in client.search_runs([experiment], f"tags.sweep = '{digest}'"):
+        client.update_run(run.info.run_id, "RUNNING")
+        return run.info.run_id, True
+    tags = _tags("pipeline.train -m") | {"sweep": digest, "swept_keys": " ".join(keys), "command": command}
+    return client.create_run(experiment, run_name=name, tags=tags).info.run_id, False
+
+
+@refusals_in_one_line()
+def finished(data_name: str, content_sha256: str) -> Run | None:
+    """The newest finished run that trained exactly this, or None."""
+    client, experiment = open_store(data_name)
+    # The model's hash is the last thing that training logs.
+    query = f"tags.content_sha256 = '{content_sha256}' and tags.model_sha256 != '' and attributes.status = 'FINISHED'"
+    found = client.search_runs([experiment], query, order_by=["attributes.start_time DESC"], max_results=1)
+    return found[0] if found else None
+
+
+@refusals_in_one_line()
+def join_sweep(parent: str, run: Run) -> None:
+    """Count a run that another command trained among those of a sweep."""
+    if run.data.tags.get(PARENT) != parent:
+        MlflowClient().set_tag(parent, f"found.{run.info.run_id}", "trained before this sweep")
+
+
+@refusals_in_one_line()
+def discard_unfinished(parent: str, content_sha256: str) -> int:
+    """Delete (as MLflow does: they can be restored) the children that an earlier try left unfinished: how many."""
+    client = MlflowClient()
+    query = f"tags.`{PARENT}` = '{parent}' and tags.content_sha256 = '{content_sha256}'"
+    unfinished = client.search_runs([client.get_run(parent).info.experiment_id], query)
+    for run in unfinished:
+        client.delete_run(run.info.run_id)
+    return len(unfinished)
+
+
+@refusals_in_one_line()
+def of_sweep(parent: str) -> list[Run]:
+    """The runs of a sweep: its children, and those that it found finished."""
+    client = MlflowClient()
+    sweep = client.get_run(parent)
+    children = client.search_runs([sweep.info.experiment_id], f"tags.`{PARENT}` = '{parent}'", max_results=5_000)
+    ids = [key.removeprefix("found.") for key in sweep.data.tags if key.startswith("found.")]
+    if not ids:
+        return list(children)
+    quoted = ", ".join(f"'{run_id}'" for run_id in ids)
+    found = client.search_runs([sweep.info.experiment_id], f"attributes.run_id IN ({quoted})", max_results=5_000)
+    return [*children, *found]  # those deleted since are not among them
+
+
+@refusals_in_one_line()
+def log_sweep(parent: str, files: Sequence[Path], tags: Mapping[str, str], status: str | None = None) -> None:
+    """Renew a sweep's files and tags, and end it where a status is given."""
+    client = MlflowClient()
+    for file in files:
+        client.log_artifact(parent, str(file))
+    for key, value in tags.items():
+        client.set_tag(parent, key, value)
+    if status:
+        client.set_terminated(parent, status)
+
+
+def curve(run: Run, key: str) -> list[float]:
+    """A metric of every epoch, the first one first."""
+    found = MlflowClient().get_metric_history(run.info.run_id, key)
+    return [metric.value for metric in sorted(found, key=lambda metric: metric.step)]
+
+
 def flatten(values: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict[str, str]:
     """Nested values under dotted keys, as text; a list of plain values stays one value."""
     flat: dict[str, str] = {}
@@ -247,60 +465,19 @@ def flatten(values: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict
     return flat
 
 
-def _tags(config: Config, source: str) -> dict[str, str]:
-    decides = {key: value for key, value in to_dict(config).items() if key not in (EVALUATION, "recipes", "dataset")}
+def _tags(source: str) -> dict[str, str]:
     commit = git("rev-parse", "HEAD")
-    return {
-        "mlflow.user": "pipeline",  # instead of the login name
-        "mlflow.source.name": source,  # instead of a path on somebody's machine
+    return NOBODY | {
+        "mlflow.source.name": source,
         "mlflow.source.git.commit": commit or "none",
         "git_commit": commit or "none",
         "git_dirty": {"": "false", None: "unknown"}.get(uncommitted(), "true"),
-        "recipe": config.name,
         "dvc_stage": os.environ.get("DVC_STAGE", "none"),
         "dvc_experiment": os.environ.get("DVC_EXP_NAME", "none"),
-        "config_sha256": hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest(),
         "hardware": hardware(),
         "threads": "intra-op 1, inter-op 2",
         "versions": versions(),
     }
-
-
-def hardware() -> str:
-    """Processor, cores this process may use, memory, and graphics processors, in words."""
-    import psutil
-    import tensorflow as tf
-
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = [line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line]
-        name = next((value.strip() for key, value in lines if key.strip() == "model name"), name)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = round(psutil.virtual_memory().total / 2**30)
-    devices = tf.config.list_physical_devices("GPU")
-    cards = [tf.config.experimental.get_device_details(card).get("device_name", "GPU") for card in devices]
-    return ", ".join([name, f"{cores} cores", f"{memory} GiB", platform.system(), *(cards or ["no GPU"])])
-
-
-def versions() -> str:
-    return ", ".join(
-        [f"python {platform.python_version()}"] + [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
-    )
-
-
-def git(*words: str) -> str | None:
-    """What a git command prints, or None without git or outside a clone."""
-    try:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, errors="replace")
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def uncommitted() -> str | None:
-    """What stands in the working tree but not in the commit, as git names it: empty for nothing."""
-    return git("status", "--porcelain", "--", ".", *NOT_SOURCE)
 
 
 def _log_surroundings(client: MlflowClient, run_id: str) -> None:
@@ -320,7 +497,3 @@ def _dataset(context: str, digits: Digits) -> DatasetInput:
     fields = ("name", "digest", "source_type", "source", "schema", "profile")
     dataset = Dataset(**{field: described[field] for field in fields})
     return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
-
-
-def _sha256_of_all(files: Sequence[Path]) -> str:
-    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()

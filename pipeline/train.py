@@ -1,57 +1,44 @@
-"""Stage 3: train one recipe on the training digits, watching the validation digits. The test digits are not read."""
+"""Stage 3: train one recipe on the training digits, watching the validation digits. The test digits are not read.
+
+With -m, or one of the presets in conf/sweep, it trains every combination of values, as children of one MLflow run.
+"""
 
 from __future__ import annotations
 
-from pipeline import data
-from pipeline.config import ROOT, Config, entry_point, in_dvc_stage, output_folders, to_dict
-from pipeline.console import TrainingProgress, quiet_import
-from pipeline.files import load_json, save_csv, save_yaml
-
-SHOWN = 12  # digits drawn before and after augmentation
+from pipeline import data, sweep
+from pipeline.command import entry_point, output_folders, overrides
+from pipeline.config import ROOT, Config, in_dvc_stage
+from pipeline.console import quiet_import
+from pipeline.files import load_json
+from pipeline.surroundings import identity
 
 
 @entry_point
-def train(config: Config) -> None:
+def train(config: Config) -> float:
     folder = ROOT / "data" / "processed"
     data.check_split(load_json(folder / "split.json"), config.data, folder)
-    digits = data.load_digits(folder / "train.npz", config.data)
+    files = [folder / "train.npz", folder / "val.npz"]
+    digits, val = (data.load_digits(file, config.data) for file in files)
     digits = data.first(digits, config.train.examples)
-    val = data.load_digits(folder / "val.npz", config.data)
-    outputs = output_folders(config)
-    size = len(digits.labels)
 
     with quiet_import():
-        from pipeline import augment, debug, engine, metrics, model, tracking
+        from pipeline import debug, training
 
-    engine.start(config.seed)
-    cnn = model.build_cnn(config.model, config.data.image_shape, config.data.classes)
     if config.train.profile_steps:
-        print(debug.profile(cnn, config, digits))
-        return
-    with (
-        tracking.training_run(config, digits, val, [folder / "train.npz", folder / "val.npz"]) as run,
-        TrainingProgress(config.name, config.train.epochs, size) as progress,
-    ):
-        some = digits.images[:SHOWN]
-        tracking.log_augmented(run, config, some, augment.random_affine(some, [config.seed, 0], config.augment).numpy())
-        history = []
-        for epoch, seconds in engine.fit(cnn, config, digits, val, progress.batch):
-            history.append(epoch)
-            tracking.log_epoch(run, epoch._asdict(), size, seconds)
-            progress.epoch_done(epoch.train_accuracy, epoch.val_accuracy, seconds)
-        if not in_dvc_stage():  # DVC's own files say it for a stage
-            save_yaml(outputs.results / "config.yaml", to_dict(config))
-        model_file = outputs.model / "model.keras"
-        files = [outputs.results / "history.csv", outputs.results / "val_predictions.csv"]
-        model.save_model(model_file, cnn)
-        columns = zip(*history, strict=True)
-        save_csv(files[0], dict(zip(engine.Epoch._fields, columns, strict=True)))
-        data.save_predictions(files[1], val, metrics.softmax(engine.predict(cnn, val.images)))
-        tracking.log_trained(run, cnn, model_file, files, config.data.image_shape)
+        print(debug.profile(config, digits))
+        return 0.0
+    split, outputs = training.Split(digits, val), output_folders(config)
+    if job := sweep.job():
+        return job.run(config, split, identity(config, files), outputs)
+    words = [word for word in overrides() if not word.startswith("recipe=")]
+    name = config.name if in_dvc_stage() else " ".join([config.name, *words])
+    trained = training.train_tracked(config, split, identity(config, files), outputs, name)
     if config.train.examples and config.train.epochs > 1:
-        print(debug.memorised(history, size))
-    print(f"wrote {model_file}; MLflow run {run.info.run_id}")
+        print(debug.memorised(trained.history, len(digits.labels)))
+    print(f"wrote {trained.model_file}; MLflow run {trained.run_id}")
+    return trained.history[-1].val_accuracy
 
 
 if __name__ == "__main__":
-    train()
+    with sweep.reported():
+        train()

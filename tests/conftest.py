@@ -1,9 +1,13 @@
-"""Shared by all tests: the composed configuration, and small generated digits."""
+"""Shared by all tests: the composed configuration, small generated digits, and a clone that was run through."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,3 +61,102 @@ def run(*words: str, cwd: Path = ROOT, **variables: str) -> subprocess.Completed
     """Run a command as a user would, its output captured; the variables of MLflow and DVC are unset."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "MNIST_"))}
     return subprocess.run(words, cwd=cwd, env=kept | variables, capture_output=True, text=True)
+
+
+SMALL = {"conf/recipe/baseline.yaml": ("filters: 64 ", "filters: 2 "), "params.yaml": ("epochs: 15", "epochs: 2")}
+COPIED = [
+    "conf",
+    "pipeline",
+    "reference",
+    "mlruns",
+    ".dvc/config",
+    ".dvcignore",
+    ".gitignore",
+    "dvc.yaml",
+    "params.yaml",
+]
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    for split, size, seed in (("train", 400, 0), ("t10k", 100, 1)):
+        images, labels = generated_digits(size, seed)
+        write_idx(folder / f"{split}-images-idx3-ubyte", images)
+        write_idx(folder / f"{split}-labels-idx1-ubyte", labels)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory, digits) -> Path:
+    """A git clone of the working tree for the generated digits, committed and run through once."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in COPIED:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_dir():
+            shutil.copytree(
+                ROOT / name,
+                folder / name,
+                ignore=lambda _, names: {n for n in names if n == "__pycache__" or len(n) > 30},
+            )
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    for name, (old, new) in SMALL.items():
+        text = (folder / name).read_text()
+        assert old in text
+        (folder / name).write_text(text.replace(old, new))
+    settings = (folder / "conf/data/mnist.yaml").read_text().replace("val_size: 5000", "val_size: 50")
+    for name, header in (("images-idx3", 16), ("labels-idx1", 8)):
+        for split, key in (("train", "train"), ("t10k", "test")):
+            content = (digits / f"{split}-{name}-ubyte").read_bytes()[header:]
+            key = f"{key}_{name.split('-')[0]}"
+            settings = re.sub(rf"{key}: \w{{64}}", f"{key}: {hashlib.sha256(content).hexdigest()}", settings)
+    (folder / "conf/data/mnist.yaml").write_text(settings)
+    for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "start"]):
+        git(folder, *words)
+    done = dvc(folder, digits, "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "results")
+    return folder
+
+
+def git(folder: Path, *words: str) -> str:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    return subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def dvc(folder: Path, source: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return run(sys.executable, "-m", "dvc", *words, cwd=folder, PATH=path, MNIST_SOURCE=str(source), **variables)
+
+
+def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return re.findall(r"^Running stage '(.+)':", done.stdout, re.MULTILINE)
+
+
+def store(place: Path | str):
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(f"sqlite:///{place / 'mlflow.db'}" if isinstance(place, Path) else place)
+
+
+PARENT = "mlflow.parentRunId"
+
+
+def pipeline(clone: Path, verb: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "-m", f"pipeline.{verb}", *words, cwd=clone)
+
+
+def runs(clone: Path, query: str = ""):
+    client = store(clone)
+    return client.search_runs([client.get_experiment_by_name("mnist").experiment_id], query)
+
+
+def children(clone: Path, parent: str):
+    return runs(clone, f"tags.`{PARENT}` = '{parent}'")
+
+
+def parent_of(done: subprocess.CompletedProcess[str]) -> str:
+    [found] = re.findall(r"^sweep .*MLflow run (\w{32})", done.stdout, re.MULTILINE)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -135,20 +136,20 @@ def test_the_report_holds_the_figures_of_its_trials(tmp_path, monkeypatch):
         scaling=[timed("published", 2) | {"train_digits": 7000, "words": ["--filters-times=4"]}, timed("published", 1)],
         start=[{"what": "dvc repro", "process_seconds": seconds, **HERE} for seconds in (1, 3, 2)],
     )
-    text = report.markdown(found, report.pictures(found))
+    page = report.markdown(found, report.pictures(found))
+    text = re.sub(" +", " ", page)  # the columns stand below each other
     assert "| fast | 7 | 1 | 15.0 | 15 | 0.05 | 0.10 | 20 | 1 | 900 | 1 |" in text
     # 1,000 and 950 wrong: .9025, deviation .0035355, t(.975, 1) = 12.7062; of the disputed, 947 alone is below 950.
     means = "| fast | 55,000 | 2 | 90.250 % | 87.073 to 93.427 % | 90.00 to 90.50 % | 975.0 of 10,000"
     assert f"{means} | 89.65 to 90.82 % | 1.0 | 99.50 % | 99.00 % |" in text
     assert "fast on 55,000: 2 of 10 seeds" in text and "accurate on 60,000: 0 of 10 seeds" in text
-    assert "|  | 55,000 digits | 7,000 digits, filters × 4 |" in text and "| dvc repro | 2.00 (1.00–3.00) | 3 |" in text
-    assert (
-        report.readme_table(found).splitlines()[2].startswith("| fast | 55,000 | 2 | 90.250 % (87.073 to 93.427 %) |")
-    )
+    assert "| | 55,000 digits | 7,000 digits, filters × 4 |" in text and "| dvc repro | 2.00 (1.00–3.00) | 3 |" in text
+    [row] = [line for line in report.readme_table(found).splitlines() if line.startswith("| fast")]
+    assert re.sub(" +", " ", row).startswith("| fast | 55,000 | 2 | 90.250 % (87.073 to 93.427 %) |")
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(report, "DOCS", tmp_path / "docs")
     report.main()
-    assert (tmp_path / "docs" / "benchmark.md").read_text() == text
+    assert (tmp_path / "docs" / "benchmark.md").read_text() == page
     assert {path.stem for path in (tmp_path / "docs").rglob("*.png")} == {"error_against_seconds", "seeds", "scaling"}
 
 

@@ -1,115 +1,121 @@
-"""The table and the sentence, by hand from given figures."""
+"""Runs of sweeps compared, evaluated and trained again, as typed."""
 
 from __future__ import annotations
 
-import math
+import json
+import re
+from pathlib import Path
 
 import pytest
+from conftest import children, git, parent_of, pipeline, runs, store
 
-from pipeline import compare
-from pipeline.config import PipelineError
-from pipeline.files import load_csv
-
-FIGURES = {
-    "num_params": 103_514,
-    "epochs": 1,
-    "train_accuracy": 0.98765,
-    "val_accuracy": math.nan,
-    "test_accuracy": 0.99,
-    "test_accuracy_low": 0.98786,
-    "test_accuracy_high": 0.99177,
-    "test_errors": 1_100,
-    "test_examples": 110_000,
-    "test_views": 1,
-    "test_errors_one_view": 1_100,
-    "test_loss": 0.03,  # not in the table
-}
+pytestmark = pytest.mark.pipeline
 
 
-@pytest.fixture
-def published() -> compare.Row:
-    return compare.published_row(load_csv(compare.PUBLISHED_LOG, ["epoch"]), 0.95)
+@pytest.fixture(scope="module")
+def groups(clone) -> list[str]:
+    """Two groups of three seeds, trained by no other test: their ids."""
+    done = pipeline(clone, "train", "-m", "recipe=baseline", "seed=range(0,3)", "model.filters=2,3", "train.epochs=5")
+    assert done.returncode == 0, done.stderr
+    by_filters = {run.data.params["model.filters"]: run.data.tags["group"] for run in children(clone, parent_of(done))}
+    assert len(set(by_filters.values())) == 2
+    return [by_filters["2"], by_filters["3"]]
 
 
-def test_the_published_row_is_the_last_epoch_of_its_log(published):
-    assert published.name == "published" and published.num_params == 2_774_410
-    assert published.epochs == 15 and published.train_accuracy == 0.9968
-    assert published.val_accuracy is None, "what it calls validation was the test set"
-    assert published.test_accuracy == 0.9753
-    assert published.test_errors == 247 and published.test_examples == 10_000
-    z, total, share = 1.959963984540054, 10_000, 0.9753
-    centre, scale = share + z**2 / (2 * total), 1 + z**2 / total
-    reach = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    assert published.test_accuracy_low == pytest.approx((centre - reach) / scale, abs=1e-9)
-    assert published.test_accuracy_high == pytest.approx((centre + reach) / scale, abs=1e-9)
+def test_two_groups_are_compared_on_validation_until_the_test_digits_are_read(clone, groups):
+    done = pipeline(clone, "compare", f"a={groups[0]}", f"b={groups[1]}")
+    assert done.returncode == 0, done.stderr
+    assert "n = 3 + 3, 50 validation digits" in done.stdout and "baseline model.filters=2" in done.stdout
+    assert "so few runs cannot show any: the least p of n = 3 + 3 is 0.10" in done.stdout
+    [run_id] = re.findall(r"MLflow run (\w{32})", done.stdout)
+    client = store(clone)
+    assert {item.path for item in client.list_artifacts(run_id)} >= {
+        "comparison.md",
+        "comparison.json",
+        "comparison.png",
+    }
+    answer = json.loads(Path(client.download_artifacts(run_id, "comparison.json")).read_text())
+    means = [sum(side["accuracies"]) / 3 for side in answer["sides"].values()]
+    assert answer["verdicts"][0]["difference"] == pytest.approx(means[1] - means[0])
+    assert answer["compared_on"] == "validation" and answer["test_set_reads"] == 0
+    differing = [line for line in done.stdout.splitlines() if line.startswith("| model.filters")]
+    assert len(differing) == 1 and [cell.strip() for cell in differing[0].split("|")[2:4]] == ["2", "3"]
 
 
-def test_a_recipes_row_takes_its_fields_and_no_other():
-    row = compare.recipe_row("accurate", FIGURES)
-    assert row._asdict() | {"test_loss": 0.03} == FIGURES | {"name": "accurate"}
-
-
-@pytest.mark.parametrize("field", compare.Row._fields[1:])
-def test_metrics_that_lack_a_field_are_refused(field):
-    figures = {key: value for key, value in FIGURES.items() if key != field}
-    with pytest.raises(PipelineError, match=rf"^results/recipes/accurate/metrics\.json lacks {field}: run `dvc repro`"):
-        compare.recipe_row("accurate", figures)
+def test_two_runs_are_compared_on_the_test_digits_once_both_were_evaluated(clone, groups):
+    one, other = (runs(clone, f"tags.group = '{group}' and params.seed = '1'")[0].info.run_id for group in groups)
+    for run_id in (one, other):
+        done = pipeline(clone, "evaluate", f"run={run_id}")
+        assert done.returncode == 0 and f"test set read 1 x for MLflow run {run_id}" in done.stdout, done.stderr
+    done = pipeline(clone, "compare", f"a={one}", f"b={other}")
+    assert done.returncode == 0 and "100 test digits" in done.stdout and "read 2 x for these runs" in done.stdout
+    a, b = (json.loads(Path(store(clone).download_artifacts(i, "metrics.json")).read_text()) for i in (one, other))
+    [alone] = re.findall(r"alone is right on (\d+), .* alone on (\d+) digits", done.stdout)
+    assert int(alone[1]) - int(alone[0]) == a["test_errors"] - b["test_errors"]
 
 
 @pytest.mark.parametrize(
-    ("share", "text"),
-    [(0.9753, "97.53 %"), (1.0, "100.00 %"), (0.0, "0.00 %"), (0.99996, "100.00 %"), (math.nan, "–"), (None, "–")],
+    ("words", "message"),
+    [
+        (["a=0123456789ab", "b=baseline"], "'0123456789ab' names no finished run"),
+        (["a=baseline", "b=baseline"], "is the same configuration"),
+        (["a=baseline"], "one configuration alone"),
+        (["a='params.nonsense ='", "b=baseline"], "no filter of MLflow's"),
+    ],
 )
-def test_percent(share, text):
-    assert compare.percent(share) == text
+def test_what_cannot_be_compared_is_refused(clone, words, message):
+    done = pipeline(clone, "compare", *words)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
 
 
-def test_the_sentence_tells_training_from_test(published):
-    fine = compare.recipe_row("accurate", FIGURES)
-    assert compare.verdict([published, fine, fine._replace(name="baseline", epochs=15)]) == (
-        "The published 99.7 % is accuracy on the training digits (99.68 % in its last epoch); on the test digits that "
-        "run had 97.53 %. "
-        "accurate after 1 epoch: 98.77 % in training, 99.00 % on the test digits. "
-        "baseline after 15 epochs: 98.77 % in training, 99.00 % on the test digits."
+def test_one_seed_against_several_says_what_it_can(clone, groups):
+    [alone] = runs(clone, "tags.recipe = 'accurate' and tags.dvc_stage = 'train@accurate'")[:1]
+    done = pipeline(clone, "compare", f"a={groups[0]}", f"b={alone.info.run_id}")
+    assert done.returncode == 0, done.stderr
+    assert "accurate has one seed, which shows nothing of other seeds" in done.stdout
+
+
+def test_a_model_that_was_exchanged_and_an_unknown_run_are_refused(clone, groups):
+    [found], [other] = (runs(clone, f"tags.group = '{groups[0]}' and params.seed = '{seed}'") for seed in (2, 0))
+    file, stranger = (
+        next((clone / "mlruns").rglob(f"{run.outputs.model_outputs[0].model_id}/**/model.keras"))
+        for run in (found, other)
     )
+    content = file.read_bytes()
+    file.write_bytes(stranger.read_bytes())
+    done = pipeline(clone, "evaluate", f"run={found.info.run_id}")
+    assert done.returncode == 1 and "holds another model than it trained" in done.stderr
+    file.unlink()
+    done = pipeline(clone, "evaluate", f"run={found.info.run_id}")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "is gone" in done.stderr
+    file.write_bytes(content)
+    done = pipeline(clone, "evaluate", "run=" + "0" * 32)
+    assert done.returncode == 1 and "is no run of" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_cells_of_the_published_row_and_of_a_recipe(published):
-    assert compare.cells(published) == [
-        "published",
-        "2,774,410",
-        "15",
-        "99.68 %",
-        "–",
-        "97.53 % (97.21 to 97.82)",
-        "247 of 10,000",
-    ]
-    row = compare.recipe_row("accurate", FIGURES)
-    assert compare.cells(row) == [
-        "accurate",
-        "103,514",
-        "1",
-        "98.77 %",
-        "–",
-        "99.00 % (98.79 to 99.18)",
-        "1,100 of 110,000",
-    ]
-    assert compare.cells(row._replace(val_accuracy=0.9912))[4] == "99.12 %"
-    by_views = row._replace(test_views=5, test_errors_one_view=1_234)
-    assert compare.cells(by_views)[-1] == "1,100 of 110,000 (1,234 by one view)"
+def test_a_run_is_reproduced_to_the_bit_and_other_code_is_named(clone, groups):
+    [found] = runs(clone, f"tags.group = '{groups[1]}' and params.seed = '2'")
+    same = pipeline(clone, "reproduce", f"run={found.info.run_id}")
+    assert same.returncode == 0 and "code, data, versions and hardware are those of the run" in same.stdout
+    assert f"identical bits: model.keras has the SHA-256 of the run, {found.data.tags['model_sha256']}" in same.stdout
+    folder = store(clone).download_artifacts(found.info.run_id, "")
+    same = pipeline(clone, "reproduce", f"run={folder}")
+    assert "identical bits: model.keras has the SHA-256 of the run" in same.stdout, same.stderr
+    optimizer = clone / "pipeline/optimizer.py"
+    optimizer.write_text(optimizer.read_text().replace("beta1=0.9,", "beta1=0.8,"))
+    other = pipeline(clone, "reproduce", f"run={found.info.run_id}")
+    git(clone, "restore", "pipeline")
+    commit = git(clone, "rev-parse", "HEAD").strip()
+    assert other.returncode == 0 and (
+        f"code differs: the run's is of commit {commit}; here {commit} with uncommitted changes" in other.stdout
+    )
+    assert f"git worktree add ../at-{commit[:7]} {commit}" in other.stdout
+    assert re.search(r"other bits: validation accuracy .* \(.* points; \d+ of 50 predictions differ\)", other.stdout)
+    assert git(clone, "status", "--porcelain") == ""
 
 
-def test_the_table_names_seed_and_confidence_and_ends_with_the_sentence(published, compose):
-    rows = [published, compare.recipe_row("accurate", FIGURES)]
-    text = compare.markdown(rows, "The sentence.", compose("seed=7", "evaluate.confidence=0.9"))
-    lines = text.splitlines()
-    assert lines[:4] == [
-        "| recipe | parameters | epochs | train accuracy | validation accuracy | test accuracy (90 %) | test errors |",
-        "| - | -: | -: | -: | -: | -: | -: |",
-        "| published | 2,774,410 | 15 | 99.68 % | – | 97.53 % (97.21 to 97.82) | 247 of 10,000 |",
-        "| accurate | 103,514 | 1 | 98.77 % | – | 99.00 % (98.79 to 99.18) | 1,100 of 110,000 |",
-    ]
-    assert lines[4] == "" and lines[5].startswith("One run each (n = 1, seed 7), last epoch.")
-    assert text.endswith("\n\nThe sentence.\n") and "view" not in text
-    by_views = compare.markdown([published, rows[1]._replace(test_views=5)], "The sentence.", compose())
-    assert "accurate by the mean of 5 views" in by_views
+def test_the_published_curve_is_set_beside_ours(clone):
+    done = pipeline(clone, "reproduce", "run=published")
+    assert (
+        done.returncode == 1 and "the published log has 15 epochs: train baseline with train.epochs=15" in done.stderr
+    )

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,80 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, generated_digits, run, write_idx
+from conftest import ROOT, dvc, git, ran, run, store
 
 pytestmark = pytest.mark.pipeline
-
-SMALL = {"conf/recipe/baseline.yaml": ("filters: 64 ", "filters: 2 "), "params.yaml": ("epochs: 15", "epochs: 2")}
-COPIED = [
-    "conf",
-    "pipeline",
-    "reference",
-    "mlruns",
-    ".dvc/config",
-    ".dvcignore",
-    ".gitignore",
-    "dvc.yaml",
-    "params.yaml",
-]
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("digits")
-    for split, size, seed in (("train", 400, 0), ("t10k", 100, 1)):
-        images, labels = generated_digits(size, seed)
-        write_idx(folder / f"{split}-images-idx3-ubyte", images)
-        write_idx(folder / f"{split}-labels-idx1-ubyte", labels)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory, digits) -> Path:
-    """A git clone of the working tree for the generated digits, committed and run through once."""
-    folder = tmp_path_factory.mktemp("clone")
-    for name in COPIED:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        if (ROOT / name).is_dir():
-            shutil.copytree(
-                ROOT / name,
-                folder / name,
-                ignore=lambda _, names: {n for n in names if n == "__pycache__" or len(n) > 30},
-            )
-        else:
-            shutil.copy(ROOT / name, folder / name)
-    for name, (old, new) in SMALL.items():
-        text = (folder / name).read_text()
-        assert old in text
-        (folder / name).write_text(text.replace(old, new))
-    settings = (folder / "conf/data/mnist.yaml").read_text().replace("val_size: 5000", "val_size: 50")
-    for name, header in (("images-idx3", 16), ("labels-idx1", 8)):
-        for split, key in (("train", "train"), ("t10k", "test")):
-            content = (digits / f"{split}-{name}-ubyte").read_bytes()[header:]
-            key = f"{key}_{name.split('-')[0]}"
-            settings = re.sub(rf"{key}: \w{{64}}", f"{key}: {hashlib.sha256(content).hexdigest()}", settings)
-    (folder / "conf/data/mnist.yaml").write_text(settings)
-    for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "start"]):
-        git(folder, *words)
-    done = dvc(folder, digits, "repro")
-    assert done.returncode == 0, done.stdout + done.stderr
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", "results")
-    return folder
-
-
-def git(folder: Path, *words: str) -> str:
-    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-    return subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True, text=True).stdout
-
-
-def dvc(folder: Path, source: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return run(sys.executable, "-m", "dvc", *words, cwd=folder, PATH=path, MNIST_SOURCE=str(source), **variables)
-
-
-def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
-    return re.findall(r"^Running stage '(.+)':", done.stdout, re.MULTILINE)
 
 
 def load_metrics(clone: Path, recipe: str) -> dict:
@@ -106,12 +31,6 @@ def keras_predictions(model_file: Path, digits_file: Path) -> list[int]:
     """As README says to use the model, elsewhere."""
     done = run(sys.executable, "-c", PLAIN_KERAS, str(model_file), str(digits_file))
     return [int(word) for word in done.stdout.split()]
-
-
-def store(place: Path | str):
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient(f"sqlite:///{place / 'mlflow.db'}" if isinstance(place, Path) else place)
 
 
 def test_every_output_is_there_and_agrees_with_the_others(clone):
@@ -216,21 +135,10 @@ def test_a_run_outside_dvc_has_its_own_folder_and_leaves_dvcs_outputs_alone(clon
         "history.csv",
         "val_predictions.csv",
         "config.yaml",
+        "tags.json",
     }
     assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["epochs"] == 1
     assert git(clone, "status", "--porcelain") == "" and ran(dvc(clone, digits, "repro")) == []
-
-
-def test_a_sweep_trains_every_combination_and_tracks_each(clone):
-    words = [sys.executable, "-m", "pipeline.train", "-m", "train.epochs=1,2", "model.filters=2,4"]
-    done = run(*words, cwd=clone)
-    assert done.returncode == 0, done.stderr
-    assert len(list((clone / "multirun").glob("*/*/model.keras"))) == 4
-    client = store(clone)
-    found = client.search_runs([client.get_experiment_by_name("mnist").experiment_id], max_results=4)
-    assert sorted((f.data.params["train.epochs"], f.data.params["model.filters"]) for f in found) == [
-        ("1", "2"), ("1", "4"), ("2", "2"), ("2", "4"),
-    ]  # fmt: skip
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_which_is_marked_as_failed(clone):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +22,7 @@ from pipeline import engine, metrics, model, tracking
 from pipeline.config import Config, PipelineError
 from pipeline.data import Digits, save_arrays, save_predictions
 from pipeline.files import save_csv, sha256
+from pipeline.surroundings import NOT_SOURCE, git, identity
 
 HISTORY = [
     engine.Epoch(1, 0.9, 0.5, 0.8, 0.6, 0.001),
@@ -41,7 +45,6 @@ def store(tmp_path_factory) -> Iterator[Path]:
         patch.setenv("DVC_ROOT", str(folder))  # where DVC says the user's repository is
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setenv("DVC_STAGE", "train@accurate")
-        patch.setattr(tracking, "overrides", lambda: ["recipe=accurate", "seed=3"])
         yield folder
 
 
@@ -54,7 +57,8 @@ def trained(store, compose) -> Trained:
     files = [store / "history.csv", store / "val_predictions.csv"]
     save_arrays(store / "train.npz", **digits._asdict())
     cnn = model.build_cnn(config.model, (28, 28), 10)
-    with tracking.training_run(config, digits, test, [store / "train.npz"]) as run:
+    known = identity(config, [store / "train.npz"])
+    with tracking.training_run(config, "accurate", None, known, digits, test) as run:
         tracking.log_augmented(run, config, digits.images[:3], 255 - digits.images[:3])
         for epoch in HISTORY:
             tracking.log_epoch(run, epoch._asdict(), 40, seconds=0.5)
@@ -73,8 +77,9 @@ def test_parameters_are_every_value_of_the_configuration(trained):
     assert params["data.train_examples"] == "40" and params["data.val_examples"] == "20"
     assert params["model.num_params"] == str(model.load_model(trained.model_file).count_params())
     settings = configuration.to_dict(trained.config)
-    settings.pop("evaluate")  # logged by the evaluation alone: a parameter cannot change
-    assert set(tracking.flatten(settings)) < set(params)
+    for key in ("evaluate", "recipes", "dataset"):  # the evaluation logs the first; the others decide nothing
+        settings.pop(key)
+    assert set(tracking.flatten(settings)) < set(params) and "recipes" not in params
     assert not any(key.startswith("evaluate.") for key in params)
 
 
@@ -96,12 +101,14 @@ def test_tags_name_code_data_model_and_machine_but_no_person(trained):
     assert trained.run.info.status == "FINISHED" and trained.run.info.run_name == "accurate"
     assert tags["recipe"] == "accurate" and tags["dvc_stage"] == "train@accurate"
     assert tags["model_sha256"] == sha256(trained.model_file)
-    assert tags["git_commit"] == (tracking.git("rev-parse", "HEAD") or "none")
+    assert tags["git_commit"] == (git("rev-parse", "HEAD") or "none")
     assert len(tags["config_sha256"]) == len(tags["data_sha256"]) == 64
     assert "2.2" in tags["versions"] and "cores" in tags["hardware"]
     assert tags["mlflow.user"] == "pipeline" and tags["mlflow.source.name"] == "pipeline.train"
     home = str(Path.home())
     assert not [key for key, value in tags.items() if home in value and key != "mlflow.log-model.history"]
+    [logged] = tracking.MlflowClient().search_logged_models([trained.run.info.experiment_id])
+    assert logged.tags["mlflow.user"] == "pipeline" and not [value for value in logged.tags.values() if "/" in value]
 
 
 def test_inputs_carry_digests_of_the_digits(trained):
@@ -181,12 +188,15 @@ def test_a_model_without_a_run_gets_one_from_its_files(trained, tmp_path):
     assert found is not None and found.info.run_id == adopted.info.run_id
     steps = tracking.MlflowClient().get_metric_history(adopted.info.run_id, "train_loss")
     assert [(metric.step, metric.value) for metric in steps] == [(1, 0.9), (2, 0.4)]
+    found = tracking.find_run(adopted.info.run_id, "mnist")
+    assert tracking.recorded_config(found, tmp_path) == trained.config
+    assert tracking.recorded_model(found, tmp_path).is_file(), "of the weights that it was adopted with"
 
 
 def test_a_run_that_fails_is_marked_as_failed(trained):
     with (
         pytest.raises(PipelineError, match="not finite"),
-        tracking.training_run(trained.config, *[trained.test] * 2, []),
+        tracking.training_run(trained.config, "a name", None, identity(trained.config, []), *[trained.test] * 2),
     ):
         raise PipelineError("the loss is not finite")
     newest = tracking.MlflowClient().search_runs(
@@ -219,6 +229,44 @@ def test_a_deleted_experiment_and_a_broken_store_are_refused_in_one_line(trained
     tracking.open_store("mnist")
 
 
+def test_a_store_of_another_mlflow_is_refused_and_left_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'ours.db'}")
+    tracking.open_store("mnist")
+    newer = shutil.copy(tmp_path / "ours.db", tmp_path / "newer.db")
+    with closing(sqlite3.connect(newer)) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+    before = newer.read_bytes()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{newer}")
+    with pytest.raises(PipelineError, match=r"\Aanother version of MLflow than [\d.]+ wrote [^\n]*newer.db[^\n]*\Z"):
+        tracking.open_store("mnist")
+    assert newer.read_bytes() == before
+
+
+def test_what_trained_no_model_is_named(trained):
+    client, experiment = tracking.open_store("mnist")
+    empty = client.create_run(experiment, run_name="a sweep").info.run_id
+    with pytest.raises(PipelineError, match="'a sweep', running\\) holds no trained model"):
+        tracking.find_run(empty, "mnist")
+    other = client.create_run(client.create_experiment("of something else")).info.run_id
+    with pytest.raises(PipelineError, match="is a run of the experiment 'of something else'"):
+        tracking.find_runs(other, "mnist")
+    client.delete_run(empty)
+    with pytest.raises(PipelineError, match=f"{empty} is deleted: `mlflow runs restore"):
+        tracking.find_run(empty, "mnist")
+
+
+def test_a_sweep_has_its_children_and_what_it_found_but_nothing_deleted(trained):
+    client, experiment = tracking.open_store("mnist")
+    parent, again = tracking.open_sweep("mnist", "sweep", "python", "digest", ["seed"])
+    assert not again and tracking.open_sweep("mnist", "sweep", "python", "digest", ["seed"]) == (parent, True)
+    child = client.create_run(experiment, tags={tracking.PARENT: parent})
+    found, deleted = (client.create_run(experiment) for _ in range(2))
+    for run in (child, found, deleted):
+        tracking.join_sweep(parent, run)
+    client.delete_run(deleted.info.run_id)
+    assert [run.info.run_id for run in tracking.of_sweep(parent)] == [child.info.run_id, found.info.run_id]
+
+
 def test_flatten_keeps_lists_of_plain_values_whole():
     assert tracking.flatten({"a": {"b": [1, 2]}, "c": [{"d": 1}, {"d": 2}]}) == {
         "a.b": "[1, 2]",
@@ -228,5 +276,5 @@ def test_flatten_keeps_lists_of_plain_values_whole():
 
 
 def test_results_and_lock_do_not_make_a_tree_dirty():
-    assert tracking.git("status", "--porcelain", "--", "results", "dvc.lock", *tracking.NOT_SOURCE) in ("", None)
+    assert git("status", "--porcelain", "--", "results", "dvc.lock", *NOT_SOURCE) in ("", None)
     assert (ROOT / "pipeline").is_dir()

@@ -1,0 +1,178 @@
+"""See the tracked runs in a real browser, as a person does: `mlflow ui` and headless Chromium.
+
+    python docs/browse.py <id of a finished sweep>
+
+makes the pictures of docs/ui, from the store of this clone. tests/test_browser.py goes the same way.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webdriver import WebDriver
+
+# Scroll the tables of a comparison to their ends, which hold no more rows than they show, and the page to a metric.
+SCROLL = """
+const tables = [...document.querySelectorAll('.ReactVirtualized__Grid')]
+tables.filter(e => getComputedStyle(e).overflowY !== 'hidden').forEach(e => e.scrollTo(0, e.scrollHeight))
+const shown = tables.flatMap(e => [...e.querySelectorAll('a')]).filter(e => e.textContent === 'val_accuracy')
+shown.forEach(e => e.scrollIntoView({block: 'center'}))
+return shown.length > 0
+"""
+PATIENCE = 120  # seconds for a page to show what it should, on a busy machine
+
+
+def installed() -> bool:
+    return bool(shutil.which("chromium") and shutil.which("chromedriver"))
+
+
+@contextmanager
+def mlflow_ui(folder: Path) -> Iterator[str]:
+    """Plain `mlflow ui` in `folder`, on a free port: its address."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    words = [sys.executable, "-m", "mlflow", "ui", "--port", str(port), "-w", "1"]
+    server = subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        until(lambda: urllib.request.urlopen(f"{address}/health").status == 200, "mlflow ui to answer")
+        yield address
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@contextmanager
+def browser() -> Iterator[WebDriver]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    for word in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1500,1000",
+    ):
+        options.add_argument(word)
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+def until(holds: Callable[[], object], what: str) -> None:
+    """Wait for something to hold; refusals of a page or server that is not there yet are waited out."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            if holds():
+                return
+        except (OSError, WebDriverException):
+            pass
+        assert time.monotonic() < deadline, f"waited {PATIENCE} s for {what}"
+        time.sleep(0.2)
+
+
+def text(driver: WebDriver) -> str:
+    return driver.find_element(By.TAG_NAME, "body").text
+
+
+def see(driver: WebDriver, *words: str) -> None:
+    """Wait until the page shows all these words."""
+    for word in words:
+        until(lambda word=word: word in text(driver), f"{word!r} on {driver.current_url}")
+
+
+def picture_shown(driver: WebDriver) -> bool:
+    """Whether an image on the page has arrived."""
+    script = "return [...document.images].some(image => image.naturalWidth > 200 && image.src.startsWith('blob:'))"
+    return bool(driver.execute_script(script))
+
+
+def click(driver: WebDriver, path: str) -> None:
+    """Click the first element at an XPath, once it is there."""
+    until(lambda: driver.find_element(By.XPATH, path).click() is None, f"{path} on {driver.current_url}")
+
+
+def tick(driver: WebDriver, name: str) -> None:
+    """Tick a run of the list by its name."""
+    row = f"//div[@role='row'][.//*[normalize-space()='{name}']]/@row-id"
+    found = driver.execute_script(
+        "return document.evaluate(arguments[0], document, null, XPathResult.STRING_TYPE, null).stringValue", row
+    )
+    click(driver, f"//div[@row-id='{found}']//input[@type='checkbox']")
+
+
+def walk(
+    driver: WebDriver, address: str, parent: Any, children: Sequence[Any], pictures: Path | None = None
+) -> dict[str, Any]:
+    """Go from the list of runs to a sweep, one of its children, its model and a comparison of two: what was seen."""
+
+    def keep(name: str) -> None:
+        if pictures:
+            driver.save_screenshot(str(pictures / f"{name}.png"))
+
+    experiment = f"{address}/#/experiments/{parent.info.experiment_id}"
+    driver.get(f"{experiment}/runs")
+    see(driver, "Training runs", parent.info.run_name)
+    click(driver, "//button[@data-component-id='mlflow.assistant.chat_panel.close']")
+    click(driver, f"//div[@row-id='{parent.info.run_id}']//button[contains(@data-component-id, 'runnamecell')]")
+    see(driver, *(child.info.run_name for child in children))
+    seen = {"children": {child.info.run_name for child in children if child.info.run_name in text(driver)}}
+    keep("runs")
+
+    driver.get(f"{experiment}/runs/{parent.info.run_id}")
+    see(driver, parent.info.run_name, "Child runs", children[0].info.run_name)
+    until(lambda: driver.find_element(By.XPATH, "//td[normalize-space()='1']"), "the ranking as a table")
+    click(driver, "//*[text()='Show more']")
+    keep("sweep")
+    driver.get(f"{experiment}/runs/{parent.info.run_id}/artifacts/sweep.png")
+    until(lambda: picture_shown(driver), "the picture of the sweep")
+
+    child = children[0]
+    driver.get(f"{experiment}/runs/{child.info.run_id}/model-metrics")
+    see(driver, "train_accuracy", "val_accuracy", f"{child.info.run_name} (val_accuracy)")
+    keep("curves")
+    driver.get(f"{experiment}/models/{child.outputs.model_outputs[0].model_id}")
+    see(driver, "model", child.info.run_name)
+
+    driver.get(f"{experiment}/runs")
+    see(driver, *(child.info.run_name for child in children))
+    for one in children[:2]:
+        tick(driver, one.info.run_name)
+    click(driver, "//*[@data-testid='runs-compare-button']")
+    see(driver, "Comparing 2 Runs", "epoch_seconds")
+    until(lambda: driver.execute_script(SCROLL), "the validation accuracies")
+    keep("compare")
+    return seen | {"compared": text(driver)}
+
+
+def main() -> None:
+    from mlflow import MlflowClient
+
+    root = Path(__file__).resolve().parent.parent
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    parent = client.get_run(sys.argv[1])
+    query = f"tags.`mlflow.parentRunId` = '{sys.argv[1]}'"
+    children = client.search_runs([parent.info.experiment_id], query, max_results=9)
+    (root / "docs" / "ui").mkdir(exist_ok=True)
+    with mlflow_ui(root) as address, browser() as driver:
+        walk(driver, address, parent, children, root / "docs" / "ui")
+
+
+if __name__ == "__main__":
+    main()

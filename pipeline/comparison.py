@@ -1,0 +1,260 @@
+"""Sides to compare, what differs between them, and which is better: pure figures and words.
+
+Shapes: N digits, the same ones for every run; n runs of a side.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import statistics
+from pipeline.config import Config, PipelineError
+from pipeline.tables import markdown_table, p_value, percent, points
+
+SHOWN = 8  # digits of a kind in the picture
+
+
+class Predictions(NamedTuple):
+    """What one run predicts, one row a digit."""
+
+    digit: NDArray[np.int64]  # [N], its place among the published ones
+    labels: NDArray[np.int64]  # [N]
+    predictions: NDArray[np.int64]  # [N]
+
+
+class Side(NamedTuple):
+    """One configuration: a single run, or several that differ in their seed alone."""
+
+    name: str
+    values: dict[str, set[str]]  # by key, of configuration, code, data, versions and hardware: what its runs have
+    right: NDArray[np.bool_]  # [n, N]
+    seconds: list[float]  # in training, a figure a run
+    num_params: int
+    multiply_adds: int  # of one digit
+
+    @property
+    def accuracies(self) -> list[float]:
+        return [float(share) for share in self.right.mean(1)]
+
+
+Test = statistics.Pair | statistics.Groups
+
+
+class Verdict(NamedTuple):
+    """B against A."""
+
+    a: str
+    b: str
+    test: Test | None  # none where one seed meets several
+    p: float  # of the test, adjusted by Holm where there are several; NaN without one
+    sentence: str
+
+
+def same_digits(all_predictions: Mapping[str, Predictions], of: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Digits and labels [N] that all runs share; other digits are not comparable, a PipelineError."""
+    (first, reference), *others = all_predictions.items()
+    for run, given in others:
+        if not (np.array_equal(given.digit, reference.digit) and np.array_equal(given.labels, reference.labels)):
+            raise PipelineError(
+                f"{run} and {first} predicted other {of} digits: not comparable; train both on the same split"
+            )
+    return reference.digit, reference.labels
+
+
+def differences(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:
+    """Each key whose values are not the same on all sides, and its value on each of them."""
+    keys = dict.fromkeys(key for side in sides for key in side.values)
+    found = []
+    for key in keys:
+        values = [side.values.get(key, set()) for side in sides]
+        if key != "seed" and any(of != values[0] for of in values):
+            found.append((key, [", ".join(sorted(of)) or "–" for of in values]))
+    return found
+
+
+def told_apart(sides: Sequence[Side]) -> list[Side]:
+    """The same sides, those of one name told apart by the first values that differ."""
+    taken = Counter(side.name for side in sides)
+    differing = differences(sides)[:2]
+    return [
+        side._replace(name=" ".join([side.name, *(f"{key}={values[place]}" for key, values in differing)]))
+        if taken[side.name] > 1
+        else side
+        for place, side in enumerate(sides)
+    ]
+
+
+def multiply_adds(config: Config) -> int:
+    """Of the convolutions and dense layers, for one digit."""
+    height, width = config.data.image_shape
+    channels, total = 1, 0
+    for layer in config.model.convolutions:
+        border = layer.kernel_size - 1 if layer.padding == "valid" else 0
+        height, width = (-(-(size - border) // layer.strides) for size in (height, width))
+        filters = config.model.filters * layer.multiple
+        total += height * width * layer.kernel_size**2 * channels * filters
+        height, width, channels = height // layer.pool, width // layer.pool, filters
+    inputs = channels * (height * width if config.model.pooling == "flatten" else 1)
+    for units in [*config.model.units, config.data.classes]:
+        total += inputs * units
+        inputs = units
+    return total
+
+
+def verdicts(sides: Sequence[Side], confidence: float, of: str) -> list[Verdict]:
+    """Every two sides, the p of their tests adjusted for there being several."""
+    pairs = list(itertools.combinations(sides, 2))
+    tests = [_test(a, b, confidence) for a, b in pairs]
+    found = [test.p for test in tests if test]
+    adjusted = iter(statistics.holm(found))
+    return [
+        _verdict(a, b, test, next(adjusted) if test else np.nan, len(found), confidence, of)
+        for (a, b), test in zip(pairs, tests, strict=True)
+    ]
+
+
+def _test(a: Side, b: Side, confidence: float) -> Test | None:
+    n, m = len(a.right), len(b.right)
+    if n == m == 1:
+        return statistics.compare_runs(a.right[0], b.right[0], confidence)
+    return statistics.compare_groups(a.accuracies, b.accuracies, confidence) if min(n, m) > 1 else None
+
+
+def _verdict(a: Side, b: Side, test: Test | None, p: float, tests: int, confidence: float, of: str) -> Verdict:
+    n, digits = f"n = {len(a.right)} + {len(b.right)}", f"{a.right.shape[1]:,} {of} digits"
+    if test is None:
+        sentence = _one_seed_sentence(a, b, digits)
+        return Verdict(a.name, b.name, None, p, sentence)
+    worse, better = (a.name, b.name) if test.difference > 0 else (b.name, a.name)
+    low, high = sorted((np.sign(test.difference) * test.low, np.sign(test.difference) * test.high))
+    shown = p < 1 - confidence
+    sentence = f"{better} is better than {worse}: " if shown else f"no difference shown between {a.name} and {b.name}: "
+    sentence += f"{points(abs(test.difference))} points" + (f" for {better}" if not shown and test.difference else "")
+    sentence += f" ({100 * confidence:g} % {points(low)} to {points(high)}), {p_value(p)}"
+    sentence += (f", adjusted for {tests} tests" if tests > 1 else "") + f", {n}, {digits}"
+    if isinstance(test, statistics.Pair):
+        sentence += "; of these two runs, not of other seeds"
+        return Verdict(a.name, b.name, test, p, sentence)
+    if not shown:
+        deviations = float(np.std(a.accuracies, ddof=1)), float(np.std(b.accuracies, ddof=1))
+        needed = statistics.seeds_needed(test.difference, deviations, 1 - confidence)
+        if test.least_p >= 1 - confidence:
+            sentence += f"; so few runs cannot show any: the least p of {n} is {test.least_p:.2f}"
+        many = f"about {float(f'{needed:.2g}'):,.0f}" if needed else f"more than {statistics.MOST_SEEDS:,}"
+        sentence += f"; {many} seeds a side would be needed to show a difference of this size"
+    return Verdict(a.name, b.name, test, p, sentence)
+
+
+def _one_seed_sentence(a: Side, b: Side, digits: str) -> str:
+    one, several = (a, b) if len(a.right) == 1 else (b, a)
+    [accuracy], many = one.accuracies, several.accuracies
+    where = "inside" if min(many) <= accuracy <= max(many) else "above" if accuracy > max(many) else "below"
+    return (
+        f"{one.name} has one seed, which shows nothing of other seeds: its {percent(accuracy)} lies {where} the "
+        f"range of the {len(many)} of {several.name}, {percent(min(many))} to {percent(max(many))} "
+        f"({digits}); train more seeds of it (sweep=seeds) for a test"
+    )
+
+
+def telling_digits(a: Side, b: Side) -> dict[str, NDArray[np.int64]]:
+    """Places of the digits that tell the two apart the most, each way, and of those that both have wrong."""
+    of_a, of_b = a.right.mean(0), b.right.mean(0)  # of each digit, the share of the side's runs that have it right
+    if len(a.right) == len(b.right) == 1:
+        kinds = [f"{a.name} right, {b.name} wrong", f"{b.name} right, {a.name} wrong", "both wrong"]
+    else:
+        kinds = [f"{a.name} right more often", f"{b.name} right more often", "both wrong in most runs"]
+    scores = [of_a - of_b, of_b - of_a, np.where(np.maximum(of_a, of_b) < 0.5, 1 - np.maximum(of_a, of_b), 0)]
+    chosen = {}
+    for kind, score in zip(kinds, scores, strict=True):
+        order = np.argsort(-score, kind="stable")[:SHOWN]
+        chosen[kind] = order[score[order] > 0]
+    return chosen
+
+
+def hits(a: Side, b: Side, place: int) -> str:
+    """How many runs of each side have a digit right; nothing where a side is one run."""
+    if len(a.right) == len(b.right) == 1:
+        return ""
+    return " : ".join(f"{side.right[:, place].sum()} of {len(side.right)}" for side in (a, b))
+
+
+def markdown(sides: Sequence[Side], found: Sequence[Verdict], confidence: float, of: str, reads: int) -> str:
+    """The answer, what was compared, what differs, and what each side costs."""
+    rows = [
+        [
+            "",
+            "n runs",
+            f"mean {of} accuracy",
+            f"{100 * confidence:g} % of the mean (t)",
+            "errors",
+            "s in training",
+            "parameters",
+            "multiply-adds",
+        ]
+    ]
+    for side in sides:
+        mean = statistics.mean_interval(side.accuracies, confidence)
+        errors = float(np.mean(side.right.shape[1] - side.right.sum(1)))
+        limits = "–" if mean.n == 1 else f"{percent(mean.low)} to {percent(mean.high)}"
+        seconds = f"{np.median(side.seconds):,.0f}" if side.seconds else "–"
+        rows.append(
+            [
+                side.name,
+                str(mean.n),
+                percent(mean.mean),
+                limits,
+                f"{errors:,.1f} of {side.right.shape[1]:,}",
+                seconds,
+                f"{side.num_params:,}",
+                f"{side.multiply_adds:,}",
+            ]
+        )
+    differing = [["", *(side.name for side in sides)], *([key, *values] for key, values in differences(sides))]
+    discordant = "\n".join(
+        f"- {verdict.a} alone is right on {verdict.test.only_a}, {verdict.b} alone on {verdict.test.only_b} digits"
+        for verdict in found
+        if isinstance(verdict.test, statistics.Pair)
+    )
+    looked = (
+        f"Compared on the test digits, which were read {reads} x for these runs."
+        if of == "test"
+        else "Compared on the validation digits: not every run was evaluated on the test digits."
+    )
+    return (
+        "\n\n".join(
+            [
+                "\n\n".join(f"**{verdict.sentence}.**" for verdict in found),
+                markdown_table(rows),
+                f"{looked} Accuracies of the last epoch; seconds are medians, each on the hardware of its run.",
+                *([discordant] if discordant else []),
+                "What differs:" if len(differing) > 1 else "Nothing differs but the seed.",
+                *([markdown_table(differing)] if len(differing) > 1 else []),
+            ]
+        )
+        + "\n"
+    )
+
+
+def as_json(sides: Sequence[Side], found: Sequence[Verdict], of: str, reads: int) -> dict[str, Any]:
+    """The same, to be read by programs."""
+    return {
+        "compared_on": of,
+        "test_set_reads": reads,
+        "sides": {side.name: {"accuracies": side.accuracies, "seconds": side.seconds} for side in sides},
+        "verdicts": [
+            {"a": verdict.a, "b": verdict.b, "sentence": verdict.sentence} | _figures(verdict) for verdict in found
+        ],
+    }
+
+
+def _figures(verdict: Verdict) -> dict[str, float]:
+    test = verdict.test
+    if test is None:
+        return {}
+    return {"difference": test.difference, "low": test.low, "high": test.high, "p": test.p, "p_adjusted": verdict.p}

@@ -1,0 +1,98 @@
+"""What decides a trained model, as hashes; and what it was trained on and with."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.config import ROOT, Config, to_dict
+from pipeline.files import sha256
+
+PACKAGES = ("tensorflow", "keras", "numpy", "hydra-core", "mlflow", "dvc")
+COMPUTES = PACKAGES[:3]  # those whose version can change a result
+DECIDES = ("augment", "data", "engine", "model", "optimizer", "training")  # our modules that can
+# What decides nothing about a trained model: how it is evaluated, and what else `dvc repro` builds.
+DECIDES_NOTHING = ("evaluate", "recipes", "dataset", "run", "a", "b")
+# What DVC deletes and rewrites around a stage, and the benchmark between trials, does not make a tree dirty.
+NOT_SOURCE = (":!results", ":!dvc.lock", ":!benchmarks/results", ":!docs/benchmark", ":!docs/benchmark.md")
+
+
+class Identity(NamedTuple):
+    """SHA-256 of what decides a trained model; on one machine, the same `content` gives the same bits."""
+
+    config_sha256: str
+    data_sha256: str
+    code_sha256: str
+    content_sha256: str  # of all three, and the versions that compute
+    group: str  # the same without the seed, 12 digits: runs of one group differ in their seed alone
+
+
+def deciding(config: Config) -> dict[str, Any]:
+    """What of a configuration can change a trained model."""
+    return {key: value for key, value in to_dict(config).items() if key not in DECIDES_NOTHING}
+
+
+def identity(config: Config, data_files: Sequence[Path]) -> Identity:
+    values = deciding(config)
+    data = _sha256_of_all(tuple(data_files))
+    code = _sha256_of("".join(sha256(ROOT / "pipeline" / f"{name}.py") for name in DECIDES))
+    versions = [importlib.metadata.version(name) for name in COMPUTES]
+    without_seed = {key: value for key, value in values.items() if key != "seed"}
+    content, group = (
+        _sha256_of(json.dumps([of, data, code, versions], sort_keys=True)) for of in (values, without_seed)
+    )
+    return Identity(_sha256_of(json.dumps(values, sort_keys=True)), data, code, content, group[:12])
+
+
+@functools.cache  # the jobs of a sweep share them
+def _sha256_of_all(files: tuple[Path, ...]) -> str:
+    return _sha256_of("".join(sha256(file) for file in files))
+
+
+def _sha256_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hardware() -> str:
+    """Processor, cores this process may use, memory, and graphics processors, in words."""
+    import psutil
+    import tensorflow as tf
+
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = [line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line]
+        name = next((value.strip() for key, value in lines if key.strip() == "model name"), name)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = round(psutil.virtual_memory().total / 2**30)
+    devices = tf.config.list_physical_devices("GPU")
+    cards = [tf.config.experimental.get_device_details(card).get("device_name", "GPU") for card in devices]
+    return ", ".join([name, f"{cores} cores", f"{memory} GiB", platform.system(), *(cards or ["no GPU"])])
+
+
+def versions() -> str:
+    return ", ".join(
+        [f"python {platform.python_version()}"] + [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
+    )
+
+
+def git(*words: str) -> str | None:
+    """What a git command prints, or None without git or outside a clone."""
+    try:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, errors="replace")
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def uncommitted() -> str | None:
+    """What stands in the working tree but not in the commit, as git names it: empty for nothing."""
+    return git("status", "--porcelain", "--", ".", *NOT_SOURCE)

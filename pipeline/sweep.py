@@ -1,0 +1,295 @@
+"""A sweep: one parent run in MLflow, a child for every combination of values, and a ranking renewed after each child.
+
+Hydra makes the combinations and launches them. What was trained is known by content (configuration, data and code): the
+same command again trains what is missing. Children are ranked by validation accuracy; the test digits are not read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shlex
+import sys
+import traceback
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from filelock import FileLock
+from hydra.experimental.callback import Callback
+
+from pipeline.command import Folders, job_folder, jobs_at_once, one_line, overrides
+from pipeline.config import ROOT, Config, PipelineError, compose
+from pipeline.console import quiet_import
+from pipeline.files import replacing, save_csv
+from pipeline.surroundings import Identity, identity
+from pipeline.tables import markdown_table, percent
+
+if TYPE_CHECKING:
+    from pipeline.training import Split
+
+PARENT, KEYS = "SWEEP_PARENT", "SWEEP_KEYS"  # environment variables, which the processes of the jobs inherit
+LOCKS = ROOT / "multirun" / ".locks"
+CONFIDENCE = 0.95
+
+
+class Child(NamedTuple):
+    """A line of the ranking. Accuracies are shares of the last epoch, NaN where there is none."""
+
+    name: str
+    values: dict[str, str]  # by swept key
+    status: str  # MLflow's: FINISHED, RUNNING, FAILED or KILLED
+    val_accuracy: float
+    train_accuracy: float
+    seconds: float  # in training
+    num_params: int
+    val_examples: int
+    group: str  # runs of one group differ in their seed alone
+    run_id: str
+
+
+class Opening(Callback):
+    """What Hydra calls before the first job."""
+
+    def on_multirun_start(self, config: Any, **_: Any) -> None:
+        try:
+            open_sweep(config)
+        except Exception as error:  # Hydra would warn of it, and go on
+            if message := one_line(error):
+                sys.exit(f"error: {message}")
+            traceback.print_exc()
+            sys.exit(1)
+
+
+def open_sweep(config: Any) -> None:
+    """Refuse what cannot be swept, before the first job; open the parent run, or that of an earlier try.
+
+    `config` is Hydra's, a DictConfig with Hydra's own section.
+    """
+    words = list(config.hydra.overrides.task)
+    preset = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    keys, jobs = _search(preset, words) if "optuna" in config.hydra.sweeper._target_ else _grid(preset + words)
+    data_files = [ROOT / "data" / "processed" / f"{name}.npz" for name in ("train", "val")]
+    planned = [compose(*job, verb="train") for job in jobs]
+    contents = [identity(job, data_files).content_sha256 for job in planned]
+    searched = str(config.hydra.sweeper) if "optuna" in config.hydra.sweeper._target_ else ""
+    digest = hashlib.sha256("".join([*sorted(contents), searched]).encode()).hexdigest()
+
+    with quiet_import():
+        from pipeline import tracking
+
+    name = " ".join(["sweep", *words])
+    hydra_words = [word for word in config.hydra.overrides.hydra if not word.startswith("hydra.mode=")]
+    command = shlex.join(["python", "-m", "pipeline.train", "-m", *hydra_words, *words])
+    parent, again = tracking.open_sweep(planned[0].data.name, name, command, digest, keys)
+    done = 0 if searched else sum(tracking.finished(planned[0].data.name, content) is not None for content in contents)
+    count = f"{config.hydra.sweeper.n_trials} trials" if searched else f"{len(jobs)} jobs"
+    found = f", {done} found finished" if done else ""
+    print(f"{name}: {count}{found}; MLflow run {parent}{', begun before' if again else ''}", flush=True)
+    os.environ[PARENT], os.environ[KEYS] = parent, " ".join(keys)
+
+
+def _grid(words: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """The keys that vary, and the words of every job, as Hydra will make them."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    given = OverridesParser.create().parse_overrides(list(words))
+    [jobs] = BasicSweeper.split_arguments(given, None)
+    if not jobs:
+        raise PipelineError(f"{' '.join(words)} is no job at all: give each key at least one value")
+    last = {override.get_key_element(): override for override in given}
+    return [key for key, override in last.items() if override.is_sweep_override()], jobs
+
+
+def _search(preset: Sequence[str], words: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """The keys that are searched, and the words that all trials share, as the only job known before."""
+    keys, fixed = ([word.partition("=")[0] for word in of] for of in (preset, words))
+    return [key for key in keys if key not in fixed], [list(words)]
+
+
+class Job(NamedTuple):
+    """This process's part in a sweep."""
+
+    parent: str
+    name: str
+
+    def run(self, config: Config, digits: Split, identity: Identity, outputs: Folders) -> float:
+        """Train, or answer from the store what was trained already: the validation accuracy."""
+        from pipeline import tracking, training
+
+        LOCKS.mkdir(parents=True, exist_ok=True)
+        try:
+            # Whoever holds the lock is training just this; whoever was killed holds none.
+            with FileLock(LOCKS / f"{identity.content_sha256}.lock"):
+                run = tracking.finished(config.data.name, identity.content_sha256)
+                if run is None:
+                    if tracking.discard_unfinished(self.parent, identity.content_sha256):
+                        print(f"{self.name}: left unfinished by an earlier try, trained again", flush=True)
+                    bar = jobs_at_once() == 1
+                    trained = training.train_tracked(config, digits, identity, outputs, self.name, self.parent, bar)
+                    return trained.history[-1].val_accuracy
+                tracking.join_sweep(self.parent, run)
+                print(f"{self.name}: found finished, MLflow run {run.info.run_id}", flush=True)
+                return run.data.metrics.get("val_accuracy", math.nan)
+        finally:
+            renew(self.parent, job_folder().parent)
+
+
+def job() -> Job | None:
+    """The job of a sweep that this is, or None."""
+    if PARENT not in os.environ:
+        return None
+    keys = os.environ[KEYS].split()
+    words = [word for word in overrides() if word.partition("=")[0] in keys]
+    return Job(os.environ[PARENT], " ".join(words) or "all the same")
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Close the sweep that the block was, if it was one: print its ranking, and fail where a job failed."""
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except SystemExit as ended:
+        status = "FINISHED" if not ended.code else "KILLED" if ended.code == "interrupted" else "FAILED"
+        raise
+    finally:
+        if PARENT in os.environ:
+            _close(os.environ[PARENT], status)
+
+
+def _close(parent: str, status: str) -> None:
+    from pipeline import tracking
+
+    children = ranked(tracking.of_sweep(parent))
+    print(markdown(children))
+    failed = [child.name for child in children if child.status != "FINISHED"]
+    tracking.log_sweep(parent, [], {}, "FAILED" if failed and status == "FINISHED" else status)
+    if failed and status != "KILLED":
+        sys.exit(
+            f"error: {len(failed)} of {len(children)} jobs did not finish ({'; '.join(failed)}): the same command "
+            "again trains them and no other"
+        )
+
+
+def renew(parent: str, folder: Path) -> None:
+    """Write the ranking and its picture to `folder`, and log them to the parent run."""
+    from pipeline import plots, tracking
+
+    with FileLock(LOCKS / f"{parent}.lock"):
+        runs = tracking.of_sweep(parent)
+        children = ranked(runs)
+        columns: dict[str, list[Any]] = {"rank": list(range(1, len(children) + 1))}
+        columns |= {key: [child.values.get(key, "") for child in children] for key in os.environ[KEYS].split()}
+        columns |= {
+            field: [getattr(child, field) for child in children] for field in Child._fields if field != "values"
+        }
+        save_csv(folder / "ranking.csv", columns)
+        with replacing(folder / "ranking.md") as temporary:
+            temporary.write_text(markdown(children), encoding="utf-8")
+        with replacing(folder / "sweep.png") as temporary:
+            _draw(children, {run.info.run_id: tracking.curve(run, "val_accuracy") for run in runs}).savefig(
+                temporary, **plots.PNG
+            )
+        best = children[0]
+        tags = {"best": best.name, "best_run": best.run_id} if best.status == "FINISHED" else {}
+        tags["mlflow.note.content"] = markdown(children)[:5_000]  # what the run's page opens with; MLflow takes so much
+        tracking.log_sweep(parent, [folder / name for name in ("ranking.csv", "ranking.md", "sweep.png")], tags)
+
+
+def ranked(runs: Sequence[Any]) -> list[Child]:
+    """MLflow's runs as children: the finished ones first, by validation accuracy, the smaller network at a tie."""
+    from pipeline import tracking
+
+    children = []
+    for run in runs:
+        parameters, figures, tags = run.data.params, run.data.metrics, run.data.tags
+        values = {key: parameters[key] for key in os.environ[KEYS].split() if key in parameters}
+        if "recipe" in os.environ[KEYS].split():
+            values["recipe"] = tags["recipe"]
+        children.append(
+            Child(
+                " ".join(f"{key}={value}" for key, value in values.items()) or run.info.run_name,
+                values,
+                run.info.status,
+                figures.get("val_accuracy", math.nan),
+                figures.get("train_accuracy", math.nan),
+                sum(tracking.curve(run, "epoch_seconds")),
+                int(parameters.get("model.num_params", 0)),
+                int(parameters.get("data.val_examples", 0)),
+                tags["group"],
+                run.info.run_id,
+            )
+        )
+    return sorted(
+        children,
+        key=lambda child: (child.status != "FINISHED", -np.nan_to_num(child.val_accuracy), child.num_params),
+    )
+
+
+def by_group(children: Sequence[Child]) -> dict[str, list[Child]]:
+    """The finished children that differ in their seed alone, under what they have in common."""
+    groups = defaultdict(list)
+    for child in children:
+        if child.status == "FINISHED":
+            common = [f"{key}={value}" for key, value in child.values.items() if key != "seed"]
+            groups[" ".join([*common, f"group {child.group}"])].append(child)
+    return groups
+
+
+def markdown(children: Sequence[Child]) -> str:
+    """The ranking as a table, with a second one of means where there are several seeds."""
+    from pipeline.metrics import wilson_interval
+    from pipeline.statistics import mean_interval
+
+    rows = [["", "run", "validation", "training", "s in training", "parameters", "MLflow run"]]
+    for rank, child in enumerate(children, 1):
+        place = str(rank) if child.status == "FINISHED" else child.status.lower()
+        accuracies = [percent(child.val_accuracy), percent(child.train_accuracy)]
+        rows.append([place, child.name, *accuracies, f"{child.seconds:.1f}", f"{child.num_params:,}", child.run_id])
+    text = f"{markdown_table(rows)}\n\nLast epoch, ranked by validation accuracy. The test digits were not read.\n"
+    best = children[0] if children else None
+    if best and best.status == "FINISHED" and best.val_examples:
+        limits = wilson_interval(round(best.val_accuracy * best.val_examples), best.val_examples, CONFIDENCE)
+        text += (
+            f"The choice of {best.val_examples:,} digits alone leaves the best between {percent(limits.low)} and "
+            f"{percent(limits.high)} ({100 * CONFIDENCE:g} %, Wilson); another seed moves it as well.\n"
+        )
+    groups = by_group(children)
+    if max(map(len, groups.values()), default=0) < 2:
+        return text
+    rows = [["", "n seeds", "mean validation", f"{100 * CONFIDENCE:g} % of the mean (t)"]]
+    for name, members in groups.items():
+        mean = mean_interval([child.val_accuracy for child in members], CONFIDENCE)
+        rows.append([name, str(mean.n), percent(mean.mean), f"{percent(mean.low)} to {percent(mean.high)}"])
+    return f"{text}\n{markdown_table(rows)}\n"
+
+
+def _draw(children: Sequence[Child], curves: Mapping[str, Sequence[float]]) -> Any:  # matplotlib's Figure
+    """A heat map of two swept keys, seeds averaged; the curves of all children where it is not two."""
+    from pipeline import plots
+
+    keys = [key for key in os.environ[KEYS].split() if key != "seed"]
+    if len(keys) != 2 or not any(child.status == "FINISHED" for child in children):
+        return plots.plot_curves({child.name: curves[child.run_id] for child in children}, "validation accuracy")
+    values = [sorted({child.values[key] for child in children}, key=_number_first) for key in keys]
+    grid = np.full([len(of) for of in values], np.nan)
+    for place in np.ndindex(*grid.shape):
+        here = [values[axis][index] for axis, index in enumerate(place)]
+        found = [c.val_accuracy for c in children if c.status == "FINISHED" and [c.values[key] for key in keys] == here]
+        if found:
+            grid[place] = np.mean(found)
+    return plots.plot_heat_map(grid, keys, values, "validation accuracy in %, last epoch")
+
+
+def _number_first(text: str) -> tuple[float, str]:
+    try:
+        return float(text), text
+    except ValueError:
+        return math.inf, text

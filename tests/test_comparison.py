@@ -1,0 +1,127 @@
+"""Which side is better, in words: by hand from given predictions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from pipeline import comparison
+from pipeline.comparison import Predictions, Side
+from pipeline.config import PipelineError
+
+
+def side(name: str, *right: int, size: int = 1000, **values: str) -> Side:
+    """Runs that have the first so many digits right."""
+    runs = np.arange(size) < np.array(right)[:, None]
+    return Side(name, {key: {value} for key, value in values.items()}, runs, [60.0] * len(right), 1_000, 5_000)
+
+
+def single(name: str, wrong: list[int], size: int = 1000) -> Side:
+    return Side(name, {}, ~np.isin(np.arange(size), wrong)[None], [60.0], 1_000, 5_000)
+
+
+def answer(*sides: Side, of: str = "test") -> str:
+    return comparison.verdicts(sides, 0.95, of)[0].sentence
+
+
+def test_two_runs_by_mcnemar():
+    a, b = single("a", list(range(25))), single("b", list(range(100, 110)))
+    # 25 against 10 discordant: p = .017; 15 / 1002 +- 1.96 sqrt(36 - 15² / 1002) / 1002.
+    assert answer(a, b).startswith("b is better than a: +1.50 points (95 % +0.33 to +2.67), p = 0.017, n = 1 + 1")
+    assert answer(a, b).endswith("1,000 test digits; of these two runs, not of other seeds")
+    assert answer(b, a).startswith("b is better than a: +1.50 points (95 % +0.33 to +2.67), p = 0.017")
+    c = single("c", list(range(200, 215)))
+    assert answer(a, c, of="validation").startswith("no difference shown between a and c: +1.00 points for c (95 % ")
+    assert "p = 0.154" in answer(a, c) and "1,000 validation digits" in answer(a, c, of="validation")
+
+
+def test_two_groups_by_their_seeds():
+    a, b = side("a", 970, 971, 972, 973, 974), side("b", 980, 981, 982, 983, 984)
+    # 1 of the 252 orders, either way round; Welch: variances 2.5e-6, t(8) = 2.306.
+    half = 2.306 * math.sqrt(2 * 2.5e-6 / 5) * 100
+    expected = f"b is better than a: +1.00 points (95 % +{1 - half:.2f} to +{1 + half:.2f}), p = 0.008, n = 5 + 5"
+    assert answer(a, b) == f"{expected}, 1,000 test digits"
+    assert answer(b, a) == f"{expected}, 1,000 test digits"
+
+
+def test_no_difference_says_how_many_seeds_it_would_take():
+    a, b = side("a", 970, 980, 990), side("b", 975, 985, 995)
+    # Half a standard deviation apart: Cohen's 64 a side; and 3 + 3 cannot go below 2 of 20.
+    assert answer(a, b).endswith(
+        "; so few runs cannot show any: the least p of n = 3 + 3 is 0.10"
+        "; about 64 seeds a side would be needed to show a difference of this size"
+    )
+    same = answer(side("a", 970, 980), side("b", 980, 970))
+    assert same.startswith("no difference shown between a and b: +0.00 points (95 % ")
+    assert same.endswith("more than 10,000 seeds a side would be needed to show a difference of this size")
+
+
+@pytest.mark.parametrize(("right", "where"), [(975, "inside"), (969, "below"), (981, "above")])
+def test_one_seed_against_several_is_placed_and_not_tested(right, where):
+    [verdict] = comparison.verdicts([side("one", right), side("many", 970, 975, 980)], 0.95, "test")
+    assert verdict.test is None and math.isnan(verdict.p)
+    assert f"lies {where} the range of the 3 of many, 97.00 % to 98.00 %" in verdict.sentence
+    assert verdict.sentence.startswith("one has one seed, which shows nothing of other seeds")
+
+
+def test_several_are_adjusted_together():
+    sides = [single("a", list(range(25))), single("b", list(range(100, 110))), single("c", [1])]
+    found = comparison.verdicts(sides, 0.95, "test")
+    assert [(verdict.a, verdict.b) for verdict in found] == [("a", "b"), ("a", "c"), ("b", "c")]
+    ordered = sorted(verdict.test.p for verdict in found)
+    expected = [ordered[0] * 3, max(ordered[0] * 3, ordered[1] * 2), max(ordered[1] * 2, ordered[2])]
+    assert sorted(verdict.p for verdict in found) == pytest.approx(expected)
+    assert all("adjusted for 3 tests" in verdict.sentence for verdict in found)
+
+
+def test_only_what_differs_is_listed():
+    sides = [side("a", 1, lr="0.1", epochs="2", seed="1"), side("b", 1, lr="0.2", epochs="2", seed="2", new="x")]
+    assert comparison.differences(sides) == [("lr", ["0.1", "0.2"]), ("new", ["–", "x"])]
+    assert "Nothing differs but the seed." in comparison.markdown(
+        [sides[0], sides[0]], comparison.verdicts([sides[0]] * 2, 0.95, "test"), 0.95, "test", 2
+    )
+    named = comparison.told_apart([one._replace(name="fast") for one in sides])
+    assert [one.name for one in named] == ["fast lr=0.1 new=–", "fast lr=0.2 new=x"]
+    assert [one.name for one in comparison.told_apart(sides)] == ["a", "b"]
+
+
+def test_the_table_holds_means_intervals_and_costs():
+    sides = [side("a", 970, 980), side("b", 990)]
+    text = comparison.markdown(sides, comparison.verdicts(sides, 0.95, "test"), 0.95, "test", 3)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    # Half the interval: t(1) = 12.706, times .01 / 2.
+    low, high = 97.5 - 12.7062 * 0.5, 97.5 + 12.7062 * 0.5
+    assert rows[2] == ["a", "2", "97.50 %", f"{low:.2f} % to {high:.2f} %", "25.0 of 1,000", "60", "1,000", "5,000"]
+    assert rows[3][:5] == ["b", "1", "99.00 %", "–", "10.0 of 1,000"]
+    assert "which were read 3 x for these runs" in text
+
+
+def test_runs_on_other_digits_are_not_comparable():
+    digits, labels = np.arange(5), np.array([1, 2, 3, 4, 5])
+    given = {"a": Predictions(digits, labels, labels), "b": Predictions(digits, labels, labels[::-1])}
+    assert [list(of) for of in comparison.same_digits(given, "test")] == [list(digits), list(labels)]
+    for other in (Predictions(digits + 1, labels, labels), Predictions(digits[:4], labels[:4], labels[:4])):
+        with pytest.raises(PipelineError, match="c and a predicted other test digits: not comparable"):
+            comparison.same_digits(given | {"c": other}, "test")
+
+
+def test_telling_digits_are_those_that_tell_the_two_apart():
+    a = Side("a", {}, np.array([[1, 1, 0, 0, 0], [1, 1, 0, 0, 1]], bool), [], 0, 0)
+    b = Side("b", {}, np.array([[1, 0, 1, 0, 0], [1, 1, 1, 0, 0]], bool), [], 0, 0)
+    found = {kind: list(places) for kind, places in comparison.telling_digits(a, b).items()}
+    assert found == {"a right more often": [1, 4], "b right more often": [2], "both wrong in most runs": [3]}
+    assert [comparison.hits(a, b, place) for place in (1, 4)] == ["2 of 2 : 1 of 2", "1 of 2 : 0 of 2"]
+    one, other = a._replace(right=a.right[1:]), b._replace(right=b.right[1:])
+    found = {kind: list(places) for kind, places in comparison.telling_digits(one, other).items()}
+    assert found == {"a right, b wrong": [4], "b right, a wrong": [2], "both wrong": [3]}
+    assert comparison.hits(one, other, 4) == ""
+
+
+def test_multiply_adds_by_hand(compose):
+    # Published: 26 x 26 x 9 x 64 for the convolution, then 43,264 x 64 + 64 x 64 + 64 x 10.
+    assert comparison.multiply_adds(compose("recipe=baseline")) == 389_376 + 2_768_896 + 4_096 + 640
+    # 26² x 9 x 16, pooled to 13; 11² x 9 x 16 x 32; 9² x 9 x 32 x 64, pooled to 4; 2² x 9 x 64 x 256; 256 x 10.
+    expected = 97_344 + 557_568 + 1_492_992 + 589_824 + 2_560
+    assert comparison.multiply_adds(compose("recipe=accurate")) == expected

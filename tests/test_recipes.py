@@ -1,0 +1,115 @@
+"""The table of the recipes and its sentence, by hand from given figures."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+
+from pipeline import recipes
+from pipeline.config import PipelineError
+from pipeline.files import load_csv
+
+FIGURES = {
+    "num_params": 103_514,
+    "epochs": 1,
+    "train_accuracy": 0.98765,
+    "val_accuracy": math.nan,
+    "test_accuracy": 0.99,
+    "test_accuracy_low": 0.98786,
+    "test_accuracy_high": 0.99177,
+    "test_errors": 1_100,
+    "test_examples": 110_000,
+    "test_views": 1,
+    "test_errors_one_view": 1_100,
+    "test_loss": 0.03,  # not in the table
+}
+
+
+@pytest.fixture
+def published() -> recipes.Row:
+    return recipes.published_row(load_csv(recipes.PUBLISHED_LOG, ["epoch"]), 0.95)
+
+
+def test_the_published_row_is_the_last_epoch_of_its_log(published):
+    assert published.name == "published" and published.num_params == 2_774_410
+    assert published.epochs == 15 and published.train_accuracy == 0.9968
+    assert published.val_accuracy is None, "what it calls validation was the test set"
+    assert published.test_accuracy == 0.9753
+    assert published.test_errors == 247 and published.test_examples == 10_000
+    z, total, share = 1.959963984540054, 10_000, 0.9753
+    centre, scale = share + z**2 / (2 * total), 1 + z**2 / total
+    reach = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    assert published.test_accuracy_low == pytest.approx((centre - reach) / scale, abs=1e-9)
+    assert published.test_accuracy_high == pytest.approx((centre + reach) / scale, abs=1e-9)
+
+
+def test_a_recipes_row_takes_its_fields_and_no_other():
+    row = recipes.recipe_row("accurate", FIGURES)
+    assert row._asdict() | {"test_loss": 0.03} == FIGURES | {"name": "accurate"}
+
+
+@pytest.mark.parametrize("field", recipes.Row._fields[1:])
+def test_metrics_that_lack_a_field_are_refused(field):
+    figures = {key: value for key, value in FIGURES.items() if key != field}
+    with pytest.raises(PipelineError, match=rf"^results/recipes/accurate/metrics\.json lacks {field}: run `dvc repro`"):
+        recipes.recipe_row("accurate", figures)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.9753, "97.53 %"), (1.0, "100.00 %"), (0.0, "0.00 %"), (0.99996, "100.00 %"), (math.nan, "–"), (None, "–")],
+)
+def test_percent(share, text):
+    assert recipes.percent(share) == text
+
+
+def test_the_sentence_tells_training_from_test(published):
+    fine = recipes.recipe_row("accurate", FIGURES)
+    assert recipes.verdict([published, fine, fine._replace(name="baseline", epochs=15)]) == (
+        "The published 99.7 % is accuracy on the training digits (99.68 % in its last epoch); on the test digits that "
+        "run had 97.53 %. "
+        "accurate after 1 epoch: 98.77 % in training, 99.00 % on the test digits. "
+        "baseline after 15 epochs: 98.77 % in training, 99.00 % on the test digits."
+    )
+
+
+def test_cells_of_the_published_row_and_of_a_recipe(published):
+    assert recipes.cells(published) == [
+        "published",
+        "2,774,410",
+        "15",
+        "99.68 %",
+        "–",
+        "97.53 % (97.21 to 97.82)",
+        "247 of 10,000",
+    ]
+    row = recipes.recipe_row("accurate", FIGURES)
+    assert recipes.cells(row) == [
+        "accurate",
+        "103,514",
+        "1",
+        "98.77 %",
+        "–",
+        "99.00 % (98.79 to 99.18)",
+        "1,100 of 110,000",
+    ]
+    assert recipes.cells(row._replace(val_accuracy=0.9912))[4] == "99.12 %"
+    by_views = row._replace(test_views=5, test_errors_one_view=1_234)
+    assert recipes.cells(by_views)[-1] == "1,100 of 110,000 (1,234 by one view)"
+
+
+def test_the_table_names_seed_and_confidence_and_ends_with_the_sentence(published, compose):
+    rows = [published, recipes.recipe_row("accurate", FIGURES)]
+    text = recipes.markdown(rows, ["The sentence.", "Another."], compose("seed=7", "evaluate.confidence=0.9"))
+    lines = text.splitlines()
+    assert [re.sub(" +", " ", line) for line in (lines[0], *lines[2:4])] == [
+        "| recipe | parameters | epochs | train accuracy | validation accuracy | test accuracy (90 %) | test errors |",
+        "| published | 2,774,410 | 15 | 99.68 % | – | 97.53 % (97.21 to 97.82) | 247 of 10,000 |",
+        "| accurate | 103,514 | 1 | 98.77 % | – | 99.00 % (98.79 to 99.18) | 1,100 of 110,000 |",
+    ]
+    assert lines[4] == "" and lines[5].startswith("One run each (n = 1, seed 7), last epoch.")
+    assert text.endswith("\n\nThe sentence.\n\nAnother.\n") and "view" not in text
+    by_views = recipes.markdown([published, rows[1]._replace(test_views=5)], ["The sentence.", "Another."], compose())
+    assert "accurate by the mean of 5 views" in by_views

@@ -1,0 +1,178 @@
+"""Sweeps as typed: what they train, what they find again, how they fail."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import children, dvc, git, parent_of, pipeline, runs, store
+
+pytestmark = pytest.mark.pipeline
+
+
+GRID = ("-m", "recipe=baseline", "train.epochs=1,3", "model.filters=2,4")
+
+
+@pytest.fixture(scope="module")
+def grid(clone) -> subprocess.CompletedProcess[str]:
+    done = pipeline(clone, "train", *GRID)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_sweep_is_one_parent_with_a_child_a_combination(clone, grid):
+    parent = store(clone).get_run(parent_of(grid))
+    assert parent.info.status == "FINISHED" and parent.info.run_name == " ".join(["sweep", *GRID[1:]])
+    assert parent.data.tags["command"] == " ".join(["python -m pipeline.train", *GRID])
+    found = children(clone, parent.info.run_id)
+    assert sorted(child.info.run_name for child in found) == [
+        f"train.epochs={epochs} model.filters={filters}" for epochs in (1, 3) for filters in (2, 4)
+    ]
+    for child in found:
+        assert f"train.epochs={child.data.params['train.epochs']} " in child.info.run_name
+        assert child.info.run_name.endswith(f"model.filters={child.data.params['model.filters']}")
+        assert len(store(clone).get_metric_history(child.info.run_id, "val_accuracy")) == int(
+            child.data.params["train.epochs"]
+        )
+
+
+def test_children_are_ranked_by_validation_and_the_test_digits_are_not_read(clone, grid):
+    parent = parent_of(grid)
+    text = Path(store(clone).download_artifacts(parent, "ranking.csv")).read_text()
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [row["rank"] for row in rows] == ["1", "2", "3", "4"]
+    accuracies = [float(row["val_accuracy"]) for row in rows]
+    assert accuracies == sorted(accuracies, reverse=True)
+    found = {child.info.run_id: child for child in children(clone, parent)}
+    assert {row["run_id"] for row in rows} == set(found)
+    for row in rows:
+        child = found[row["run_id"]]
+        assert float(row["val_accuracy"]) == child.data.metrics["val_accuracy"]
+        assert row["model.filters"] == child.data.params["model.filters"]
+        assert "test_accuracy" not in child.data.metrics and "test_set_reads" not in child.data.tags
+        assert {given.dataset.name for given in child.inputs.dataset_inputs} == {"train", "val"}
+    assert store(clone).get_run(parent).data.tags["best_run"] == rows[0]["run_id"]
+    assert "The choice of 50 digits alone leaves the best between" in grid.stdout
+    assert {item.path for item in store(clone).list_artifacts(parent)} == {"ranking.csv", "ranking.md", "sweep.png"}
+
+
+def test_the_same_sweep_again_trains_nothing_and_a_larger_one_what_is_missing(clone, grid):
+    before = {found.info.run_id for found in runs(clone)}
+    again = pipeline(clone, "train", *GRID)
+    assert again.returncode == 0 and "4 jobs, 4 found finished" in again.stdout and "epoch 1/" not in again.stdout
+    assert parent_of(again) == parent_of(grid) and {found.info.run_id for found in runs(clone)} == before
+    larger = pipeline(clone, "train", *GRID[:-1], "model.filters=2,4,3")
+    assert "6 jobs, 4 found finished" in larger.stdout
+    trained = re.findall(r"^(train.epochs=\d model.filters=\d) epoch 1/", larger.stdout, re.MULTILINE)
+    assert trained == ["train.epochs=1 model.filters=3", "train.epochs=3 model.filters=3"]
+    assert len(children(clone, parent_of(larger))) == 2
+    assert len(re.findall(r"^\| \d", larger.stdout, re.MULTILINE)) == 6, "the ranking holds what was found as well"
+
+
+def test_other_code_is_trained_anew(clone, grid):
+    engine = clone / "pipeline/engine.py"
+    engine.write_text(engine.read_text() + "# another\n")
+    done = pipeline(clone, "train", "-m", "recipe=baseline", "train.epochs=1", "model.filters=2,4")
+    git(clone, "restore", "pipeline")
+    assert done.returncode == 0 and "2 jobs; " in done.stdout
+    assert len(children(clone, parent_of(done))) == 2
+
+
+@pytest.mark.parametrize(
+    "launcher", [(), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")], ids=["basic", "joblib"]
+)
+def test_a_killed_sweep_goes_on_where_it_stopped(clone, launcher):
+    epochs = 30 + len(launcher)
+    words = ("-m", *launcher, "recipe=baseline", f"train.epochs={epochs}", "seed=range(0,4)")
+    log = clone / "killed.log"
+    with log.open("w") as file:
+        killed = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.train", *words],
+            cwd=clone, stdout=file, stderr=file, start_new_session=True,
+            env={key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))},
+        )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not re.search(r"^seed=[23] epoch 1/", log.read_text(), re.MULTILINE):
+        assert killed.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    log.unlink()
+    done = pipeline(clone, "train", *words)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "4 jobs, " in done.stdout and "begun before" in done.stdout and "left unfinished by an earlier" in done.stdout
+    )
+    found = children(clone, parent_of(done))
+    assert sorted(child.info.run_name for child in found) == [f"seed={seed}" for seed in range(4)]
+    assert {child.info.status for child in found} == {"FINISHED"}
+    assert all(len(store(clone).get_metric_history(c.info.run_id, "val_loss")) == epochs for c in found)
+
+
+def test_a_failed_child_does_not_stop_the_others_and_the_command_fails(clone):
+    wild = ("optimizer.weight_decay=0.99", "optimizer.batch_size=4")
+    words = ("-m", "recipe=baseline", "train.epochs=1", *wild, "optimizer.learning_rate=10,0.001")
+    done = pipeline(clone, "train", *words)
+    assert done.returncode == 1
+    assert "optimizer.learning_rate=10: the loss is not finite in epoch 1" in done.stderr
+    assert "error: 1 of 2 jobs did not finish (optimizer.learning_rate=10.0): the same command again" in done.stderr
+    found = children(clone, parent_of(done))
+    assert sorted(child.info.status for child in found) == ["FAILED", "FINISHED"]
+    assert store(clone).get_run(parent_of(done)).info.status == "FAILED"
+    again = pipeline(clone, "train", *words)
+    assert again.returncode == 1 and "1 found finished" in again.stdout
+    assert len(children(clone, parent_of(done))) == 2, "the failed child is replaced"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-m", "train.epochs=1,0"], "train.epochs=0 is out of range"),
+        (["-m", "seed=range(0,0)"], "is no job at all"),
+        (["-m", "recipe=baseline,basline"], "Could not find 'recipe/basline'"),
+        (["sweep=nonsense"], "Available options in 'sweep': epochs_filters search seeds"),
+    ],
+)
+def test_a_sweep_with_one_wrong_value_is_refused_before_its_first_job(clone, words, message):
+    before = len(runs(clone))
+    done = pipeline(clone, "train", *words)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert message in done.stderr and len(runs(clone)) == before
+
+
+def test_experiments_queued_in_dvc_land_in_the_same_store(clone, digits):
+    queued = dvc(clone, digits, "exp", "run", "--queue", "-S", "train.epochs=1,3", "-S", "recipes=[baseline]")
+    assert queued.returncode == 0, queued.stderr
+    names = re.findall(r"^Queued experiment '(.+)' for", queued.stdout, re.MULTILINE)
+    assert len(names) == 2, queued.stdout
+    assert dvc(clone, digits, "queue", "start", "-j", "2").returncode == 0
+    deadline = time.monotonic() + 300
+    while (status := dvc(clone, digits, "queue", "status").stdout).count("Success") < 2:
+        assert "Failed" not in status and time.monotonic() < deadline, status
+        time.sleep(1)
+    trained = {name: runs(clone, f"tags.dvc_experiment = '{name}' and params.`model.filters` = '2'") for name in names}
+    assert all(len(of) == 1 for of in trained.values()), "one run an experiment: its evaluation is part of it"
+    assert sorted(run.data.params["train.epochs"] for [run] in trained.values()) == ["1", "3"]
+    for [found] in trained.values():
+        rows = store(clone).get_metric_history(found.info.run_id, "val_accuracy")
+        assert len(rows) == int(found.data.params["train.epochs"]) and "test_accuracy" in found.data.metrics
+    assert git(clone, "status", "--porcelain") == "", "the queue works in checkouts of its own"
+
+
+def test_a_search_is_seeded_and_answered_from_what_was_trained(clone):
+    words = ("sweep=search", "recipe=baseline", "train.epochs=1", "hydra.sweeper.n_trials=3", "model.filters=2")
+    first = pipeline(clone, "train", *words)
+    assert first.returncode == 0, first.stderr
+    found = children(clone, parent_of(first))
+    assert len({child.data.params["optimizer.learning_rate"] for child in found}) == 3
+    assert all("augment.rotation=" in c.info.run_name and "model.filters" not in c.info.run_name for c in found)
+    again = pipeline(clone, "train", *words)
+    assert again.returncode == 0 and again.stdout.count("found finished") == 3
+    assert len(children(clone, parent_of(first))) == 3
