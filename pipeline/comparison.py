@@ -6,6 +6,7 @@ Shapes: N digits, the same ones for every run; n runs of a side.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -136,7 +137,8 @@ def _verdict(a: Side, b: Side, test: Test | None, p: float, tests: int, confiden
     shown = p < 1 - confidence
     sentence = f"{better} is better than {worse}: " if shown else f"no difference shown between {a.name} and {b.name}: "
     sentence += f"{points(abs(test.difference))} points" + (f" for {better}" if not shown and test.difference else "")
-    sentence += f" ({100 * confidence:g} % {points(low)} to {points(high)}), {p_value(p)}"
+    interval = f"{100 * confidence:g} % {points(low)} to {points(high)}"
+    sentence += f" ({'all runs of a side alike' if math.isnan(low) else interval}), {p_value(p)}"
     sentence += (f", adjusted for {tests} tests" if tests > 1 else "") + f", {n}, {digits}"
     if isinstance(test, statistics.Pair):
         sentence += "; of these two runs, not of other seeds"

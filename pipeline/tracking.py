@@ -233,7 +233,8 @@ def traits(run: Run) -> dict[str, str]:
         key: run.data.tags.get(key, "unknown")
         for key in ("git_commit", "code_sha256", "data_sha256", "versions", "hardware")
     }
-    return {key: value for key, value in run.data.params.items() if key != "model.num_params"} | tags
+    follows = ("model.num_params", "data.train_examples", "data.val_examples")  # from other values
+    return {key: value for key, value in run.data.params.items() if key not in follows} | tags
 
 
 def test_set_reads(run: Run) -> int:

@@ -58,6 +58,14 @@ def test_no_difference_says_how_many_seeds_it_would_take():
     assert same.endswith("more than 10,000 seeds a side would be needed to show a difference of this size")
 
 
+def test_sides_whose_runs_are_all_alike_have_no_interval():
+    [verdict] = comparison.verdicts([side("a", *[970] * 4), side("b", *[980] * 4)], 0.95, "test")
+    assert verdict.p == pytest.approx(2 / 70)  # two of the 70 ways to part eight runs
+    assert verdict.sentence.startswith(
+        "b is better than a: +1.00 points (all runs of a side alike), p = 0.029, n = 4 + 4"
+    )
+
+
 @pytest.mark.parametrize(("right", "where"), [(975, "inside"), (969, "below"), (981, "above")])
 def test_one_seed_against_several_is_placed_and_not_tested(right, where):
     [verdict] = comparison.verdicts([side("one", right), side("many", 970, 975, 980)], 0.95, "test")
