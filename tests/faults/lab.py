@@ -1,7 +1,8 @@
-"""A small repository whose tracker is a real server behind a proxy, and a judge of what the server holds in the end."""
+"""Small repositories, with a tracker of their own or a real server behind a proxy, and what they hold in the end."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
@@ -26,8 +28,6 @@ from proxy import Proxy
 
 HERE = Path(__file__).resolve().parent
 UNSET = ("DVC_", "MLFLOW_", "MNIST_", "FAULTY_")  # as for a user
-HISTORY = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate")
-OWN = ("tags.json", "MLmodel", "model.keras")  # artifacts with dates or ids in them
 
 
 class Ended(NamedTuple):
@@ -83,10 +83,10 @@ class Forks:
 
 
 class Server:
-    """`mlflow server` with one worker, SQLite and artifacts served, all in `folder`."""
+    """`mlflow server` with one worker, SQLite and artifacts served, in `folder`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.store, self.artifacts = folder, folder / "server.db", folder / "served"
+    def __init__(self, folder: Path, store: Path | None = None) -> None:
+        self.folder, self.store, self.artifacts = folder, store or folder / "server.db", folder / "served"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -119,8 +119,8 @@ class Server:
         self.process.wait()
 
 
-class Lab:
-    """Trains and evaluates one tiny configuration, tracked through `proxy`, again and again from the same beginning."""
+class Repository:
+    """Trains and evaluates one tiny configuration, again and again from the same beginning; tracked in mlflow.db."""
 
     WORDS = ("recipe=baseline", "train.epochs=3", "optimizer.batch_size=100")
     WRITTEN = ("outputs", "models", "results")
@@ -128,32 +128,21 @@ class Lab:
     def __init__(self, folder: Path, digits: Path) -> None:
         self.folder, self.kept = folder / "repository", folder / "kept"
         self.folder.mkdir()
-        (folder / "server").mkdir()
-        self.server = Server(folder / "server")
-        self.proxy = Proxy(self.server.port)
-        self.asked: dict[str, int] = {}  # requests of a verb, with a tracker that is well
-        self.seconds: dict[str, float] = {}
-        self.expected: dict[str, dict[str, Any]] = {}
         small_repository(self.folder, digits)
-        self.forks = Forks(
-            self.folder,
-            "pipeline.training",
-            "pipeline.debug",
-            "pipeline.plots",
-            "pipeline.sweep",
-            MNIST_SOURCE=str(digits),
-        )
+        imports = [f"pipeline.{name}" for name in ("training", "debug", "plots", "sweep")]
+        self.forks = Forks(self.folder, *imports, MNIST_SOURCE=str(digits))
+        self.store, self.tracker = self.folder / "mlflow.db", {}
+        self.seconds: dict[str, float] = {}
+        self.expected: dict[str, dict[str, Any]] = {}  # what is there after a verb that nothing happened to
 
-    def __enter__(self) -> Lab:
+    def __enter__(self) -> Repository:
         try:
             for verb in ("fetch", "preprocess"):
                 self.finish(verb)
-            self.server.wait()
             self.begin()
-            for verb in ("train", "evaluate"):  # with a tracker that is well
-                self.proxy.heal()
+            for verb in ("train", "evaluate"):
                 self.seconds[verb] = self.finish(verb).seconds
-                self.expected[verb], self.asked[verb] = self.state(), len(self.proxy.asked)
+                self.expected[verb] = self.state()
         except BaseException:
             self.__exit__()
             raise
@@ -161,19 +150,20 @@ class Lab:
 
     def __exit__(self, *_: object) -> None:
         self.forks.close()
-        self.proxy.close()
-        self.server.kill()
+
+    def artifacts(self, experiment: str) -> Path:
+        return self.folder / "mlruns"
 
     def begin(self, kept: Path | None = None) -> None:
-        """Forget all runs, here and on the server, and begin with the files of an earlier try where it is given."""
+        """Forget all runs, here and in the store, and begin with the files of an earlier try where it is given."""
         for name in self.WRITTEN:
             shutil.rmtree(self.folder / name, ignore_errors=True)
             if kept and (kept / name).is_dir():
                 shutil.copytree(kept / name, self.folder / name)
-        self.proxy.heal()
-        with closing(sqlite3.connect(self.server.store, timeout=30)) as store, store:
-            store.execute("UPDATE runs SET lifecycle_stage = 'deleted'")
-            store.execute("UPDATE experiments SET name = name || ' before ' || random() WHERE name = 'mnist'")
+        if self.store.exists():
+            with closing(sqlite3.connect(self.store, timeout=30)) as store, store:
+                store.execute("UPDATE runs SET lifecycle_stage = 'deleted'")
+                store.execute("UPDATE experiments SET name = name || ' before ' || random() WHERE name = 'mnist'")
 
     def keep(self, name: str) -> Path:
         """Keep what is written here, to `begin` with."""
@@ -183,21 +173,17 @@ class Lab:
                 shutil.copytree(self.folder / written, folder / written)
         return folder
 
-    def run(self, verb: str, *signals: tuple[float, int], patience: int | None = 1) -> Ended:
-        """Run a verb; `patience` with a hanging tracker, in seconds: None for that of a user who sets nothing."""
-        tracker = {"MLFLOW_TRACKING_URI": self.proxy.uri}
-        if patience:
-            tracker["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(patience)
+    def request(self, verb: str, *signals: tuple[float, int], **variables: str) -> dict[str, Any]:
         trained = verb in ("train", "evaluate")
-        stage = {"DVC_STAGE": f"{verb}@baseline"} if verb != "sync" else {}
-        return self.forks.run(
-            {
-                "module": f"pipeline.{verb}",
-                "words": self.WORDS if trained else (),
-                "variables": tracker | stage,
-                "signals": signals,
-            }
-        )[0]
+        return {
+            "module": f"pipeline.{verb}",
+            "words": self.WORDS if trained else (),
+            "variables": ({} if verb == "sync" else {"DVC_STAGE": f"{verb}@baseline"}) | self.tracker | variables,
+            "signals": signals,
+        }
+
+    def run(self, verb: str, *signals: tuple[float, int], **variables: str) -> Ended:
+        return self.forks.run(self.request(verb, *signals, **variables))[0]
 
     def finish(self, verb: str) -> Ended:
         ended = self.run(verb)
@@ -205,8 +191,7 @@ class Lab:
         return ended
 
     def wrong_after_sending(self, verb: str) -> list[str]:
-        """Heal the tracker and send what is left, twice: all that is then otherwise than it should be after `verb`."""
-        self.proxy.heal()
+        """Send what is left, twice: all that is then otherwise than it should be after `verb`."""
         found = []
         for _ in range(2):
             ended = self.run("sync")
@@ -222,57 +207,102 @@ class Lab:
         return wrong + (["the second sync changed something"] if found[0] != found[1] else [])
 
     def state(self) -> dict[str, Any]:
-        """All that the server holds but times and ids, and what the repository holds beside."""
-        with closing(sqlite3.connect(self.server.store, timeout=30)) as store:
-            found, ids = of_store(store)
-            runs = store.execute(
-                "SELECT run_uuid, experiment_id FROM runs WHERE lifecycle_stage = 'active' ORDER BY start_time"
-            ).fetchall()
-            for number, (run_id, experiment) in enumerate(runs):
-                found[f"run {number}: rows that are not in history.csv once"] = self._uncounted(store, run_id)
-                found[f"run {number}: read"] = store.execute(
-                    "SELECT value FROM tags WHERE run_uuid = ? AND key = 'test_set_reads'", [run_id]
-                ).fetchall()
-                models = [key for key, label in ids.items() if label == f"model of run {number}"]
-                places = [self.server.artifacts / str(experiment) / run_id / "artifacts"]
-                places += [self.server.artifacts / str(experiment) / "models" / name / "artifacts" for name in models]
-                for place in places:
-                    found |= {f"{ids[place.parent.name]}: {name}": value for name, value in files(place).items()}
+        """All that the store holds but times and ids, and what the repository holds beside."""
+        found: dict[str, Any] = {}
+        if self.store.exists():
+            with closing(sqlite3.connect(self.store, timeout=30)) as store:
+                found |= self._of_runs(store)
         for name in ("models", "results"):
             found |= {f"{name}/{file}": value for file, value in files(self.folder / name).items()}
-        left = [
-            path.relative_to(self.folder) for path in (self.folder / "outputs").glob("*/*") if path.suffix != ".lock"
-        ]
-        return found | {"left in outputs": [str(path) for path in left]}
+        left = [path for path in (self.folder / "outputs").glob("*/*") if path.suffix != ".lock"]
+        return found | {"left in outputs": [str(path.relative_to(self.folder)) for path in left]}
+
+    def _of_runs(self, store: sqlite3.Connection) -> dict[str, Any]:
+        found, ids = of_store(store)
+        query = "SELECT run_uuid, experiment_id FROM runs WHERE lifecycle_stage = 'active'"
+        for run_id, experiment in store.execute(query).fetchall():
+            label, root = ids[run_id], self.artifacts(str(experiment))
+            found[f"{label}: rows that are not in history.csv once"] = self._uncounted(store, run_id)
+            query = "SELECT value FROM tags WHERE run_uuid = ? AND key = 'test_set_reads'"
+            found[f"{label}: read"] = store.execute(query, [run_id]).fetchall()
+            models = [root / "models" / key for key, owner in ids.items() if owner == f"model of {label}"]
+            for place in [root / run_id, *models]:
+                held = files(place / "artifacts").items()
+                found |= {
+                    f"{ids[place.name]}: {name}": value for name, value in held if name != "MLmodel"
+                }  # has a date
+        return found
 
     def _uncounted(self, store: sqlite3.Connection, run_id: str) -> Any:
-        """Count each row of history.csv in the store: {(key, epoch): number} of those not there exactly once."""
-        rows = (self.folder / "results/recipes/baseline/history.csv").read_text().splitlines()
-        names, table = rows[0].split(","), [row.split(",") for row in rows[1:]]
+        """Count each row of history.csv in the store: {(key, epoch, value): number} of those not there exactly once."""
+        history = self.folder / "results/recipes/baseline/history.csv"
+        if not history.exists():
+            return "no history.csv"
         wanted = Counter(
-            (name, int(row[0]), float(value))
-            for row in table
-            for name, value in zip(names, row, strict=True)
+            (name, int(row["epoch"]), float(value))
+            for row in csv.DictReader(history.read_text().splitlines())
+            for name, value in row.items()
             if name != "epoch"
         )
-        marks = ", ".join("?" * len(HISTORY))
-        query = f"SELECT key, step, value FROM metrics WHERE run_uuid = ? AND key IN ({marks})"
-        stored = Counter(store.execute(query, [run_id, *HISTORY]).fetchall())
-        assert len(wanted) == len(HISTORY) * len(table) and set(wanted.values()) == {1}
+        assert set(wanted.values()) == {1}
+        names = {name for name, *_ in wanted}
+        query = "SELECT key, step, value FROM metrics WHERE run_uuid = ?"
+        stored = Counter(row for row in store.execute(query, [run_id]) if row[0] in names)
         return {key: stored[key] for key in wanted | stored if stored[key] != wanted[key]}
 
 
+class Lab(Repository):
+    """A repository whose tracker is a real server behind `proxy`."""
+
+    def __init__(self, folder: Path, digits: Path) -> None:
+        (folder / "server").mkdir()
+        self.server = Server(folder / "server")
+        super().__init__(folder, digits)
+        self.proxy = Proxy(self.server.port)
+        self.store = self.server.store
+        # Less patience with a hanging tracker than a user has who sets nothing.
+        self.tracker = {"MLFLOW_TRACKING_URI": self.proxy.uri, "MLFLOW_HTTP_REQUEST_TIMEOUT": "1"}
+        self.asked: dict[str, int] = {}  # requests of a verb that nothing happened to
+
+    def __enter__(self) -> Lab:
+        self.server.wait()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        self.proxy.close()
+        self.server.kill()
+
+    def artifacts(self, experiment: str) -> Path:
+        return self.server.artifacts / experiment
+
+    def begin(self, kept: Path | None = None) -> None:
+        super().begin(kept)
+        self.proxy.heal()
+
+    def finish(self, verb: str) -> Ended:
+        self.proxy.heal()
+        ended = super().finish(verb)
+        self.asked.setdefault(verb, len(self.proxy.asked))
+        return ended
+
+    def wrong_after_sending(self, verb: str) -> list[str]:
+        self.proxy.heal()
+        return super().wrong_after_sending(verb)
+
+
 def files(folder: Path) -> dict[str, str]:
-    """Files below a folder by their hash; those that hold dates or ids by their name alone."""
-    return {
-        str(path.relative_to(folder)): "" if path.name in OWN and "models" not in folder.parts[-1:] else sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    """Files below a folder by their hash: of a logged model that of its weights, as the rest of it has a date."""
+    return {str(path.relative_to(folder)): digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def digest(path: Path) -> str:
+    content = path.read_bytes()
+    if path.suffix == ".keras":
+        with zipfile.ZipFile(path) as archive:
+            content = archive.read("model.weights.h5")
+    return hashlib.sha256(content).hexdigest()
 
 
 def positions(last: int, tries: int) -> list[int]:
@@ -281,4 +311,4 @@ def positions(last: int, tries: int) -> list[int]:
 
 
 def one_line(text: str) -> bool:
-    return re.fullmatch(r"[^\n]*\n?", text) is not None
+    return re.fullmatch(r"[^\n]+\n?", text) is not None
