@@ -29,7 +29,7 @@ def trained(folder: Path, recipe: str = "baseline"):
 
 
 def opens(folder: Path) -> None:
-    """The run of a stage, its model and its artifacts open, by our verb and by plain MLflow, and nothing is out of date."""
+    """The run of a stage, its model and its artifacts open, by our verb and by plain MLflow."""
     found = trained(folder)
     done = pipeline(folder, "evaluate", f"run={found.info.run_id}")
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
