@@ -50,7 +50,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         shape = struct.unpack_from(f">{dimensions}I", content, 4)
         values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
         if math.prod(shape) != len(values):
-            raise ValueError(f"its header promises {math.prod(shape)} bytes, it has {len(values)}")
+            raise ValueError(f"its header promises another size than the {len(values)} bytes after it")
         return values.reshape(shape)
     except (ValueError, struct.error, zlib.error) as error:
         raise PipelineError(f"{path} is not a whole IDX file ({error})") from None

@@ -111,12 +111,8 @@ def _download(source: str, folder: Path, settings: Data) -> None:
     if source.startswith("npm:"):
         _npm_pack(source.removeprefix("npm:"), folder, list(settings.files.values()))
         return
-    with requests.Session() as session:
-        session.max_redirects = REDIRECTS
-        # Before it follows a redirect requests reads its body, however long.
-        session.hooks["response"].append(lambda answer, **_: answer.close() if answer.is_redirect else None)
-        for url, name in _addresses(source, settings):
-            _retrieve(session, url, folder / name)
+    for url, name in _addresses(source, settings):
+        _retrieve(url, folder / name)
 
 
 def _addresses(source: str, settings: Data) -> Iterator[tuple[str, str]]:
@@ -128,11 +124,15 @@ def _addresses(source: str, settings: Data) -> Iterator[tuple[str, str]]:
             yield url, url.rsplit("/", 1)[-1]
 
 
-def _retrieve(session: requests.Session, url: str, path: Path) -> None:
+def _retrieve(url: str, path: Path) -> None:
     """Write the body as it comes: neither its type, its encoding nor its length is believed, the arrays are checked."""
     from tqdm import tqdm
 
-    with session.get(url, stream=True, timeout=STALL, headers={"Accept-Encoding": "identity"}) as answer:
+    session = requests.Session()
+    session.max_redirects = REDIRECTS
+    # Before it follows a redirect requests reads its body, however long.
+    session.hooks["response"].append(lambda answer, **_: answer.close() if answer.is_redirect else None)
+    with session, session.get(url, stream=True, timeout=STALL, headers={"Accept-Encoding": "identity"}) as answer:
         answer.raise_for_status()
         told = answer.headers.get("Content-Length", "")
         size = int(told) if told.isdecimal() else None
