@@ -349,10 +349,12 @@ def serving(certificate: Path | None = None) -> Iterator[Server]:
         server.stopped = threading.Event()
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield server
-        server.stopped.set()
-        server.shutdown()
-        thread.join()
+        try:
+            yield server
+        finally:
+            server.stopped.set()
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -538,7 +540,7 @@ def told(size: int) -> bytes:
 
 NOT_THERE = r"it has neither a-idx3 nor a-idx3\.gz"
 DAMAGED = r"the package is damaged \(.*\)"
-UP = "../" * 8
+UP = "../" * 30  # more than there are
 
 # name: (the reason given, the package, given the folder that is to stay as it is)
 NPM_LIES: dict[str, tuple[str, Callable[[Path], bytes]]] = {
