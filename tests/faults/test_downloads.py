@@ -309,7 +309,7 @@ HTTP_LIES: dict[str, tuple[str, Callable[[Handler], None]]] = {
     "redirect with an endless body": ("HTTP 404", endless_redirect),
     "cut short": (r"IncompleteRead\(.*\)", lambda handler: handler.answer(npz()[:-100], told=len(npz()))),
     "longer than told": (NO_NPZ, lambda handler: handler.answer(npz(), told=len(npz()) - 100)),
-    "a negative length": (r".+", lambda handler: handler.answer(npz()[:-30], told=-5)),
+    "a negative length": (NO_NPZ, lambda handler: handler.answer(npz()[:-30], told=-5)),
     "encoded without being asked": (NO_NPZ, encoded),
     "not encoded as it says": (
         NO_NPZ,
@@ -324,7 +324,7 @@ HTTP_LIES: dict[str, tuple[str, Callable[[Handler], None]]] = {
         r".*65536 bytes when reading header line.*",
         lambda handler: handler.answer(X="x" * (1 << 20)),
     ),
-    "no HTTP": (r"BadStatusLine|\S.*", lambda handler: handler.for_ever(b"\x1b[2JSSH-2.0\r\n")),
+    "no HTTP": ("BadStatusLine", lambda handler: handler.for_ever(b"\x1b[2JSSH-2.0\r\n")),
     "hangs up": (r"Remote end closed connection without response", lambda handler: None),
     "reset at once": (r".*Connection reset by peer", Handler.reset),
     "reset in the middle": (r".*(Connection reset by peer|IncompleteRead).*", reset_in_the_middle),
@@ -492,7 +492,7 @@ def test_a_certificate_that_nobody_trusts_is_explained_and_what_the_line_says_he
 
 
 def test_a_server_that_speaks_no_tls_is_refused(server, refused):
-    refused(f"{server.address('https')}/right/mnist.npz", r".*(WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE).*")
+    refused(f"{server.address('https')}/right/mnist.npz", r"\[SSL.* set REQUESTS_CA_BUNDLE to its file\)")
 
 
 def test_a_file_of_certificates_that_is_not_there_is_named(server, refused, tmp_path, monkeypatch):
