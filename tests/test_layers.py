@@ -67,7 +67,7 @@ def depended_on(stage: str) -> set[str]:
         (("tensorflow", "keras"), {"model", "augment", "optimizer", "engine", "debug", "surroundings"}),
         (("hydra", "omegaconf"), {"config", "command", "sweep"}),
         (("scipy",), {"metrics", "statistics"}),
-        (("pooch",), {"fetch"}),
+        (("requests", "urllib3"), {"fetch"}),
     ],
 )
 def test_a_package_is_imported_behind_its_fence_alone(packages, modules):
