@@ -48,7 +48,8 @@ def opens(folder: Path) -> None:
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     done = run(sys.executable, "-c", LOAD, uri, logged.model_uri, str(folder / "data/processed/test.npz"), cwd=folder)
     rows = np.genfromtxt(folder / "results/recipes/baseline/predictions.csv", delimiter=",", names=True)
-    assert [int(word) for word in done.stdout.split()] == list(rows["prediction"]), done.stderr
+    last = done.stdout.splitlines()[-1:]  # below a progress bar
+    assert [int(word) for word in " ".join(last).split()] == list(rows["prediction"]), done.stderr
 
 
 def nothing_runs(folder: Path, digits: Path, *without: str) -> None:
