@@ -10,9 +10,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.files import replacing
-from pipeline.surroundings import hardware, versions
-from pipeline.tables import markdown_table
+from pipeline.files import replacing  # noqa: E402
+from pipeline.surroundings import hardware, versions  # noqa: E402
+from pipeline.tables import markdown_table  # noqa: E402
 
 DOCS = ROOT / "docs"
 
