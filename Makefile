@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help env repro demo test check benchmark benchmark-full benchmark-compare format lock readme clone
+.PHONY: help env repro demo test check benchmark benchmark-full benchmark-compare faults faults-long format lock readme clone
 
 VENV := .venv
 # The first Python that the lock was made for.
@@ -52,6 +52,14 @@ check: env  ## The same without the whole-pipeline tests
 	ruff check .
 	mypy
 	python -m pytest -m 'not pipeline and not faults' -n 2 --dist loadfile
+
+faults: env  ## Kills, full disks, lies, absent trackers, hostile values, many of each: an hour, and docs/reliability.md
+	@rm -f docs/reliability.jsonl
+	FAULTS_REPORT=$(CURDIR)/docs/reliability.jsonl python -m pytest tests/faults -n 2 --dist loadfile
+	python docs/reliability.py
+
+faults-long: env  ## 300 random kills, and every single write
+	KILLS=300 STRIDE=1 python -m pytest tests/faults/test_kills.py tests/faults/test_writes.py -n 2 --dist loadfile
 
 format: env  ## Put the code into its format
 	ruff format .
