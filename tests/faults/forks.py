@@ -1,7 +1,7 @@
-"""The process that imports TensorFlow and MLflow once, and forks a child for each line of stdin.
+"""The process that imports TensorFlow and MLflow once, and forks children, all those in a line of stdin at once.
 
-A line is JSON, the arguments of `become` and the signals to send; the answer is the child's status, as of os.waitpid.
-A list of such starts them all at once; the answer is then the list of their statuses.
+A line is a JSON list: for each child the arguments of `become`, and the signals to send it, each as seconds and number.
+The answer is a list of their statuses, as of os.waitpid.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 
 def serve(imports: list[str]) -> None:
@@ -27,29 +26,20 @@ def serve(imports: list[str]) -> None:
     ) in imports:  # they run no operation yet: TensorFlow makes its threads with the first, and those do not fork
         __import__(name)
     for line in sys.stdin:
-        asked = json.loads(line)
-        statuses = run(asked if isinstance(asked, list) else [asked])
-        print(json.dumps(statuses) if isinstance(asked, list) else statuses[0], flush=True)
-
-
-def run(requests: Sequence[dict[str, Any]]) -> list[int]:
-    children, handles, signals = [], [], []
-    for request in requests:
-        due = request.pop("signals")
-        child = os.fork()
-        if not child:
-            become(**request)
-        children.append(child)
-        handles.append(os.pidfd_open(child))
-        signals += [(after, number, child, handles[-1]) for after, number in due]
-    begin = time.monotonic()
-    for after, number, child, handle in sorted(signals):
-        if not select.select([handle], [], [], max(0.0, begin + after - time.monotonic()))[0]:
-            os.kill(child, number)
-    statuses = [os.waitpid(child, 0)[1] for child in children]
-    for handle in handles:
-        os.close(handle)
-    return statuses
+        begin, children, signals = time.monotonic(), [], []
+        for request in json.loads(line):
+            times = request.pop("signals")
+            child = os.fork()
+            if not child:
+                become(**request)
+            children.append(child)
+            signals += [(after, child, number) for after, number in times]
+        for after, child, number in sorted(signals):
+            ended = os.pidfd_open(child)
+            if not select.select([ended], [], [], max(0.0, begin + after - time.monotonic()))[0]:
+                os.kill(child, number)
+            os.close(ended)
+        print(json.dumps([os.waitpid(child, 0)[1] for child in children]), flush=True)
 
 
 def become(module: str, words: list[str], variables: dict[str, str], files: list[str]) -> NoReturn:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -27,7 +28,8 @@ from conftest import small_repository
 from faults_report import record
 
 HERE = Path(__file__).resolve().parent
-KINDS = ("kill", "half", "once", "always")  # of faulty.c
+WORDS = {"kill": "killed before", "half": "killed within", "once": "no space at", "always": "no space from"}
+KINDS = tuple(WORDS)  # of faulty.c
 SLOW_IMPORTS = ("pipeline.training", "pipeline.debug", "pipeline.plots", "pipeline.sweep", "hydra.main")
 STEPS = ("mlflow.db", "mlruns", "data", "models", "results", "outputs")  # what stages write
 UNSET = ("DVC_", "MLFLOW_", "MNIST_", "FAULTY_")  # as for a user
@@ -57,15 +59,14 @@ class Ended(NamedTuple):
 
     @classmethod
     def read(cls, status: int, seconds: float, stdout: Path, stderr: Path, count: Path) -> Ended:
-        counted = count.read_bytes()
-        return cls(
-            os.waitstatus_to_exitcode(status),
-            stdout.read_text(errors="replace"),
-            stderr.read_text(errors="replace"),
-            seconds,
-            int.from_bytes(counted[:8], sys.byteorder),
-            counted[8:].split(b"\0")[0].decode(errors="replace"),
-        )
+        written = [file.read_text(errors="replace") for file in (stdout, stderr)]
+        return cls(os.waitstatus_to_exitcode(status), *written, seconds, *changes(count))
+
+
+def changes(count: Path) -> tuple[int, str]:
+    """What faulty.c wrote down: how many changes there were, and which went wrong."""
+    counted = count.read_bytes()
+    return int.from_bytes(counted[:8], sys.byteorder), counted[8:].split(b"\0")[0].decode(errors="replace")
 
 
 def build_library(folder: Path) -> Path:
@@ -75,18 +76,14 @@ def build_library(folder: Path) -> Path:
 
 
 class Bench:
-    """A small repository with all but the training under test done.
-
-    An earlier training, of another seed, must lose nothing.
-    """
+    """A small repository with digits and an earlier training, of another seed, which must lose nothing."""
 
     WORDS = ("recipe=baseline", "train.epochs=4", "optimizer.batch_size=100")
 
     def __init__(self, folder: Path, digits: Path) -> None:
         self.scratch, self.digits = folder, digits
         self.folder, self.kept = folder / "repository", folder / "kept"
-        for made in (self.folder, self.kept):
-            made.mkdir()
+        self.folder.mkdir()
         small_repository(self.folder, digits)
         self.library = build_library(folder)
 
@@ -108,7 +105,7 @@ class Bench:
         try:
             for verb, *words in (["fetch"], ["preprocess"], ["train", *self.WORDS, "seed=7"]):
                 self.finish(verb, *words)
-            self.keep()
+            copy_steps(self.folder, self.kept)
         except BaseException:
             self.__exit__()
             raise
@@ -162,39 +159,61 @@ class Bench:
         assert (ended.code, ended.stderr) == (0, ""), ended
         return ended
 
-    def keep(self) -> None:
-        """From here each try begins."""
-        copy_steps(self.folder, self.kept)
-        self.before = state(self.folder)
-
-    def put_back(self) -> None:
-        copy_steps(self.kept, self.folder)
-
 
 class Untouched:
-    """A command that nothing happened to: how its repository looks in the end, and how many changes it took."""
+    """A command that nothing happened to: how its repository looks in the end, and how many changes of files it took.
 
-    def __init__(self, bench: Bench, *command: str) -> None:
+    Each try begins as the bench was prepared, with the commands `after` run too.
+    """
+
+    def __init__(self, bench: Bench, *command: str, after: Sequence[Sequence[str]] = ()) -> None:
         self.bench, self.command = bench, command
-        self.changes = {}
+        self.kept = bench.scratch / f"kept after {len(after)}"
+        copy_steps(bench.kept, bench.folder)
+        for before in after:
+            bench.finish(*before)
+        copy_steps(bench.folder, self.kept)
+        self.before = state(bench.folder)
+        self.changes, self.seconds = {}, 0.0
         for kind in ("kill", "once"):
-            bench.put_back()
+            self.put_back()
             ended = bench.finish(*command, kind=kind)
-            self.changes[kind] = ended.changes
+            self.changes[kind], self.seconds = ended.changes, ended.seconds
         self.changes |= {"half": self.changes["kill"], "always": self.changes["once"]}
-        self.seconds = ended.seconds
         self.state = state(bench.folder)
+
+    def put_back(self) -> None:
+        copy_steps(self.kept, self.bench.folder)
 
     def wrong_after(self, *faults: Fault) -> list[str]:
         """Run the command with each of the faults and then with none: all that is not as if untouched."""
-        self.bench.put_back()
+        self.put_back()
         said = []
         for fault in faults:
             ended = self.bench.run(*self.command, fault=fault)
             said.append(f"{fault.kind} at {fault.at}: {ended.faulty}")
-            if wrong := unexpected(ended, fault) or lost(self.bench.folder, self.bench.before, self.state):
+            if wrong := unexpected(ended, fault) or lost(self.bench.folder, self.before, self.state):
                 return [*said, *wrong]
         return self.wrong_after_another(*said)
+
+    def wrong_after_signals(self, *signals: tuple[float, int]) -> list[str]:
+        """Run the command with a signal after so many seconds, for each of these, and then without."""
+        self.put_back()
+        said = []
+        for after, number in signals:
+            ended = self.bench.run(*self.command, signals=[(after, number)])
+            said.append(f"{signal.Signals(number).name} after {after:.2f} s")
+            if wrong := self.wrong_after_signal(ended, number):
+                return [*said, *wrong]
+        return self.wrong_after_another(*said)
+
+    def wrong_after_signal(self, ended: Ended, number: int) -> list[str]:
+        wrong = lost(self.bench.folder, self.before, self.state)
+        if ended.code == 0:  # it had ended before
+            wrong += judge(self.bench.folder, self.state)
+        elif number != signal.SIGKILL and "RUNNING" in str(state(self.bench.folder)):
+            wrong += [f"left as running in MLflow: {ended}"]
+        return wrong
 
     def wrong_after_another(self, *said: str) -> list[str]:
         """Run the command again, unless the fault came when all was done: what is then wrong, after what is said."""
@@ -229,6 +248,7 @@ def positions(changes: int, tries: int, seed: str) -> list[int]:
 
 def copy_steps(source: Path, target: Path) -> None:
     """Copy what stages write, and remove what else of it is there."""
+    target.mkdir(exist_ok=True)
     for name in STEPS:
         for left in target.glob(f"{name}*"):  # mlflow.db has its journal beside it
             shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -243,23 +263,31 @@ def judge(folder: Path, expected: Mapping[str, Any]) -> list[str]:
     except sqlite3.Error as error:
         return [f"mlflow.db: {error}"]
     return [
-        f"{key} is {found.get(key, 'absent')!s:.200}, not {expected.get(key, 'absent')!s:.200}"
+        difference(key, found.get(key), expected.get(key))
         for key in {**expected, **found}
         if found.get(key) != expected.get(key)
     ]
 
 
 def lost(folder: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What of the state `before` is neither as it was nor as it will be: empty for nothing."""
+    """What of the state `before` is neither as it was nor as it will be, or a row less: empty for nothing."""
     try:
         found = state(folder)
     except sqlite3.Error as error:
         return [f"mlflow.db: {error}"]
     return [
-        f"{key} is {found.get(key, 'absent')!s:.200}, not {value!s:.200}"
+        difference(key, found.get(key), value)
         for key, value in before.items()
         if found.get(key) not in (value, after.get(key))
+        and not (isinstance(value, list) and set(map(str, value)) <= set(map(str, found.get(key, []))))
     ]
+
+
+def difference(key: str, found: Any, expected: Any) -> str:
+    if isinstance(found, list) and isinstance(expected, list):
+        left, surplus = Counter(map(str, expected)), Counter(map(str, found))
+        return f"{key}: missing {list((left - surplus).elements())}, surplus {list((surplus - left).elements())}"
+    return f"{key}: {found}, not {expected}"
 
 
 OF_TIME = ("epoch_seconds", "images_per_second")  # logged once an epoch like the others, but never the same twice

@@ -27,6 +27,7 @@ from harness import of_store
 from proxy import Proxy
 
 HERE = Path(__file__).resolve().parent
+READY = 2  # a logged model, in the store's table
 UNSET = ("DVC_", "MLFLOW_", "MNIST_", "FAULTY_")  # as for a user
 
 
@@ -142,8 +143,11 @@ class Repository:
             self.begin()
             for verb in ("train", "evaluate"):
                 self.seconds[verb] = self.finish(verb).seconds
-                self.expected[verb] = self.state()
-                assert self.expected[verb]["left in outputs"] == []
+                self.expected[verb] = state = self.state()
+                assert state["run 0"] == ["baseline", "FINISHED", 1] and "run 1" not in state
+                assert state["run 0: models"] == [["model", READY]]
+                assert state["run 0: rows that are not in history.csv once"] == {} and state["left in outputs"] == []
+            assert state["run 0: read"] == [("1",)]
         except BaseException:
             self.__exit__()
             raise

@@ -62,7 +62,7 @@ def wrong_end(lab: Lab, verb: str, ended: Ended) -> list[str]:
 
 
 def tried(
-    lab: Lab, verbs: str, kind: str, first: int = 1, last: int = ALL, kept: Path | None = None, whole: str = ""
+    lab: Lab, verb: str, kind: str, first: int = 1, last: int = ALL, kept: Path | None = None, whole: str = ""
 ) -> list[str] | None:
     """Spoil requests of a command, mend the tracker, send what is left: what is wrong then, or None if none was spoilt.
 
@@ -70,11 +70,11 @@ def tried(
     """
     lab.begin(kept)
     lab.proxy.spoil(kind, first, last)
-    ended = lab.run(verbs, **impatient(kind))
+    ended = lab.run(verb, **impatient(kind))
     if len(lab.proxy.asked) < first and kind != "refuse":
         return None
-    where = f"{verbs}, {kind} at request {first} to {last if last < ALL else 'the end'}"
-    wrong = wrong_end(lab, verbs, ended) or lab.wrong_after_sending(whole or verbs)
+    where = f"{verb}, {kind} at request {first} to {last if last < ALL else 'the end'}"
+    wrong = wrong_end(lab, verb, ended) or lab.wrong_after_sending(whole or verb)
     return [f"{where}: {one}" for one in wrong]
 
 
