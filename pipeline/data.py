@@ -20,10 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Data, PipelineError
+from pipeline.config import ARRAYS, Data, PipelineError
 from pipeline.files import REMAKE, existing, replacing, save_csv
 
-ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 KERAS_NAMES = dict(zip(ARRAYS, ("x_train", "y_train", "x_test", "y_test"), strict=True))
 
 
