@@ -192,10 +192,10 @@ def _message(error: Exception) -> str | None:
         parts = [joined(error)]
         if isinstance(error.__cause__, OmegaConfBaseException):
             parts.append(joined(error.__cause__, parts[0]))
-        hint = "key=value; in quotes where it holds other characters: \"key='value'\""
-        if not isinstance(error, OverrideParseException):
-            hint = "for the keys and their values add --help"
-        return f"{': '.join(dict.fromkeys(parts))} ({hint})"
+        said = ": ".join(dict.fromkeys(parts))
+        if isinstance(error, OverrideParseException):
+            return f"{shortened(error.override)}: {said}: give key=value, or key=\"'value'\" for other characters"
+        return f"{said} (for the keys and their values add --help)"
     if type(error).__name__ == "TerminatedWorkerError":  # joblib's, which nothing else here needs to import
         return "a job was killed, or ran out of memory: the same command again goes on where it stopped"
     if isinstance(error, OSError):

@@ -11,10 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -285,7 +282,7 @@ def from_dict(values: Mapping[str, Any], source: str) -> Config:
 
     try:
         with refusing(source):
-            return checked(OmegaConf.merge(OmegaConf.structured(Config), values))  # type: ignore[arg-type]
+            return checked(OmegaConf.merge(OmegaConf.structured(Config), values))
     except OmegaConfBaseException as error:
         raise PipelineError(
             f"{source} was written by other code ({joined(error)}): check out its commit first"
@@ -317,14 +314,15 @@ def joined(error: BaseException, before: str = "") -> str:
     return text if key is None or key[1] in before + text else f"{key[1]}: {text}"
 
 
-def checked(composed: DictConfig) -> Config:
-    """The values of a composed configuration, within their limits."""
+def checked(composed: Any) -> Config:
+    """The values of a composed configuration, OmegaConf's DictConfig, within their limits."""
     from omegaconf import OmegaConf
 
     with refusing("configuration"):
         _refuse_references(OmegaConf.to_container(composed, resolve=False))
         config = OmegaConf.to_object(composed)
-        assert isinstance(config, Config)
+        if not isinstance(config, Config):
+            raise PipelineError("the defaults in conf/ leave out the schema: bring conf/config.yaml back")
         validate(config)
     return config
 

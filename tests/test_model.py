@@ -64,7 +64,9 @@ def test_the_walk_over_the_layers_finds_what_keras_builds(compose, recipe):
     config = compose(f"recipe={recipe}")
     cnn, walked = model.build_cnn(config.model, (28, 28), 10), network(config)
     assert walked.weights == cnn.count_params()
-    computing = [layer.output for layer in cnn.layers if layer.name.startswith(("images", "convol", "hidden", "logits"))]
+    computing = [
+        layer.output for layer in cnn.layers if layer.name.startswith(("images", "convol", "hidden", "logits"))
+    ]
     assert walked.activations == sum(math.prod(output.shape[1:]) for output in computing)
     pooled = [layer.output.shape[1:3] for layer in cnn.layers if len(layer.output.shape) == 4]
     assert (walked.height, walked.width) == pooled[-1]
