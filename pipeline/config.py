@@ -164,10 +164,12 @@ def _limits(config: Config) -> Iterator[tuple[str, Any, bool, str]]:
     for key, name in (("name", config.name), ("dataset", config.dataset), ("data.name", data.name)):
         yield names(key, name, [name])
     yield names("recipes", config.recipes, config.recipes)
-    yield names("data.files", data.files, data.files.values())
-    yield "data.files", data.files, data.files.keys() == set(ARRAYS), f"a file each for {', '.join(ARRAYS)}"
-    digests = data.sha256.keys() == set(ARRAYS) and all(re.fullmatch("[0-9a-f]{64}", of) for of in data.sha256.values())
-    yield "data.sha256", data.sha256, digests, f"64 hexadecimal digits each for {', '.join(ARRAYS)}"
+    for field, of_array in (("files", data.files), ("sha256", data.sha256)):
+        yield f"data.{field}", of_array, of_array.keys() == set(ARRAYS), f"one each for {', '.join(ARRAYS)}"
+    for key in ARRAYS:
+        yield names(f"data.files.{key}", data.files[key], [data.files[key]])
+        digest = data.sha256[key]
+        yield f"data.sha256.{key}", digest, bool(re.fullmatch("[0-9a-f]{64}", digest)), "64 hexadecimal digits"
     yield "data.sources", data.sources, all(isinstance(source, str) for source in data.sources), "a list of addresses"
     yield whole("seed", config.seed, 0, 2**31 - 1)
     yield whole("train.epochs", config.train.epochs, 1, 10_000)

@@ -13,6 +13,7 @@ import signal
 import string
 import sys
 import tempfile
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ from pipeline.command import entry_point
 from pipeline.config import Config, to_dict
 
 QUICK, MANY = 100, 2_000  # configurations in one process
-REFUSED, TRAINED = 185, 15  # whole commands
+REFUSED, TRAINED = 26, 4  # whole commands
 SECONDS = 20  # until it counts as a hang; the longest takes a second on an idle machine
 SECRET = "a-secret-of-the-environment"
 
@@ -143,44 +144,46 @@ PLAIN = {  # by key: values near the edges of what is accepted
 STRANGE_KEYS = [
     "run", "a", "hydra", "hydra.run.dir", "hydra.mode", "hydra.searchpath", "hydra/launcher", "hydra.launcher.n_jobs",
     "hydra.launcher._target_", "hydra.callbacks.sweep._target_", "hydra.job.env_set.HOME", "hydra.sweeper.params",
-    "hydra/sweeper", "_target_", "+seed", "++seed", "~seed", "~recipe", "+x", "seed@x", "recipe@model", "seed.x", "seed.",
-    "model.units.0", "model.units[0]", "model", "train", "optimizer", "augment", "train.epoch", "SEED", "seed:", "=seed",
-    ".seed", ".", ":", "@", "/", "?", "-z", "--", "--cfg", "--config-dir", "--config-name", "--experimental-rerun", "-m",
-    "--multirun", "--help", "--info", "--version", "--run",
+    "hydra/sweeper", "_target_", "+seed", "++seed", "~seed", "~recipe", "+x", "seed@x", "recipe@model", "seed.x",
+    "seed.", "model.units.0", "model.units[0]", "model", "train", "optimizer", "augment", "train.epoch", "SEED",
+    "seed:", "=seed", ".seed", ".", ":", "@", "/", "?", "-z", "--", "--cfg", "--config-dir", "--config-name",
+    "--experimental-rerun", "-m", "--multirun", "--help", "--info", "--version", "--run",
 ]
 HOSTILE = [
-    "nan", ".nan", "NaN", "inf", "-inf", ".inf", "-0.0", "1e309", "1e-400", "1e5", "0x10", "1_000", "010", "1:30", "0b11",
-    "-1", "true", "no", "null", "~", "???", "{}", "[]", "{a:1}", "[[1]]", "", " ", "''", '""', "'", '"', "\\", "=", "==",
-    "a=b", ",", "1,2", "a,,b", "[1,2", "1]", "{a", "#", "!x", "&a", "*a", "9" * 30, "9" * 400, "-" + "9" * 400, "9" * 4_500,
-    "0x" + "f" * 4_000, "0x" + "f" * 3_900, "0." + "0" * 500 + "1", "a" * 3_900, "[" * 8, "[" * 500, "[" * 100_000,
-    "{" * 100_000, "(" * 100_000, "[" * 300 + "]" * 300, "[1]," * 900, "${oc.env:SECRET}", "${oc.env:HOME}", "${seed}",
-    "${oc.env:NOSUCH,x}", "${train.epochs}", "${model}", "${nosuch}", "${", "$", "${}", "${${seed}}", "${oc.decode:1}",
-    "${now:%Y}", "${oc.select:seed}", "${oc.create:{a:1}}", "${hydra:runtime.cwd}", "${run_folder:x}", "\\${seed}", "$HOME",
-    "`id`", "range(0,3)", "range(0,1e12)", "range(0,1,0)", "range(0,nan)", "choice(1,2)", "shuffle(range(0,1000000000))",
-    "interval(0,1)", "glob(*)", "int(1)", "int(x)", "str(1)", "float(nan)", "tag(a,choice(1))", "sort(3,1)", "f()", "ä", "٣",
-    "１", "\u202e", "\u200b", "\ud800", "\udcff", "\x00", "\x1b[31m", "\n", "\r", "\t", "a\nb", "\ufeff", "😀", "../../x",
+    "nan", ".nan", "NaN", "inf", "-inf", ".inf", "-0.0", "1e309", "1e-400", "1e5", "0x10", "1_000", "010", "1:30",
+    "0b11", "-1", "true", "no", "null", "~", "???", "{}", "[]", "{a:1}", "[[1]]", "", " ", "''", '""', "'", '"', "\\",
+    "=", "==", "a=b", ",", "1,2", "a,,b", "[1,2", "1]", "{a", "#", "!x", "&a", "*a", "9" * 30, "9" * 400,
+    "-" + "9" * 400, "9" * 4_500, "0x" + "f" * 4_000, "0x" + "f" * 3_900, "0." + "0" * 500 + "1", "a" * 3_900,
+    "[" * 8, "[" * 500, "[" * 100_000, "{" * 100_000, "(" * 100_000, "[" * 300 + "]" * 300, "[1]," * 900,
+    "${oc.env:SECRET}", "${oc.env:HOME}", "${seed}", "${oc.env:NOSUCH,x}", "${train.epochs}", "${model}", "${nosuch}",
+    "${", "$", "${}", "${${seed}}", "${oc.decode:1}", "${now:%Y}", "${oc.select:seed}", "${oc.create:{a:1}}",
+    "${hydra:runtime.cwd}", "${run_folder:x}", "\\${seed}", "$HOME", "`id`", "range(0,3)", "range(0,1e12)",
+    "range(0,1,0)", "range(0,nan)", "choice(1,2)", "shuffle(range(0,1000000000))", "interval(0,1)", "glob(*)",
+    "int(1)", "int(x)", "str(1)", "float(nan)", "tag(a,choice(1))", "sort(3,1)", "f()", "ä", "٣", "１", "\u202e",
+    "\u200b", "\ud800", "\udcff", "\x00", "\x1b[31m", "\n", "\r", "\t", "a\nb", "\ufeff", "😀", "../../x",
     "/etc/passwd", "~/x", "C:\\x", "%s%n", "{0}", "<script>", "' OR 1=1 --", "!!python/object:os.system",
 ]
 LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
 CONTENTS = [  # instead of a file, or after its own content
-    b"", b"\n", b"~", b"null", b"1", b"x", b"- a\n- b\n", b"[]", b"{}", b"seed: [1}\n", b"seed:\n\t- 1\n", b"\tseed: 1\n",
-    b"seed: 1\nseed: 2\n", b"seed: ${seed}\n", b"seed: ${train.epochs}\ntrain: {epochs: '${seed}'}\n", LAUGHS.encode(),
-    b"name: ${oc.env:SECRET}\n", b"recipes: ['${oc.env:SECRET}']\n", b"name: x${oc.select:name}\n", b"? [a, b]\n: c\n",
-    b"seed: !!python/object/apply:os.system ['touch pwned']\n", b"!!python/object:os.system {}\n", b"seed: *x\n",
-    b"name: !!binary aGk=\n", b"name: !x y\n", b"seed: !!timestamp 2001-01-01\n", b"name: 2001-01-01\n",
-    b"a: !!set {b, c}\n", b"---\nseed: 1\n---\nseed: 2\n", b"%YAML 9.9\n---\nseed: 1\n", b"%TAG ! x\n", b"<<: 1\n",
-    b"<<: {seed: 1}\n", b"seed: !!int x\n", b"\xef\xbb\xbfseed: 1\n", "seed: 1\n".encode("utf-16"), b"\x00\x01\x02",
-    b"\xff\xfe", bytes(range(256)), b"PK\x03\x04", b"x: " + b"[" * 40_000, b"x: " + b"{a: " * 2_000, b"- " * 20_000,
-    b"x: 1\n" * 50_000, b"a" * 200_000, b"#" * 99_000, b"seed: 0x" + b"f" * 5_000 + b"\n", b"seed: " + b"9" * 5_000,
-    b"defaults: [nosuch]\n", b"defaults: 1\n", b"defaults: [_self_]\n", b"defaults: [{recipe: baseline}]\n",
+    b"", b"\n", b"~", b"null", b"1", b"x", b"- a\n- b\n", b"[]", b"{}", b"seed: [1}\n", b"seed:\n\t- 1\n",
+    b"\tseed: 1\n", b"seed: 1\nseed: 2\n", b"seed: ${seed}\n", b"seed: ${train.epochs}\ntrain: {epochs: '${seed}'}\n",
+    LAUGHS.encode(), b"name: ${oc.env:SECRET}\n", b"recipes: ['${oc.env:SECRET}']\n", b"name: x${oc.select:name}\n",
+    b"? [a, b]\n: c\n", b"seed: !!python/object/apply:os.system ['touch pwned']\n", b"!!python/object:os.system {}\n",
+    b"seed: *x\n", b"name: !!binary aGk=\n", b"name: !x y\n", b"seed: !!timestamp 2001-01-01\n",
+    b"name: 2001-01-01\n", b"a: !!set {b, c}\n", b"---\nseed: 1\n---\nseed: 2\n", b"%YAML 9.9\n---\nseed: 1\n",
+    b"%TAG ! x\n", b"<<: 1\n", b"<<: {seed: 1}\n", b"seed: !!int x\n", b"\xef\xbb\xbfseed: 1\n",
+    "seed: 1\n".encode("utf-16"), b"\x00\x01\x02", b"\xff\xfe", bytes(range(256)), b"PK\x03\x04",
+    b"x: " + b"[" * 40_000, b"x: " + b"{a: " * 2_000, b"- " * 20_000, b"x: 1\n" * 50_000, b"a" * 200_000,
+    b"#" * 99_000, b"seed: 0x" + b"f" * 5_000 + b"\n", b"seed: " + b"9" * 5_000, b"defaults: [nosuch]\n",
+    b"defaults: 1\n", b"defaults: [_self_]\n", b"defaults: [{recipe: baseline}]\n",
     b"defaults:\n  - /recipe/baseline\n  - _self_\n", b"hydra: 1\n", b"hydra: {x: 1}\n", b"hydra: {mode: FOO}\n",
     b"hydra: {run: {dir: '${oc.env:SECRET}'}}\n", b"hydra: {sweeper: {params: {seed: 'range(0,1e12)'}}}\n",
     b"# @package x\nseed: 1\n", b"# @package _global_\n", b"1: 2\n", b"null: 1\n", b"true: 1\n", b"seed: 1e400\n",
-    b"'': 1\n", b'name: "\\e[31m"\n', b'name: "a\\nb"\n', b'name: "\\0"\n', b"name: |\n  a\n  b\n", b'name: "\\uD800"\n',
-    b"train: {epochs: {}}\n", b"model:\n  units: [[1]]\n", b"model:\n  convolutions: [[1]]\n", b"data: {files: {}}\n",
-    b"optimizer:\n  learning_rate: .nan\n",
+    b"'': 1\n", b'name: "\\e[31m"\n', b'name: "a\\nb"\n', b'name: "\\0"\n', b"name: |\n  a\n  b\n",
+    b'name: "\\uD800"\n', b"train: {epochs: {}}\n", b"model:\n  units: [[1]]\n", b"model:\n  convolutions: [[1]]\n",
+    b"data: {files: {}}\n", b"optimizer:\n  learning_rate: .nan\n",
 ]
 # fmt: on
 VALUES = st.one_of(st.sampled_from(HOSTILE), st.text(max_size=20), st.integers().map(str), st.floats().map(str))
@@ -462,3 +465,113 @@ def test_generated_configurations_are_taken_or_refused_in_one_line(folder):
 @pytest.mark.faults
 def test_two_thousand_generated_configurations_are_taken_or_refused_in_one_line(folder):
     all_are_taken_or_refused(folder, MANY)
+
+
+# Put on the path of a command, it says at its end whether TensorFlow was imported.
+WATCHING = """
+import atexit, os, pathlib, sys
+atexit.register(lambda: pathlib.Path(os.environ["IMPORTED"]).write_text(str("tensorflow" in sys.modules)))
+"""
+
+
+class Ended(NamedTuple):
+    code: int
+    said: str
+    errors: str
+    tensorflow: bool
+    seconds: float
+
+
+def whole_command(folder: Path, words: list[str], scratch: Path) -> Ended:
+    """Train in `folder` as a user would."""
+    scratch.mkdir(exist_ok=True)
+    (scratch / "sitecustomize.py").write_text(WATCHING)
+    variables = {"PYTHONPATH": str(scratch), "IMPORTED": str(scratch / "imported"), "SECRET": SECRET}
+    begin = time.monotonic()
+    done = run(sys.executable, "-m", "pipeline.train", *words, cwd=folder, **variables)
+    seconds = time.monotonic() - begin
+    return Ended(done.returncode, done.stdout, done.stderr, (scratch / "imported").read_text() == "True", seconds)
+
+
+def found(folder: Path, strategy: st.SearchStrategy[Try], outcome: str, wanted: int) -> list[Try]:
+    """Different generated ones with this outcome, which can be typed in a shell."""
+    chosen: dict[str, Try] = {}
+
+    @generated(40 * wanted)
+    @given(strategy)
+    def choose(tried: Try) -> None:
+        with suppress(UnicodeEncodeError):
+            if len(chosen) < wanted and b"\0" not in b"".join(map(os.fsencode, tried.words)):
+                how, _ = what_is_wrong(folder, tried)
+                if how == outcome:
+                    chosen[repr(tried)] = tried
+
+    choose()
+    assert len(chosen) == wanted
+    return list(chosen.values())
+
+
+def one_line_and_nothing_else(folder: Path, tried: Try, scratch: Path) -> str:
+    """What is wrong with how a whole command refuses these, if anything."""
+    with edited(folder, tried.edit):
+        before = sorted(folder.rglob("*"))
+        ended = whole_command(folder, tried.words, scratch)
+        left = [path for path in folder.rglob("*") if path not in before and path.suffix != ".pyc"]
+    wrong = [f"exit code {ended.code}"] if ended.code != 1 else []
+    wrong += [] if ended.errors.startswith("error: ") and ended.errors.count("\n") == 1 else [ended.errors[-300:]]
+    wrong += [f"{path.name} left" for path in left if path.name != "__pycache__"]
+    wrong += ["TensorFlow imported"] if ended.tensorflow else []
+    wrong += [f"{ended.seconds:.0f} s"] if ended.seconds > SECONDS else []
+    return (
+        f"{'; '.join(wrong)}: {[word[:80] for word in tried.words]} {tried.edit and tried.edit.file}" if wrong else ""
+    )
+
+
+@pytest.mark.faults
+def test_whole_commands_refuse_in_one_line_without_tensorflow_and_leave_nothing(folder, tmp_path_factory):
+    value_edits = TRIES.filter(lambda tried: tried.edit is None or Path(tried.edit.file).parent.name != "conf")
+    tries = found(folder, value_edits, "refused", REFUSED)
+    places = [tmp_path_factory.mktemp("commands") for _ in range(2)]
+    for place in places:
+        for name in ("pipeline", "conf", "reference"):
+            shutil.copytree(ROOT / name, place / name)
+        shutil.copy(ROOT / "params.yaml", place)
+
+    def every_second(number: int) -> list[str]:
+        scratch = tmp_path_factory.mktemp("scratch")
+        return [one_line_and_nothing_else(places[number], tried, scratch) for tried in tries[number::2]]
+
+    with ThreadPoolExecutor(2) as pool:
+        lost = [wrong for wrongs in pool.map(every_second, range(2)) for wrong in wrongs if wrong]
+    said = "; ".join(lost)[:500] or "nothing"
+    record("a command refuses in one line, without TensorFlow, and leaves nothing", REFUSED, REFUSED - len(lost), said)
+    assert not lost, "\n".join(lost)
+
+
+MILD = {
+    key: values for key, values in PLAIN.items() if key.startswith(("seed", "name", "model", "optimizer", "augment"))
+}
+MILD_WORDS = st.sampled_from([f"{key}={value}" for key, values in MILD.items() for value in values if value != "10"])
+SHORT = ["train.examples=64", "train.epochs=1"]
+
+
+@pytest.mark.faults
+def test_whole_commands_train_a_step_with_what_is_taken(folder, clone, tmp_path):
+    recipes = st.sampled_from(["baseline", "accurate", "fast"])
+    words = st.builds(
+        lambda recipe, words: [f"recipe={recipe}", *words, *SHORT],
+        recipes,
+        st.lists(MILD_WORDS, min_size=1, max_size=2),
+    )
+    tries = found(folder, st.builds(Try, words, st.none()), "taken", TRAINED)
+
+    def wrong(number: int) -> str:
+        ended = whole_command(clone, tries[number].words, tmp_path / f"scratch{number}")
+        trained = ended.code == 0 and "epoch 1/1" in ended.said and "model.keras; MLflow run" in ended.said
+        return "" if trained else f"{tries[number].words}: {ended.code} {ended.said[-300:]} {ended.errors[-300:]}"
+
+    with ThreadPoolExecutor(2) as pool:
+        lost = list(filter(None, pool.map(wrong, range(TRAINED))))
+    said = "; ".join(lost)[:500] or "nothing"
+    record("a command trains a step with whatever values are taken", TRAINED, TRAINED - len(lost), said)
+    assert not lost, "\n".join(lost)
