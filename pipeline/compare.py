@@ -45,6 +45,10 @@ def _compare_runs(config: CompareConfig) -> None:
         raise PipelineError("one configuration alone: give a=<what> and b=<what>, or the id of a sweep of several")
     runs = [run for of in found.values() for run in of]
     of = "test" if all(map(tracking.test_set_reads, runs)) else "validation"
+    if of == "validation" and any(run.data.params.get("data.val_examples") == "0" for run in runs):
+        raise PipelineError(
+            "a run has no validation digits: evaluate all on the test digits (pipeline.evaluate run=<id>)"
+        )
     folder = job_folder()
     with tempfile.TemporaryDirectory() as temporary:
         sides, digits, labels = _sides(list(found.values()), of, Path(temporary))

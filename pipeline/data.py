@@ -128,6 +128,11 @@ def split(raw: Mapping[str, NDArray[np.uint8]], settings: Data) -> dict[str, Dig
     kept = stratified_fraction(labels, settings.fraction, settings.split_seed)
     test = stratified_fraction(test_labels, settings.fraction, settings.split_seed)
     rest, drawn = stratified_split(labels[kept], settings.val_size, settings.split_seed)
+    if not len(rest) or not len(test):
+        raise PipelineError(
+            f"data.fraction={settings.fraction} and data.val_size={settings.val_size} leave {len(rest)} training and "
+            f"{len(test)} test digits: give a larger fraction, or a smaller val_size"
+        )
     return {
         "train": take(raw["train_images"], labels, kept[rest]),
         "val": take(raw["train_images"], labels, kept[drawn]),
@@ -191,6 +196,8 @@ def load_digits(path: Path, data: Data) -> Digits:
             raise PipelineError(
                 f"{path} holds {name} {array.dtype}{list(array.shape)}, expected {kind.__name__}{list(shape)}: {REMAKE}"
             )
+    if not size and path.stem != "val":  # a split may set none aside for validation
+        raise PipelineError(f"{path} holds no digit: give a larger data.fraction, {REMAKE}")
     if size and digits.labels.max() >= data.classes:
         raise PipelineError(f"{path} holds the label {digits.labels.max()}, expected 0 to {data.classes - 1}: {REMAKE}")
     return digits
