@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from pipeline.config import CONF, ROOT, Config, PipelineError, config_name, in_dvc_stage, register, validate
+from pipeline.tables import plain
 
 
 class Folders(NamedTuple):
@@ -68,7 +69,7 @@ def entry_point(verb: Callable[[Any], float | None]) -> Callable[[], None]:
             message = one_line(error)
             if full_error or message is None:
                 raise
-            sys.exit(f"error: {message}")
+            sys.exit(f"error: {plain(message)}")
 
     return command
 
@@ -97,11 +98,11 @@ def _compose_and_call(verb: Callable[[Any], float | None]) -> None:
                 _remove_empty(job_folder())
             message = one_line(error)
             if HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep goes on with its other jobs
-                print(f"error: {' '.join(overrides())}: {message or repr(error)}", file=sys.stderr)
+                print(f"error: {plain(' '.join(overrides()))}: {plain(message or repr(error))}", file=sys.stderr)
                 raise
             if message is None:
                 raise
-            sys.exit(f"error: {message}")
+            sys.exit(f"error: {plain(message)}")
 
     hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name(verb.__name__))(task)()
 
@@ -114,14 +115,16 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _check_yaml() -> None:
-    """Refuse broken YAML by file and line, and aliases, which Hydra would expand without bound."""
+    """Refuse broken YAML by file and line; aliases, which Hydra would expand without bound; functions to be called."""
     for path in [ROOT / "params.yaml", *sorted(CONF.rglob("*.yaml"))]:
         where = path.relative_to(ROOT)
         try:
             for event in yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader):
+                line = event.start_mark.line + 1 if event.start_mark else "?"
                 if isinstance(event, yaml.AliasEvent):
-                    line = event.start_mark.line + 1 if event.start_mark else "?"
                     raise PipelineError(f"{where}:{line}: a YAML alias (*name): write the value out")
+                if isinstance(event, yaml.ScalarEvent) and event.value == "_target_" and path.parent != CONF:
+                    raise PipelineError(f"{where}:{line}: _target_ would call a function: give values alone")
         except yaml.MarkedYAMLError as error:
             raise PipelineError(_broken_yaml(error, path)) from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -6,6 +6,7 @@ The values stand in params.yaml and conf/; the schema below has none, so that no
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -143,6 +144,9 @@ def _limits(config: Config) -> Iterator[tuple[str, Any, bool, str]]:
 
     data, model, optimizer, augment = config.data, config.model, config.optimizer, config.augment
     shape = data.image_shape
+    for key, name in (("name", config.name), ("data.name", data.name), *(("recipes", name) for name in config.recipes)):
+        # It becomes the name of folders, runs and curves.
+        yield key, name, bool(re.fullmatch(r"\w[\w-]*(/\w[\w-]*)*", name)), "letters, digits, _ and -, parted by /"
     yield "data.image_shape", shape, len(shape) == 2 and min(shape) >= 1, "two whole numbers, each 1 or more"
     yield at_least("data.classes", data.classes, 2)
     yield "seed", config.seed, 0 <= config.seed < 2**31, "a whole number from 0 to 2147483647"
@@ -223,6 +227,10 @@ def from_dict(values: Mapping[str, Any], source: str) -> Config:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    if "${" in str(values):  # OmegaConf would fill it in, from the environment as well
+        raise PipelineError(
+            f"{source} holds a reference (${{…}}), which no recorded configuration does: give its value"
+        )
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
     except OmegaConfBaseException as error:

@@ -11,6 +11,7 @@ from pipeline.command import entry_point, output_folders, overrides
 from pipeline.config import ROOT, Config, PipelineError, RunConfig
 from pipeline.console import quiet_import
 from pipeline.files import load_csv, replacing, save_csv, save_json, sha256
+from pipeline.tables import plain
 
 HISTORY = ("epoch", "train_accuracy", "val_accuracy")
 
@@ -82,8 +83,9 @@ def _evaluate(trained: Trained, test: data.Digits, results: Path) -> None:
     of_test = {key: value for key, value in figures.items() if key.startswith("test_")}
     reads = tracking.log_evaluation(run, config, test, of_test, len(history), files)
     print(
-        f"{run.info.run_name}: test accuracy {100 * figures['test_accuracy']:.2f} %, {figures['test_errors']} errors "
-        f"of {len(test.labels):,}; test set read {reads} x for MLflow run {run.info.run_id}"
+        f"{plain(run.info.run_name)}: test accuracy {100 * figures['test_accuracy']:.2f} %, "
+        f"{figures['test_errors']} errors of {len(test.labels):,}; test set read {reads} x "
+        f"for MLflow run {run.info.run_id}"
     )
 
 

@@ -18,6 +18,15 @@ from pipeline.config import PipelineError
 REMAKE = "remove it and run `dvc repro`"
 
 
+class _Loader(yaml.SafeLoader):
+    """Without aliases: nine lines of them can stand for more than fits into memory."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="an alias (*name)", problem_mark=self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`, moved over `path` when the block ends well, removed when it does not."""
@@ -49,7 +58,7 @@ def load_json(path: Path) -> dict[str, Any]:
     """Read an object; a missing or damaged file is a PipelineError."""
     try:
         value = json.loads(existing(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PipelineError(f"{path} is damaged ({error}): {REMAKE}") from None
     if not isinstance(value, dict):
         raise PipelineError(f"{path} is damaged, no JSON object: {REMAKE}")
@@ -59,8 +68,8 @@ def load_json(path: Path) -> dict[str, Any]:
 def load_yaml(path: Path) -> dict[str, Any]:
     """Read a mapping; a missing or damaged file is a PipelineError."""
     try:
-        value = yaml.safe_load(existing(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        value = yaml.load(existing(path).read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise PipelineError(f"{path} is damaged ({' '.join(str(error).split())})") from None
     if not isinstance(value, dict):
         raise PipelineError(f"{path} is damaged, no mapping of keys to values")

@@ -27,7 +27,7 @@ from pipeline.config import ROOT, Config, PipelineError, compose
 from pipeline.console import quiet_import
 from pipeline.files import replacing, save_csv
 from pipeline.surroundings import Identity, identity
-from pipeline.tables import markdown_table, percent
+from pipeline.tables import markdown_table, percent, plain
 
 if TYPE_CHECKING:
     from pipeline.training import Split
@@ -215,7 +215,7 @@ def ranked(runs: Sequence[Any]) -> list[Child]:
             values["recipe"] = tags["recipe"]
         children.append(
             Child(
-                " ".join(f"{key}={value}" for key, value in values.items()) or run.info.run_name,
+                plain(" ".join(f"{key}={value}" for key, value in values.items()) or run.info.run_name),
                 values,
                 run.info.status,
                 figures.get("val_accuracy", math.nan),

@@ -37,6 +37,7 @@ from pipeline.config import ROOT, Config, PipelineError, from_dict, to_dict
 from pipeline.data import Digits
 from pipeline.files import existing, load_yaml, sha256
 from pipeline.surroundings import NOT_SOURCE, Identity, deciding, git, hardware, uncommitted, versions
+from pipeline.tables import as_text
 
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the view that the web page opens with
 EVALUATION = "evaluate"  # the section of the configuration that only evaluation reads and logs
@@ -245,7 +246,7 @@ def test_set_reads(run: Run) -> int:
 def log_comparison(data_name: str, name: str, files: Sequence[Path], answer: str, compared: Sequence[Run]) -> str:
     """A run of its own for what was compared, with links to it: its id."""
     client, experiment = open_store(data_name)
-    links = [f"[{run.info.run_name}](#/experiments/{experiment}/runs/{run.info.run_id})" for run in compared]
+    links = [f"[{as_text(run.info.run_name)}](#/experiments/{experiment}/runs/{run.info.run_id})" for run in compared]
     note = f"{answer}\nRuns compared: {', '.join(links)}\n"
     ids = " ".join(run.info.run_id for run in compared)
     tags = _tags("pipeline.compare") | {"mlflow.note.content": note, "compared": ids}

@@ -92,7 +92,12 @@ def test_the_schema_holds_no_value():
 
 SEED, SHARE = "a whole number from 0 to 2147483647", "a number from 0 to below 1"
 AT_LEAST_0, AT_LEAST_1 = "a whole number, 0 or more", "a whole number, 1 or more"
+NAME = "letters, digits, _ and -, parted by /"
 LIMITS = {  # what is given: what is asked for instead
+    "name=../elsewhere": NAME,
+    "name=<b>x</b>": NAME,
+    "name=": NAME,
+    "data.name=a|b": NAME,
     "seed=-1": SEED,
     "seed=2147483648": SEED,
     "train.epochs=0": AT_LEAST_1,
@@ -149,6 +154,7 @@ CASES += [
     for given, expected in LAYERS.items()
 ]
 CASES += [
+    ("recipes=[accurate, /etc]", "recipes=/etc", NAME),
     (convolutions(kernel_size=29, padding="valid"), "model.convolutions=[0, 0]", "fewer or smaller ones"),  # of 28
     (convolutions(pool=29), "model.convolutions=[0, 0]", "fewer or smaller ones"),
     *((given, CUT, UNCUT) for given in ("model.batch_norm=true", "model.pooling=average", "model.units=[]")),
