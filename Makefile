@@ -35,7 +35,7 @@ repro: clone env  ## Everything: data, training, evaluation, comparison
 	@printf '%s\n' '' 'Next:' \
 		'  source .venv/bin/activate        for everything below' \
 		'  results/comparison.md            the table; results/comparison.png the curves' \
-		'  mlflow ui                        the runs, at http://127.0.0.1:5000' \
+		'  make ui                          the runs, at http://127.0.0.1:5000' \
 		'  dvc exp run -S train.epochs=3    try a value; then: dvc exp show'
 
 demo: clone env  ## The same in small: 1 epoch, a tenth of the digits, in the folder demo/

@@ -372,3 +372,17 @@ def test_it_listens_on_loopback_alone(ui):
     listening = [of.laddr for process in tree for of in process.net_connections("all") if of.status == "LISTEN"]
     assert ("127.0.0.1", ui.port) in {tuple(address) for address in listening}
     assert {address.ip for address in listening} == {"127.0.0.1"}
+
+
+def test_whoever_reaches_the_port_may_write_as_docs_security_says(ui, kept):
+    """A program of this machine, which sends no Origin; still, a link among the artifacts leads nowhere else."""
+    place = kept.folder.parent / "of another user"
+    created = ui.ask("POST", "/api/2.0/mlflow/experiments/create", {"name": "own", "artifact_location": str(place)})
+    own = {"experiment_id": json.loads(created.body)["experiment_id"]}
+    run_id = json.loads(ui.ask("POST", "/api/2.0/mlflow/runs/create", own).body)["run"]["info"]["run_id"]
+    ui.ask("POST", f"/ajax-api/2.0/mlflow/upload-artifact?run_uuid={run_id}&path=new.txt", b"written")
+    artifacts = place / run_id / "artifacts"
+    assert (artifacts / "new.txt").read_bytes() == b"written"
+    (artifacts / "link").symlink_to(kept.folder.parent / "secret.txt")
+    answer = ui.ask("GET", f"/get-artifact?run_uuid={run_id}&path=link")
+    assert answer.status == 400 and SECRET not in answer.body
