@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline import statistics
 from pipeline.config import PipelineError
-from pipeline.tables import markdown_table, p_value, percent, points
+from pipeline.tables import as_text, markdown_table, p_value, percent, points
 
 SHOWN = 8  # digits of a kind in the picture
 
@@ -202,7 +202,8 @@ def markdown(sides: Sequence[Side], found: Sequence[Verdict], confidence: float,
         )
     differing = [["", *(side.name for side in sides)], *([key, *values] for key, values in differences(sides))]
     discordant = "\n".join(
-        f"- {verdict.a} alone is right on {verdict.test.only_a}, {verdict.b} alone on {verdict.test.only_b} digits"
+        f"- {as_text(verdict.a)} alone is right on {verdict.test.only_a}, {as_text(verdict.b)} alone on "
+        f"{verdict.test.only_b} digits"
         for verdict in found
         if isinstance(verdict.test, statistics.Pair)
     )
@@ -214,7 +215,7 @@ def markdown(sides: Sequence[Side], found: Sequence[Verdict], confidence: float,
     return (
         "\n\n".join(
             [
-                "\n\n".join(f"**{verdict.sentence}.**" for verdict in found),
+                "\n\n".join(f"**{as_text(verdict.sentence)}.**" for verdict in found),
                 markdown_table(rows),
                 f"{looked} Accuracies of the last epoch; seconds are medians, each on the hardware of its run.",
                 *([discordant] if discordant else []),

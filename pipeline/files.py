@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.config import ROOT, PipelineError
+from pipeline.config import CONF, ROOT, PipelineError
 
 REMAKE = "remove it and run `dvc repro`"
 LONGEST_YAML, DEEPEST_YAML = 100_000, 10  # bytes, and collections within one another
@@ -50,7 +50,7 @@ def load_json(path: Path) -> dict[str, Any]:
     """Read an object; a missing or damaged file is a PipelineError."""
     try:
         value = json.loads(existing(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PipelineError(f"{path} is damaged ({error}): {REMAKE}") from None
     if not isinstance(value, dict):
         raise PipelineError(f"{path} is damaged, no JSON object: {REMAKE}")
@@ -82,6 +82,8 @@ def check_yaml(path: Path) -> None:
                 refusal = "a YAML alias (*name): write the value out"
             elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag:
                 refusal = f"the YAML tag {event.tag}: give the value alone"
+            elif isinstance(event, yaml.ScalarEvent) and event.value == "_target_" and path.parent != CONF:
+                refusal = "_target_ would call a function: give values alone"
             elif isinstance(event, yaml.NodeEvent) and depth == 0 and not isinstance(event, yaml.MappingStartEvent):
                 refusal = "no mapping: give lines of key: value"
             elif depth > DEEPEST_YAML:

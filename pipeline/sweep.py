@@ -29,7 +29,7 @@ from pipeline.console import quiet_import
 from pipeline.files import replacing, save_csv
 from pipeline.record import left_unfinished
 from pipeline.surroundings import Identity, depends_on_length, identity, origin
-from pipeline.tables import markdown_table, percent
+from pipeline.tables import markdown_table, percent, plain
 
 if TYPE_CHECKING:
     from pipeline.training import Shared, Split
@@ -272,7 +272,7 @@ def ranked(runs: Sequence[Any]) -> list[Child]:
             values["recipe"] = tags["recipe"]
         children.append(
             Child(
-                " ".join(f"{key}={value}" for key, value in values.items()) or run.info.run_name,
+                plain(" ".join(f"{key}={value}" for key, value in values.items()) or run.info.run_name),
                 values,
                 run.info.status,
                 figures.get("val_accuracy", math.nan),

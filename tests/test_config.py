@@ -96,6 +96,10 @@ SIZE, UNITS = "a whole number from 1 to 1000", "at most 50 whole numbers from 1 
 NAME = "plain names: letters, digits, _ - and . alone, at most 64 and no . first"
 EACH = "one each for train_images, train_labels, test_images, test_labels"
 LIMITS = {  # what is given: what is asked for instead
+    "name=../elsewhere": NAME,
+    "name=<b>x</b>": NAME,
+    "name=a/": NAME,
+    "data.name=a|b": NAME,
     "seed=-1": SEED,
     "seed=2147483648": SEED,
     "train.epochs=0": "a whole number from 1 to 10000",
@@ -162,6 +166,7 @@ CASES += [
     for given, expected in LAYERS.items()
 ]
 CASES += [
+    ("recipes=[accurate, /etc]", "recipes=/etc", NAME),
     (convolutions(kernel_size=29, padding="valid"), "model.convolutions=[0, 0]", "fewer or smaller ones"),  # of 28
     (convolutions(pool=29), "model.convolutions=[0, 0]", "fewer or smaller ones"),
     *((given, CUT, UNCUT) for given in ("model.batch_norm=true", "model.pooling=average", "model.units=[]")),
