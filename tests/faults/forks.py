@@ -21,9 +21,8 @@ from typing import NoReturn
 
 
 def serve(imports: list[str]) -> None:
-    for (
-        name
-    ) in imports:  # they run no operation yet: TensorFlow makes its threads with the first, and those do not fork
+    # They run no operation yet: TensorFlow makes its threads with the first, and those do not fork.
+    for name in imports:
         __import__(name)
     for line in sys.stdin:
         begin, children, signals = time.monotonic(), [], []
