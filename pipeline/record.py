@@ -104,8 +104,8 @@ class Record:
 
 def waiting() -> list[Path]:
     """The folders of the records that MLflow has not got whole, the oldest first."""
-    folders = [folder for folder in (home() / "unsent").glob("*") if (folder / "run.json").is_file()]
-    return sorted(folders, key=lambda folder: load_json(folder / "run.json")["start"])
+    files = (home() / "unsent").glob("*/run.json")
+    return [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime_ns)]
 
 
 @contextmanager
@@ -127,8 +127,12 @@ def unfinished(content: str, about: Mapping[str, Any], anew: bool = False) -> It
 
 def left_unfinished(content: str, name: str) -> bool:
     """Whether a training of this content under this name can be gone on with."""
-    found = [load_json(file) for file in (home() / "unfinished").glob("*/run.json")]
-    return any(about["name"] == name and about["tags"]["content_sha256"] == content for about in found)
+    for file in (home() / "unfinished").glob("*/run.json"):
+        with suppress(PipelineError, KeyError, TypeError):  # one that is damaged is begun anew
+            about = load_json(file)
+            if about["name"] == name and about["tags"]["content_sha256"] == content:
+                return True
+    return False
 
 
 def _taken_up(folder: Path, about: Mapping[str, Any]) -> Record:
