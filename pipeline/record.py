@@ -57,8 +57,10 @@ class Record:
         """Take up the record in `folder`, or begin one there that holds `about`."""
         self.folder = folder
         if about is None:
-            self.about = load_json(folder / "run.json")
-            self.rows: list[Row] = load_json(folder / "rows.json")["rows"]
+            self.about, rows = load_json(folder / "run.json"), load_json(folder / "rows.json")
+            if not {"id", "start", "name", "tags"} <= self.about.keys() or "rows" not in rows:
+                raise PipelineError(f"{folder} is damaged, no record of a run: remove it")
+            self.rows: list[Row] = rows["rows"]
         else:
             self.about, self.rows = {"id": uuid.uuid4().hex, "start": now(), **about}, []
             save_json(folder / "rows.json", {"rows": self.rows})
@@ -141,7 +143,7 @@ def _taken_up(folder: Path, about: Mapping[str, Any]) -> Record:
             record = Record(folder)
             record.note(status="RUNNING", end=None)
             return record
-        except (PipelineError, KeyError) as error:
+        except PipelineError as error:
             print(f"{error}; begun anew", flush=True)
     shutil.rmtree(folder, ignore_errors=True)  # of one killed before it was whole
     return Record(folder, {**about, "status": "RUNNING"})
