@@ -57,8 +57,10 @@ class Record:
         """Take up the record in `folder`, or begin one there that holds `about`."""
         self.folder = folder
         if about is None:
-            self.about = load_json(folder / "run.json")
-            self.rows: list[Row] = load_json(folder / "rows.json")["rows"]
+            self.about, rows = load_json(folder / "run.json"), load_json(folder / "rows.json")
+            if not {"id", "start", "name", "tags"} <= self.about.keys() or "rows" not in rows:
+                raise PipelineError(f"{folder} is damaged, no record of a run: remove it")
+            self.rows: list[Row] = rows["rows"]
         else:
             self.about, self.rows = {"id": uuid.uuid4().hex, "start": now(), **about}, []
             save_json(folder / "rows.json", {"rows": self.rows})
@@ -104,8 +106,8 @@ class Record:
 
 def waiting() -> list[Path]:
     """The folders of the records that MLflow has not got whole, the oldest first."""
-    folders = [folder for folder in (home() / "unsent").glob("*") if (folder / "run.json").is_file()]
-    return sorted(folders, key=lambda folder: load_json(folder / "run.json")["start"])
+    files = (home() / "unsent").glob("*/run.json")
+    return [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime_ns)]
 
 
 @contextmanager
@@ -127,8 +129,12 @@ def unfinished(content: str, about: Mapping[str, Any], anew: bool = False) -> It
 
 def left_unfinished(content: str, name: str) -> bool:
     """Whether a training of this content under this name can be gone on with."""
-    found = [load_json(file) for file in (home() / "unfinished").glob("*/run.json")]
-    return any(about["name"] == name and about["tags"]["content_sha256"] == content for about in found)
+    for file in (home() / "unfinished").glob("*/run.json"):
+        with suppress(PipelineError, KeyError, TypeError):  # one that is damaged is begun anew
+            about = load_json(file)
+            if about["name"] == name and about["tags"]["content_sha256"] == content:
+                return True
+    return False
 
 
 def _taken_up(folder: Path, about: Mapping[str, Any]) -> Record:
@@ -137,7 +143,7 @@ def _taken_up(folder: Path, about: Mapping[str, Any]) -> Record:
             record = Record(folder)
             record.note(status="RUNNING", end=None)
             return record
-        except (PipelineError, KeyError) as error:
+        except PipelineError as error:
             print(f"{error}; begun anew", flush=True)
     shutil.rmtree(folder, ignore_errors=True)  # of one killed before it was whole
     return Record(folder, {**about, "status": "RUNNING"})

@@ -57,7 +57,7 @@ def open_store(name: str) -> tuple[MlflowClient, str]:
     The store is MLFLOW_TRACKING_URI where it is set, otherwise mlflow.db in the repository, which plain `mlflow ui`
     reads, with artifacts below mlruns/. In DVC's temporary checkouts the repository is the user's own.
     """
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # its errors reach the user as ours, in one line
     logging.getLogger("alembic").setLevel(logging.ERROR)
     given, root = os.environ.get("MLFLOW_TRACKING_URI"), user_root()
     uri = given or f"{SQLITE}{root / 'mlflow.db'}"
@@ -69,6 +69,8 @@ def open_store(name: str) -> tuple[MlflowClient, str]:
     with filelock.FileLock(lock):
         if local:
             _prepare(local, artifacts)
+            with closing(sqlite3.connect(local)) as database:
+                database.execute("BEGIN IMMEDIATE")  # where it is locked, MLflow would wait for 20 s at every request
         client = MlflowClient()
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
