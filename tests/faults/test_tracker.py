@@ -16,13 +16,9 @@ from proxy import KINDS
 ALL = 1 << 60  # the last of requests without end
 TRAININGS = 8  # of a kind, over the requests that a training makes
 KILLS = 15
-STRIDES = {
-    "lose": 1,
-    "cut": 1,
-    "500": 3,
-    "hang": 3,
-}  # over the requests of sending; for the server the last two are cuts
-SINGLE = tuple(STRIDES)  # what can happen to one request
+# What can happen to one request, and over which requests of sending; to the server the last two are as `cut`.
+STRIDES = {"lose": 1, "cut": 1, "500": 3, "hang": 3}
+SINGLE = tuple(STRIDES)
 SYNC = "python -m pipeline.sync"
 
 
