@@ -6,11 +6,13 @@ import csv
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from pipeline.config import PipelineError
@@ -22,6 +24,7 @@ REMAKE = "remove it and run `dvc repro`"
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`, moved over `path` when the block ends well, removed when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left_over(path.parent)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield temporary
@@ -33,6 +36,14 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_left_over(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed."""
+    for temporary in folder.glob(".*.partial*"):
+        owner = re.search(r"\.(\d+)\.partial", temporary.name)
+        if owner and not psutil.pid_exists(int(owner[1])):
+            temporary.unlink(missing_ok=True)
 
 
 def save_json(path: Path, value: Mapping[str, Any]) -> None:

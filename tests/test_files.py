@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -37,6 +40,15 @@ def test_a_block_that_raises_leaves_the_old_content_and_no_temporary(tmp_path, e
         temporary.write_text("half of the n")
         raise error
     assert path.read_text() == "old" and names(tmp_path) == ["file.txt"]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for owner in (ended.pid, os.getppid()):
+        (tmp_path / f".other.{owner}.partial.txt").write_text("half")
+    save_json(tmp_path / "file.json", {})
+    assert names(tmp_path) == [f".other.{os.getppid()}.partial.txt", "file.json"]
 
 
 def test_a_block_that_writes_nothing_leaves_the_old_content(tmp_path):

@@ -1,6 +1,7 @@
-"""The process that imports TensorFlow and MLflow once, and forks a child for each line of stdin.
+"""The process that imports TensorFlow and MLflow once, and forks children, all those in a line of stdin at once.
 
-A line is JSON, the arguments of `become` and the signals to send; the answer is the child's status, as of os.waitpid.
+A line is a JSON list: for each child the arguments of `become`, and the signals to send it, each as seconds and number.
+The answer is a list of their statuses, as of os.waitpid.
 """
 
 from __future__ import annotations
@@ -24,17 +25,20 @@ def serve(imports: list[str]) -> None:
     ) in imports:  # they run no operation yet: TensorFlow makes its threads with the first, and those do not fork
         __import__(name)
     for line in sys.stdin:
-        request = json.loads(line)
-        signals = request.pop("signals")
-        child = os.fork()
-        if not child:
-            become(**request)
-        handle, begin = os.pidfd_open(child), time.monotonic()
-        for after, number in signals:
-            if not select.select([handle], [], [], max(0.0, begin + after - time.monotonic()))[0]:
+        begin, children, signals = time.monotonic(), [], []
+        for request in json.loads(line):
+            times = request.pop("signals")
+            child = os.fork()
+            if not child:
+                become(**request)
+            children.append(child)
+            signals += [(after, child, number) for after, number in times]
+        for after, child, number in sorted(signals):
+            ended = os.pidfd_open(child)
+            if not select.select([ended], [], [], max(0.0, begin + after - time.monotonic()))[0]:
                 os.kill(child, number)
-        print(os.waitpid(child, 0)[1], flush=True)
-        os.close(handle)
+            os.close(ended)
+        print(json.dumps([os.waitpid(child, 0)[1] for child in children]), flush=True)
 
 
 def become(module: str, words: list[str], variables: dict[str, str], files: list[str]) -> NoReturn:

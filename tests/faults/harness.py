@@ -1,7 +1,7 @@
 """Runs the stages many times with a fault in each, and says what is wrong afterwards.
 
-`Bench` is a small repository that is put back between tries; `state` is all that one holds, `judge` compares it with that
-of one that was never touched. faulty.c makes the faults; forks.py makes a try cost seconds.
+`Bench` is a small repository that is put back between tries; `state` is all that one holds, `judge` compares it with
+that of one that was never touched. faulty.c makes the faults; forks.py makes a try cost seconds.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from conftest import small_repository
+from faults_report import record
 
 HERE = Path(__file__).resolve().parent
 KINDS = ("kill", "half", "once", "always")  # of faulty.c
@@ -54,6 +56,18 @@ class Ended(NamedTuple):
     changes: int  # calls that faulty.c counted
     faulty: str  # the one that went wrong
 
+    @classmethod
+    def read(cls, status: int, seconds: float, stdout: Path, stderr: Path, count: Path) -> Ended:
+        counted = count.read_bytes()
+        return cls(
+            os.waitstatus_to_exitcode(status),
+            stdout.read_text(errors="replace"),
+            stderr.read_text(errors="replace"),
+            seconds,
+            int.from_bytes(counted[:8], sys.byteorder),
+            counted[8:].split(b"\0")[0].decode(errors="replace"),
+        )
+
 
 def build_library(folder: Path) -> Path:
     library = folder / "faulty.so"
@@ -62,18 +76,14 @@ def build_library(folder: Path) -> Path:
 
 
 class Bench:
-    """A small repository with all but the training under test done.
-
-    An earlier training, of another seed, must lose nothing.
-    """
+    """A small repository with digits and an earlier training, of another seed, which must lose nothing."""
 
     WORDS = ("recipe=baseline", "train.epochs=4", "optimizer.batch_size=100")
 
     def __init__(self, folder: Path, digits: Path) -> None:
         self.scratch, self.digits = folder, digits
         self.folder, self.kept = folder / "repository", folder / "kept"
-        for made in (self.folder, self.kept):
-            made.mkdir()
+        self.folder.mkdir()
         small_repository(self.folder, digits)
         self.library = build_library(folder)
 
@@ -95,7 +105,7 @@ class Bench:
         try:
             for verb, *words in (["fetch"], ["preprocess"], ["train", *self.WORDS, "seed=7"]):
                 self.finish(verb, *words)
-            self.keep()
+            copy_steps(self.folder, self.kept)
         except BaseException:
             self.__exit__()
             raise
@@ -109,31 +119,39 @@ class Bench:
 
     def run(self, verb: str, *words: str, fault: Fault = NO_FAULT, signals: Sequence[tuple[float, int]] = ()) -> Ended:
         """Run a stage; `signals` are sent after so many seconds each, unless it has ended by then."""
+        [ended] = self.run_at_once([(verb, *words)], fault, [signals])
+        return ended
+
+    def run_at_once(
+        self,
+        commands: Sequence[Sequence[str]],
+        fault: Fault = NO_FAULT,
+        signals: Sequence[Sequence[tuple[float, int]]] = ((), ()),
+    ) -> list[Ended]:
+        """Start several stages at once, and wait for all."""
         assert self.process.stdin and self.process.stdout
-        files = [self.scratch / name for name in ("stdout", "stderr", "count")]
-        for file in files:
-            file.unlink(missing_ok=True)
-        stage = {"DVC_STAGE": f"{verb}@baseline" if verb in ("train", "evaluate") else verb}
-        request = {
-            "module": f"pipeline.{verb}",
-            "words": words,
-            "variables": fault.variables(self.folder, files[2]) | stage | {"MNIST_SOURCE": str(self.digits)},
-            "files": [str(file) for file in files[:2]],
-            "signals": signals,
-        }
+        requests, files = [], []
+        for number, ((verb, *words), times) in enumerate(zip(commands, signals, strict=False)):
+            outputs = [self.scratch / f"{name}.{number}" for name in ("stdout", "stderr", "count")]
+            for file in outputs:
+                file.unlink(missing_ok=True)
+            stage = f"{verb}@baseline" if verb in ("train", "evaluate") else verb
+            requests.append(
+                {
+                    "module": f"pipeline.{verb}",
+                    "words": words,
+                    "variables": fault.variables(self.folder, outputs[2])
+                    | {"DVC_STAGE": stage, "MNIST_SOURCE": str(self.digits)},
+                    "files": [str(file) for file in outputs[:2]],
+                    "signals": times,
+                }
+            )
+            files.append(outputs)
         begin = time.perf_counter()
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        status = int(self.process.stdout.readline())
+        print(json.dumps(requests), file=self.process.stdin, flush=True)
+        statuses = json.loads(self.process.stdout.readline())
         seconds = time.perf_counter() - begin
-        stdout, stderr, count = (file.read_bytes() for file in files)
-        return Ended(
-            os.waitstatus_to_exitcode(status),
-            stdout.decode(errors="replace"),
-            stderr.decode(errors="replace"),
-            seconds,
-            int.from_bytes(count[:8], sys.byteorder),
-            count[8:].split(b"\0")[0].decode(errors="replace"),
-        )
+        return [Ended.read(status, seconds, *outputs) for status, outputs in zip(statuses, files, strict=True)]
 
     def finish(self, verb: str, *words: str, kind: str = "kill") -> Ended:
         """Run a stage that nothing happens to."""
@@ -141,28 +159,70 @@ class Bench:
         assert (ended.code, ended.stderr) == (0, ""), ended
         return ended
 
-    def keep(self) -> None:
-        """From here each try begins."""
-        copy_steps(self.folder, self.kept)
-        self.before = state(self.folder)
+
+class Untouched:
+    """A command that nothing happened to: how its repository looks in the end, and how many changes of files it took.
+
+    Each try begins as the bench was prepared, with the commands `after` run too.
+    """
+
+    def __init__(self, bench: Bench, *command: str, after: Sequence[Sequence[str]] = ()) -> None:
+        self.bench, self.command = bench, command
+        self.kept = bench.scratch / f"kept after {len(after)}"
+        copy_steps(bench.kept, bench.folder)
+        for before in after:
+            bench.finish(*before)
+        copy_steps(bench.folder, self.kept)
+        self.before = state(bench.folder)
+        self.changes, self.seconds = {}, 0.0
+        for kind in ("kill", "once"):
+            self.put_back()
+            ended = bench.finish(*command, kind=kind)
+            self.changes[kind], self.seconds = ended.changes, ended.seconds
+        self.changes |= {"half": self.changes["kill"], "always": self.changes["once"]}
+        self.state = state(bench.folder)
 
     def put_back(self) -> None:
-        copy_steps(self.kept, self.folder)
+        copy_steps(self.kept, self.bench.folder)
 
-    def wrong_after(self, command: Sequence[str], expected: Mapping[str, Any], *faults: Fault) -> list[str]:
-        """Run a command once with each fault and then, unless all was done, with none: all that is not as expected."""
+    def wrong_after(self, *faults: Fault) -> list[str]:
+        """Run the command with each of the faults and then with none: all that is not as if untouched."""
         self.put_back()
+        said = []
         for fault in faults:
-            ended = self.run(*command, fault=fault)
-            wrong = unexpected(ended, fault) or lost(self.folder, self.before, expected)
-            if wrong:
-                return [f"{fault} in {ended.faulty}", *wrong]
-        if judge(self.folder, expected):
-            last = self.run(*command)
-            if last.code:
-                return [f"{faults} in {ended.faulty}: then exit code {last.code}, {last.stderr}"]
-        wrong = judge(self.folder, expected)
-        return [f"{faults} in {ended.faulty}", *wrong] if wrong else []
+            ended = self.bench.run(*self.command, fault=fault)
+            said.append(f"{fault.kind} at {fault.at}: {ended.faulty}")
+            if wrong := unexpected(ended, fault) or lost(self.bench.folder, self.before, self.state):
+                return [*said, *wrong]
+        return self.wrong_after_another(*said)
+
+    def wrong_after_signals(self, *signals: tuple[float, int]) -> list[str]:
+        """Run the command with a signal after so many seconds, for each of these, and then without."""
+        self.put_back()
+        said = []
+        for after, number in signals:
+            ended = self.bench.run(*self.command, signals=[(after, number)])
+            said.append(f"{signal.Signals(number).name} after {after:.2f} s")
+            if wrong := self.wrong_after_signal(ended, number):
+                return [*said, *wrong]
+        return self.wrong_after_another(*said)
+
+    def wrong_after_signal(self, ended: Ended, number: int) -> list[str]:
+        wrong = lost(self.bench.folder, self.before, self.state)
+        if ended.code == 0:  # it had ended before
+            wrong += judge(self.bench.folder, self.state)
+        elif number != signal.SIGKILL and "RUNNING" in str(state(self.bench.folder)):
+            wrong += [f"left as running in MLflow: {ended}"]
+        return wrong
+
+    def wrong_after_another(self, *said: str) -> list[str]:
+        """Run the command again, unless the fault came when all was done: what is then wrong, after what is said."""
+        if judge(self.bench.folder, self.state):
+            ended = self.bench.run(*self.command)
+            if ended.code:
+                return [*said, f"then exit code {ended.code}: {ended.stderr}"]
+        wrong = judge(self.bench.folder, self.state)
+        return [*said, *wrong] if wrong else []
 
 
 def unexpected(ended: Ended, fault: Fault) -> list[str]:
@@ -188,6 +248,7 @@ def positions(changes: int, tries: int, seed: str) -> list[int]:
 
 def copy_steps(source: Path, target: Path) -> None:
     """Copy what stages write, and remove what else of it is there."""
+    target.mkdir(exist_ok=True)
     for name in STEPS:
         for left in target.glob(f"{name}*"):  # mlflow.db has its journal beside it
             shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -202,23 +263,31 @@ def judge(folder: Path, expected: Mapping[str, Any]) -> list[str]:
     except sqlite3.Error as error:
         return [f"mlflow.db: {error}"]
     return [
-        f"{key} is {found.get(key, 'absent')!s:.200}, not {expected.get(key, 'absent')!s:.200}"
+        difference(key, found.get(key), expected.get(key))
         for key in {**expected, **found}
         if found.get(key) != expected.get(key)
     ]
 
 
 def lost(folder: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What of the state `before` is neither as it was nor as it will be: empty for nothing."""
+    """What of the state `before` is neither as it was nor as it will be, or a row less: empty for nothing."""
     try:
         found = state(folder)
     except sqlite3.Error as error:
         return [f"mlflow.db: {error}"]
     return [
-        f"{key} is {found.get(key, 'absent')!s:.200}, not {value!s:.200}"
+        difference(key, found.get(key), value)
         for key, value in before.items()
         if found.get(key) not in (value, after.get(key))
+        and not (isinstance(value, list) and set(map(str, value)) <= set(map(str, found.get(key, []))))
     ]
+
+
+def difference(key: str, found: Any, expected: Any) -> str:
+    if isinstance(found, list) and isinstance(expected, list):
+        left, surplus = Counter(map(str, expected)), Counter(map(str, found))
+        return f"{key}: missing {list((left - surplus).elements())}, surplus {list((surplus - left).elements())}"
+    return f"{key}: {found}, not {expected}"
 
 
 OF_TIME = ("epoch_seconds", "images_per_second")  # logged once an epoch like the others, but never the same twice
@@ -277,3 +346,10 @@ def of_store(store: sqlite3.Connection) -> tuple[dict[str, Any], dict[str, str]]
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def report(promise: str, tries: int, wrong: Sequence[Sequence[str]]) -> None:
+    """Tell docs/reliability.md of the tries, and fail if any of them left something wrong."""
+    lines = [line for found in wrong for line in found]
+    record(promise, tries, tries - len(wrong), "; ".join(lines) or "nothing")
+    assert not wrong, "\n".join(lines)

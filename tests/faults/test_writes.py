@@ -1,14 +1,13 @@
-"""Every change of a file, one after the other, goes wrong: killed before it, killed in it, no space once, none any more."""
+"""Each change of a file goes wrong, one a try: killed before it, killed within it, no space once, no space for good."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from faults_report import record
-from harness import KINDS, Bench, Fault, positions, state
+from harness import KINDS, Bench, Fault, Untouched, positions, report
 
 QUICK, MANY = 3, 60  # tries of a kind
 WORDS = {"kill": "killed before", "half": "killed within", "once": "no space at", "always": "no space from"}
@@ -20,35 +19,57 @@ def bench(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[Be
         yield bench
 
 
-class Untouched:
-    """A command that nothing happened to: how the repository then looks, and how many changes of files it took."""
-
-    def __init__(self, bench: Bench, *command: str) -> None:
-        self.bench, self.command, self.changes = bench, command, {}
-        for kind in KINDS[1:3]:
-            bench.put_back()
-            self.changes[kind] = bench.finish(*command, kind=kind).changes
-        self.state = state(bench.folder)
-        self.changes |= {"kill": self.changes["half"], "always": self.changes["once"]}
-
-    def survives(self, what: str, kind: str, tries: int) -> None:
-        """Try so many changes, each in a repository put back; report, and fail if any was not survived."""
-        tried = positions(self.changes[kind], tries, kind)
-        wrong = [found for at in tried if (found := self.bench.wrong_after(self.command, self.state, Fault(kind, at)))]
-        report(f"{what}, {WORDS[kind]} the Nth change of a file", len(tried), wrong)
-
-
-def report(promise: str, tries: int, wrong: list[list[str]]) -> None:
-    lines = [line for found in wrong for line in found]
-    record(promise, tries, tries - len(wrong), "; ".join(lines) or "nothing")
-    assert not wrong, "\n".join(lines)
-
-
 @pytest.fixture(scope="module")
 def training(bench: Bench) -> Untouched:
     return Untouched(bench, "train", *bench.WORDS)
 
 
+def survives(untouched: Untouched, kind: str, tries: int) -> None:
+    """Try so many changes of files, each in a repository put back."""
+    tried = positions(untouched.changes[kind], tries, kind)
+    wrong = [found for at in tried if (found := untouched.wrong_after(Fault(kind, at)))]
+    report(f"{untouched.command[0]}, {WORDS[kind]} the Nth change of a file", len(tried), wrong)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_training_survives_a_fault_at_any_write(training: Untouched, kind: str) -> None:
-    training.survives("training", kind, QUICK)
+    survives(training, kind, QUICK)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_training_survives_a_fault_at_every_write(training: Untouched, kind: str) -> None:
+    survives(training, kind, MANY)
+
+
+@pytest.mark.faults
+def test_a_training_survives_faults_in_its_resume_too(training: Untouched) -> None:
+    numbers, wrong = random.Random(0), []
+    for _ in range(MANY):
+        faults = [Fault(numbers.choice(KINDS[:2]), numbers.randint(1, training.changes["kill"])) for _ in range(2)]
+        if found := training.wrong_after(*faults):
+            wrong.append(found)
+    report("train, killed at a random change of a file, and its resume too", MANY, wrong)
+
+
+@pytest.mark.parametrize("verb", ["fetch", "preprocess"])
+def test_data_survive_a_fault_at_any_write(bench: Bench, verb: str) -> None:
+    untouched = Untouched(bench, verb)
+    for kind in KINDS:
+        survives(untouched, kind, 2 * QUICK)
+
+
+@pytest.fixture(scope="module")
+def evaluation(bench: Bench) -> Untouched:
+    return Untouched(bench, "evaluate", "recipe=baseline", after=[("train", *bench.WORDS)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_evaluation_survives_a_fault_at_any_write(evaluation: Untouched, kind: str) -> None:
+    survives(evaluation, kind, 1)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_evaluation_survives_a_fault_at_every_write(evaluation: Untouched, kind: str) -> None:
+    survives(evaluation, kind, MANY // 4)
