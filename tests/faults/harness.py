@@ -28,7 +28,8 @@ from conftest import small_repository
 from faults_report import record
 
 HERE = Path(__file__).resolve().parent
-KINDS = ("kill", "half", "once", "always")  # of faulty.c
+WORDS = {"kill": "killed before", "half": "killed within", "once": "no space at", "always": "no space from"}
+KINDS = tuple(WORDS)  # of faulty.c
 SLOW_IMPORTS = ("pipeline.training", "pipeline.debug", "pipeline.plots", "pipeline.sweep", "hydra.main")
 STEPS = ("mlflow.db", "mlruns", "data", "models", "results", "outputs")  # what stages write
 UNSET = ("DVC_", "MLFLOW_", "MNIST_", "FAULTY_")  # as for a user
@@ -58,15 +59,14 @@ class Ended(NamedTuple):
 
     @classmethod
     def read(cls, status: int, seconds: float, stdout: Path, stderr: Path, count: Path) -> Ended:
-        counted = count.read_bytes()
-        return cls(
-            os.waitstatus_to_exitcode(status),
-            stdout.read_text(errors="replace"),
-            stderr.read_text(errors="replace"),
-            seconds,
-            int.from_bytes(counted[:8], sys.byteorder),
-            counted[8:].split(b"\0")[0].decode(errors="replace"),
-        )
+        written = [file.read_text(errors="replace") for file in (stdout, stderr)]
+        return cls(os.waitstatus_to_exitcode(status), *written, seconds, *changes(count))
+
+
+def changes(count: Path) -> tuple[int, str]:
+    """What faulty.c wrote down: how many changes there were, and which went wrong."""
+    counted = count.read_bytes()
+    return int.from_bytes(counted[:8], sys.byteorder), counted[8:].split(b"\0")[0].decode(errors="replace")
 
 
 def build_library(folder: Path) -> Path:

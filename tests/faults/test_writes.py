@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import KINDS, Bench, Fault, Untouched, positions, report
+from harness import KINDS, WORDS, Bench, Fault, Untouched, positions, report
 
 QUICK, MANY = 3, 60  # tries of a kind
-WORDS = {"kill": "killed before", "half": "killed within", "once": "no space at", "always": "no space from"}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,7 @@ def test_a_training_survives_faults_in_its_resume_too(training: Untouched) -> No
 def test_data_survive_a_fault_at_any_write(bench: Bench, verb: str) -> None:
     untouched = Untouched(bench, verb)
     for kind in KINDS:
-        survives(untouched, kind, 2 * QUICK)
+        survives(untouched, kind, QUICK)
 
 
 @pytest.fixture(scope="module")
