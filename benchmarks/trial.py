@@ -63,7 +63,7 @@ def _fit_recipe(recipe: str, config: Config, train: data.Digits, times: float) -
     epochs = list(engine.fit(cnn, config, train, nobody, lambda *_: None))
     figures = {
         "num_params": cnn.count_params(),
-        "epoch_seconds": [round(seconds, 3) for _, seconds in epochs],
+        "epoch_seconds": [round(seconds, 3) for _, seconds, _ in epochs],
         "train_accuracy": epochs[-1][0].train_accuracy,
     }
     return figures, lambda images, views: engine.predict(cnn, images, views)

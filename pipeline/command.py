@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -59,6 +60,7 @@ def entry_point(verb: Callable[[Any], float | None]) -> Callable[[], None]:
         # Hydra then raises instead of printing several lines; a user who has set it wants the traceback.
         full_error = os.environ.setdefault("HYDRA_FULL_ERROR", "") == "1"
         os.environ["HYDRA_FULL_ERROR"] = "1"
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's word for Ctrl-C
         try:
             _check_yaml()
             _compose_and_call(verb)

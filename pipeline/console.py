@@ -40,17 +40,20 @@ def quiet_import() -> Iterator[None]:
 
 
 class TrainingProgress:
-    """Shows epoch, running accuracy, images a second and time left. `size` is digits an epoch.
+    """Shows epoch, running accuracy, images a second and time left. `size` is digits an epoch, `done` epochs behind.
 
     The moving bar is for a terminal that no other job writes to.
     """
 
-    def __init__(self, name: str, epochs: int, size: int, bar: bool = True) -> None:
+    def __init__(self, name: str, epochs: int, size: int, done: int = 0, bar: bool = True) -> None:
         self.name, self.epochs, self.size = name, epochs, size
-        self.epoch = 1
+        self.done = done
+        self.epoch = done + 1
         self.begin = time.perf_counter()
         shown = bar and sys.stderr.isatty()
-        self.bar = tqdm(total=epochs * size, unit=" images", unit_scale=True, leave=False, disable=not shown)
+        self.bar = tqdm(
+            total=epochs * size, initial=done * size, unit=" images", unit_scale=True, leave=False, disable=not shown
+        )
 
     def __enter__(self) -> TrainingProgress:
         return self
@@ -67,7 +70,7 @@ class TrainingProgress:
 
     def epoch_done(self, train_accuracy: float, val_accuracy: float, seconds: float) -> None:
         """Print the epoch's line; `seconds` is its time in training."""
-        left = (time.perf_counter() - self.begin) / self.epoch * (self.epochs - self.epoch)
+        left = (time.perf_counter() - self.begin) / (self.epoch - self.done) * (self.epochs - self.epoch)
         val = "–" if math.isnan(val_accuracy) else f"{100 * val_accuracy:.2f} %"
         tqdm.write(
             f"{self.name} epoch {self.epoch}/{self.epochs}  train {100 * train_accuracy:.2f} %  "

@@ -6,10 +6,9 @@ Images are uint8 [N, H, W], 0 (paper) to 255 (ink); labels are uint8 [N], 0 to K
 
 from __future__ import annotations
 
-import errno
-import gzip
 import hashlib
 import io
+import math
 import struct
 import zipfile
 import zlib
@@ -25,6 +24,8 @@ from pipeline.files import REMAKE, existing, replacing, save_csv
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 KERAS_NAMES = dict(zip(ARRAYS, ("x_train", "y_train", "x_test", "y_test"), strict=True))
+LIMIT = 64 << 20  # bytes of a file, packed and unpacked: all of MNIST has 52 MiB
+TOO_MUCH = f"holds more than {LIMIT >> 20} MiB"
 
 
 class Digits(NamedTuple):
@@ -39,18 +40,39 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     The format is described at the foot of the MNIST page (LeCun, Cortes, Burges): two zero bytes, the type (8),
     the number of dimensions, each size as a big-endian 32-bit number, then the values.
     """
+    content = read_bounded(path)
     try:
-        content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
+            content = unpacked(content)
         zeros, kind, dimensions = struct.unpack_from(">HBB", content)
-        shape = struct.unpack_from(f">{dimensions}I", content, 4)
-        values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
         if (zeros, kind) != (0, 8):
             raise ValueError("no IDX header")
+        shape = struct.unpack_from(f">{dimensions}I", content, 4)
+        values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
+        if math.prod(shape) != len(values):
+            raise ValueError(f"its header promises another size than the {len(values)} bytes after it")
         return values.reshape(shape)
-    except (ValueError, struct.error, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (ValueError, struct.error, zlib.error) as error:
         raise PipelineError(f"{path} is not a whole IDX file ({error})") from None
+
+
+def read_bounded(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(LIMIT + 1)
+    if len(content) > LIMIT:
+        raise PipelineError(f"{path} {TOO_MUCH}")
+    return content
+
+
+def unpacked(content: bytes) -> bytes:
+    """Unpack gzip; zlib itself, unlike the module gzip, stops at a limit, and at the first of many empty members."""
+    stream = zlib.decompressobj(wbits=31)
+    values = stream.decompress(content, LIMIT + 1)
+    if len(values) > LIMIT:
+        raise ValueError(f"it {TOO_MUCH}")
+    if not stream.eof or stream.unused_data:
+        raise ValueError("cut short, or more follows it")
+    return values
 
 
 def read_source(path: Path, files: Mapping[str, str]) -> dict[str, NDArray[np.uint8]]:
@@ -77,12 +99,18 @@ def read_source(path: Path, files: Mapping[str, str]) -> dict[str, NDArray[np.ui
     return arrays
 
 
-def verify(arrays: Mapping[str, NDArray[np.uint8]], expected: Mapping[str, str]) -> None:
-    """Raise a PipelineError unless each array has the SHA-256 (of its bytes in C order) that is expected of it."""
-    for key, digest in expected.items():
-        if arrays[key].dtype != np.uint8:
-            raise PipelineError(f"{key} is {arrays[key].dtype}, expected uint8")
-        actual = array_sha256(arrays[key])
+def verify(arrays: Mapping[str, NDArray[np.uint8]], data: Data) -> None:
+    """Raise a PipelineError unless the arrays have the shapes, range and SHA-256 (of bytes in C order) of `data`."""
+    for part in ("train", "test"):
+        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+        for name, array, shape in (("labels", labels, ()), ("images", images, data.image_shape)):
+            if array.dtype != np.uint8 or array.shape != (labels.size, *shape):
+                expected = f"uint8{[labels.size, *shape]}"
+                raise PipelineError(f"{part}_{name} is {array.dtype}{list(array.shape)}, expected {expected}")
+        if labels.size and labels.max() >= data.classes:
+            raise PipelineError(f"{part}_labels has the label {labels.max()}, expected 0 to {data.classes - 1}")
+    for key in ARRAYS:
+        actual, digest = array_sha256(arrays[key]), data.sha256.get(key, "none")
         if actual != digest:
             raise PipelineError(f"{key} has SHA-256 {actual[:12]}…, expected {digest[:12]}…")
 
@@ -169,7 +197,7 @@ def load_raw(path: Path, data: Data) -> dict[str, NDArray[np.uint8]]:
     if set(arrays) != set(ARRAYS):
         raise PipelineError(f"{path} is damaged, it lacks arrays: {REMAKE}")
     try:
-        verify(arrays, data.sha256)
+        verify(arrays, data)
     except PipelineError as error:
         raise PipelineError(f"{path} is not {data.name}: {error}: {REMAKE}") from None
     return arrays
@@ -210,15 +238,35 @@ def save_predictions(path: Path, digits: Digits, probabilities: NDArray[np.float
 
 
 def _load_npz(path: Path) -> dict[str, NDArray]:
+    """Like np.load, which believes the sizes it is told and unpacks without bound."""
+    content = read_bounded(path)
     try:
-        with path.open("rb") as file, np.load(file) as archive:
-            return {name: archive[name] for name in archive.files}
-    except Exception as error:
-        # Bytes that are not what they should be make NumPy, zipfile and zlib raise nearly anything, and seek to
-        # places that are not there; any other refusal of the system is not the file's fault.
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise
-        raise PipelineError(f"{path} is damaged, or no .npz file") from None
+        if content.count(b"PK\1\2") > 100:  # each is an entry of the directory, which zipfile reads whole
+            raise PipelineError(f"{path} has more than 100 members")
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(member.file_size for member in archive.infolist()) > LIMIT:
+                raise PipelineError(f"{path} {TOO_MUCH}")
+            return {
+                member.filename.removesuffix(".npy"): _read_member(archive, member) for member in archive.infolist()
+            }
+    except PipelineError:
+        raise
+    except Exception:
+        # Bytes that are not what they should be make NumPy, zipfile and zlib raise nearly anything.
+        raise PipelineError(f"{path} is damaged, or no .npz file of plain arrays") from None
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray:
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("zipfile unpacks the other kinds without bound")
+    with archive.open(member) as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("not as np.savez writes it")
+        shape, _, kind = np.lib.format.read_array_header_1_0(file)
+        if math.prod(shape) * kind.itemsize != member.file_size - file.tell():
+            raise ValueError("the header promises another size")
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _load_own_npz(path: Path) -> dict[str, NDArray]:

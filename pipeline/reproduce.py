@@ -83,7 +83,7 @@ def _train_again(run: str, recorded: Recorded) -> None:
     trained = training.train_tracked(config, split, now, folder, f"reproduce {tags['recipe']} {run[:12]}")
     again = sha256(trained.model_file)
     if again == tags["model_sha256"]:
-        print(f"identical bits: model.keras has the SHA-256 of the run, {again}; MLflow run {trained.run_id}")
+        print(f"identical bits: model.keras has the SHA-256 of the run, {again}; {trained.where}")
         return
     last, ours = recorded.history[-1], trained.history[-1]
     predictions = load_csv(folder.results / "val_predictions.csv", ["index", "prediction"])
@@ -93,8 +93,8 @@ def _train_again(run: str, recorded: Recorded) -> None:
     print(
         f"other bits: validation accuracy {percent(ours.val_accuracy)}, the run's {percent(last['val_accuracy'])} "
         f"({points(ours.val_accuracy - last['val_accuracy'])} points; {changed} of {len(predictions):,} predictions "
-        f"differ); training accuracy {percent(ours.train_accuracy)} and {percent(last['train_accuracy'])}; MLflow run "
-        f"{trained.run_id}"
+        f"differ); training accuracy {percent(ours.train_accuracy)} and {percent(last['train_accuracy'])}; "
+        f"{trained.where}"
     )
     if not differing:
         raise PipelineError("other bits although nothing known differs: the run is not reproduced")

@@ -9,16 +9,18 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.config import ROOT, Config, to_dict
 from pipeline.files import sha256
 
+NOBODY = {"mlflow.user": "pipeline", "mlflow.source.name": "pipeline"}  # instead of a login name, and somebody's path
 PACKAGES = ("tensorflow", "keras", "numpy", "hydra-core", "mlflow", "dvc")
+THREADS = "intra-op 1, inter-op 2"  # as engine.start sets them
 COMPUTES = PACKAGES[:3]  # those whose version can change a result
-DECIDES = ("augment", "data", "engine", "model", "optimizer", "training")  # our modules that can
+DECIDES = ("augment", "checkpoint", "data", "engine", "model", "optimizer", "training")  # our modules that can
 # What decides nothing about a trained model: how it is evaluated, and what else `dvc repro` builds.
 DECIDES_NOTHING = ("evaluate", "recipes", "dataset", "run", "a", "b")
 # What DVC deletes and rewrites around a stage, and the benchmark between trials, does not make a tree dirty.
@@ -40,6 +42,18 @@ def deciding(config: Config) -> dict[str, Any]:
     return {key: value for key, value in to_dict(config).items() if key not in DECIDES_NOTHING}
 
 
+def flatten(values: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict[str, str]:
+    """Nested values under dotted keys, as text; a list of plain values stays one value."""
+    flat: dict[str, str] = {}
+    items = values.items() if isinstance(values, Mapping) else enumerate(values)
+    for key, value in items:
+        nested = isinstance(value, Mapping) or (
+            isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
+        )
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": str(value)}
+    return flat
+
+
 def identity(config: Config, data_files: Sequence[Path]) -> Identity:
     values = deciding(config)
     data = _sha256_of_all(tuple(data_files))
@@ -52,6 +66,28 @@ def identity(config: Config, data_files: Sequence[Path]) -> Identity:
     return Identity(_sha256_of(json.dumps(values, sort_keys=True)), data, code, content, group[:12])
 
 
+def depends_on_length(config: Config) -> bool:
+    """Whether the weights after an epoch depend on how many are to follow."""
+    varies = config.augment
+    amounts = (varies.rotation, varies.scale, varies.stretch, varies.shear, varies.shift)
+    return config.optimizer.schedule != "constant" or (any(amounts) and varies.last < 1)
+
+
+def origin(config: Config, identity: Identity) -> dict[str, str]:
+    """What decides the bits after an epoch: a checkpoint is gone on with where all of it is the same."""
+    values = deciding(config)
+    if not depends_on_length(config):
+        values = values | {"train": {key: value for key, value in values["train"].items() if key != "epochs"}}
+    return {
+        "configuration": _sha256_of(json.dumps(values, sort_keys=True)),
+        "data": identity.data_sha256,
+        "code": identity.code_sha256,
+        "versions": versions(COMPUTES),
+        "threads": THREADS,
+        "processor": processor(),
+    }
+
+
 @functools.cache  # the jobs of a sweep share them
 def _sha256_of_all(files: tuple[Path, ...]) -> str:
     return _sha256_of("".join(sha256(file) for file in files))
@@ -61,26 +97,32 @@ def _sha256_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def processor() -> str:
+    """The processor's name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
 def hardware() -> str:
     """Processor, cores this process may use, memory, and graphics processors, in words."""
     import psutil
     import tensorflow as tf
 
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = [line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line]
-        name = next((value.strip() for key, value in lines if key.strip() == "model name"), name)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = round(psutil.virtual_memory().total / 2**30)
     devices = tf.config.list_physical_devices("GPU")
     cards = [tf.config.experimental.get_device_details(card).get("device_name", "GPU") for card in devices]
-    return ", ".join([name, f"{cores} cores", f"{memory} GiB", platform.system(), *(cards or ["no GPU"])])
+    return ", ".join([processor(), f"{cores} cores", f"{memory} GiB", platform.system(), *(cards or ["no GPU"])])
 
 
-def versions() -> str:
+def versions(packages: Sequence[str] = PACKAGES) -> str:
     return ", ".join(
-        [f"python {platform.python_version()}"] + [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
+        [f"python {platform.python_version()}"] + [f"{name} {importlib.metadata.version(name)}" for name in packages]
     )
 
 
@@ -96,3 +138,32 @@ def git(*words: str) -> str | None:
 def uncommitted() -> str | None:
     """What stands in the working tree but not in the commit, as git names it: empty for nothing."""
     return git("status", "--porcelain", "--", ".", *NOT_SOURCE)
+
+
+def about(source: str) -> dict[str, str]:
+    """The tags of a run: where it comes from, and no person."""
+    commit = git("rev-parse", "HEAD") or "none"
+    return NOBODY | {
+        "mlflow.source.name": source,
+        "mlflow.source.git.commit": commit,
+        "git_commit": commit,
+        "git_dirty": {"": "false", None: "unknown"}.get(uncommitted(), "true"),
+        "dvc_stage": os.environ.get("DVC_STAGE", "none"),
+        "dvc_experiment": os.environ.get("DVC_EXP_NAME", "none"),
+        "hardware": hardware(),
+        "threads": THREADS,
+        "versions": versions(),
+    }
+
+
+def packages() -> str:
+    """The installed packages, a line each."""
+    installed = sorted(f"{found.metadata['Name']}=={found.version}" for found in importlib.metadata.distributions())
+    return "\n".join(installed) + "\n"
+
+
+def difference() -> str | None:
+    """What stands in the working tree but not in the commit, with the lines; None for nothing."""
+    if changes := uncommitted():
+        return f"{changes}\n\n{git('diff', 'HEAD', '--', '.', *NOT_SOURCE) or ''}\n"
+    return None

@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import shlex
+import shutil
 import sys
 import traceback
 from collections import defaultdict
@@ -26,14 +27,20 @@ from pipeline.command import Folders, job_folder, jobs_at_once, one_line, overri
 from pipeline.config import ROOT, Config, PipelineError, compose
 from pipeline.console import quiet_import
 from pipeline.files import replacing, save_csv
-from pipeline.surroundings import Identity, identity
+from pipeline.record import left_unfinished
+from pipeline.surroundings import Identity, depends_on_length, identity, origin
 from pipeline.tables import markdown_table, percent
 
 if TYPE_CHECKING:
-    from pipeline.training import Split
+    from pipeline.training import Shared, Split
 
-PARENT, KEYS = "SWEEP_PARENT", "SWEEP_KEYS"  # environment variables, which the processes of the jobs inherit
+PARENT, KEYS, EPOCHS = (
+    "SWEEP_PARENT",
+    "SWEEP_KEYS",
+    "SWEEP_EPOCHS",
+)  # environment variables, which the processes of the jobs inherit
 LOCKS = ROOT / "multirun" / ".locks"
+SHARED = ROOT / "multirun" / ".shared"
 CONFIDENCE = 0.95
 
 
@@ -91,6 +98,10 @@ def open_sweep(config: Any) -> None:
     found = f", {done} found finished" if done else ""
     print(f"{name}: {count}{found}; MLflow run {parent}{', begun before' if again else ''}", flush=True)
     os.environ[PARENT], os.environ[KEYS] = parent, " ".join(keys)
+    epochs = sorted({job.train.epochs for job in planned})
+    os.environ[EPOCHS] = " ".join(map(str, epochs))
+    if len(epochs) > 1 and any(map(depends_on_length, planned)):
+        print("schedule or augmentation depend on the number of epochs: each number is trained by itself", flush=True)
 
 
 def _grid(words: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -126,18 +137,48 @@ class Job(NamedTuple):
         try:
             # Whoever holds the lock is training just this; whoever was killed holds none.
             with FileLock(LOCKS / f"{identity.content_sha256}.lock"):
-                run = tracking.finished(config.data.name, identity.content_sha256)
-                if run is None:
-                    if tracking.discard_unfinished(self.parent, identity.content_sha256):
-                        print(f"{self.name}: left unfinished by an earlier try, trained again", flush=True)
-                    bar = jobs_at_once() == 1
-                    trained = training.train_tracked(config, digits, identity, outputs, self.name, self.parent, bar)
-                    return trained.history[-1].val_accuracy
-                tracking.join_sweep(self.parent, run)
-                print(f"{self.name}: found finished, MLflow run {run.info.run_id}", flush=True)
-                return run.data.metrics.get("val_accuracy", math.nan)
+                if run := self._found(config, identity):
+                    tracking.join_sweep(self.parent, run)
+                    print(f"{self.name}: found finished, MLflow run {run.info.run_id}", flush=True)
+                    return run.data.metrics.get("val_accuracy", math.nan)
+                bar = jobs_at_once() == 1
+                shared = None if depends_on_length(config) else self._shared(config, identity)
+                trained = training.train_tracked(config, digits, identity, outputs, self.name, self.parent, bar, shared)
+                return trained.history[-1].val_accuracy
         finally:
-            renew(self.parent, job_folder().parent)
+            with while_the_tracker_answers():
+                renew(self.parent, job_folder().parent)
+
+    def _found(self, config: Config, identity: Identity) -> Any:  # MLflow's Run
+        """A finished run of just this, or None, also where MLflow does not answer."""
+        from pipeline import sending, tracking
+
+        with while_the_tracker_answers():
+            sending.send_waiting()  # what is looked for may be among it
+            if run := tracking.finished(config.data.name, identity.content_sha256):
+                return run
+            if not left_unfinished(identity.content_sha256, self.name) and tracking.discard_unfinished(
+                self.parent, identity.content_sha256
+            ):
+                print(f"{self.name}: left unfinished by an earlier try, trained again", flush=True)
+        return None
+
+    def _shared(self, config: Config, identity: Identity) -> Shared | None:
+        """What this job shares with those that differ from it in the number of epochs alone."""
+        from pipeline.training import Shared
+
+        epochs = [int(number) for number in os.environ[EPOCHS].split()]
+        folder = SHARED / self.parent / origin(config, identity)["configuration"][:16]
+        return Shared(folder, epochs) if len(epochs) > 1 else None
+
+
+@contextmanager
+def while_the_tracker_answers() -> Iterator[None]:
+    """Leave the block where MLflow refuses, with a word: training does not wait for it."""
+    try:
+        yield
+    except PipelineError as error:
+        print(f"{error}: the sweep goes on", flush=True)
 
 
 def job() -> Job | None:
@@ -165,8 +206,12 @@ def reported() -> Iterator[None]:
 
 
 def _close(parent: str, status: str) -> None:
-    from pipeline import tracking
+    from pipeline import sending, tracking
 
+    if status != "KILLED":
+        shutil.rmtree(SHARED / parent, ignore_errors=True)
+    if left := sending.send_waiting()[1]:
+        sys.exit(f"error: {left[0]}: the same command again completes the ranking")
     children = ranked(tracking.of_sweep(parent))
     print(markdown(children))
     failed = [child.name for child in children if child.status != "FINISHED"]
@@ -197,8 +242,8 @@ def renew(parent: str, folder: Path) -> None:
             _draw(children, {run.info.run_id: tracking.curve(run, "val_accuracy") for run in runs}).savefig(
                 temporary, **plots.PNG
             )
-        best = children[0]
-        tags = {"best": best.name, "best_run": best.run_id} if best.status == "FINISHED" else {}
+        best = children[0] if children else None
+        tags = {"best": best.name, "best_run": best.run_id} if best and best.status == "FINISHED" else {}
         tags["mlflow.note.content"] = markdown(children)[:5_000]  # what the run's page opens with; MLflow takes so much
         tracking.log_sweep(parent, [folder / name for name in ("ranking.csv", "ranking.md", "sweep.png")], tags)
 

@@ -35,7 +35,7 @@ def train(config: Config) -> float:
     trained = training.train_tracked(config, split, identity(config, files), outputs, name)
     if config.train.examples and config.train.epochs > 1:
         print(debug.memorised(trained.history, len(digits.labels)))
-    print(f"wrote {trained.model_file}; MLflow run {trained.run_id}")
+    print(f"wrote {trained.model_file}; {trained.where}")
     return trained.history[-1].val_accuracy
 
 

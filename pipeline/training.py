@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pipeline import augment, data, engine, metrics, model, tracking
+from pipeline import checkpoint, data, engine, metrics, model, record, sending, surroundings, tracking
 from pipeline.command import Folders
-from pipeline.config import Config, in_dvc_stage, to_dict
+from pipeline.config import Config, PipelineError, in_dvc_stage, to_dict
 from pipeline.console import TrainingProgress
-from pipeline.files import save_csv, save_json, save_yaml
+from pipeline.files import load_csv, save_csv, save_json, save_yaml, sha256
 from pipeline.surroundings import Identity
 
 SHOWN = 12  # digits drawn before and after augmentation
@@ -22,8 +23,15 @@ class Split(NamedTuple):
     val: data.Digits
 
 
+class Shared(NamedTuple):
+    """Checkpoints that the runs of one sweep share, where they differ in the number of epochs alone."""
+
+    folder: Path
+    epochs: Collection[int]  # those that some run of the sweep ends with
+
+
 class Trained(NamedTuple):
-    run_id: str  # of MLflow
+    where: str  # the run, in words
     history: list[engine.Epoch]
     model_file: Path
 
@@ -36,33 +44,106 @@ def train_tracked(
     name: str,
     parent: str | None = None,
     bar: bool = True,
+    shared: Shared | None = None,
 ) -> Trained:
     """Train, write model, history and validation predictions to `outputs`, and log everything to one MLflow run.
 
-    `name` is the run's, in MLflow and before each line on the terminal; `parent` the sweep's.
+    `name` is the run's, in MLflow and before each line on the terminal; `parent` the sweep's. One that was killed goes
+    on after its last whole epoch, in the same run.
     """
     engine.start(config.seed)
     cnn = model.build_cnn(config.model, config.data.image_shape, config.data.classes)
-    size = len(digits.train.labels)
+    about = sending.about_training(config, name, parent, identity, *digits)
+    with record.unfinished(identity.content_sha256, about) as (run, waited):
+        if waited and (found := _made_meanwhile(config, identity, outputs)):
+            return found
+        with sending.Sender(run) as sender:
+            sender.begin(config, digits.train.images[:SHOWN])
+            history = _train(cnn, config, digits, identity, sender, bar, shared)
+            made = _write(cnn, config, digits, outputs, history, run)
+            run.note(made=made, status="FINISHED", end=record.now())
+            run.finish()
+    return Trained(sender.end, history, outputs.model / "model.keras")
+
+
+def _train(
+    cnn: Any,
+    config: Config,
+    digits: Split,
+    identity: Identity,
+    sender: sending.Sender,
+    bar: bool,
+    shared: Shared | None,
+) -> list[engine.Epoch]:
+    """Train what is left to train; after each epoch the checkpoint comes first, then the record, then MLflow."""
+    run, size = sender.record, len(digits.train.labels)
+    folders = [run.folder, *([shared.folder] if shared else [])]
+    origin = surroundings.origin(config, identity)
+    found = checkpoint.newest(folders, origin, config.train.epochs)
+    rows, state = (found.history, found.state) if found else ([], None)
+    if rows:
+        print(f"{run.about['name']}: goes on after epoch {len(rows)}", flush=True)
+    run.add_rows([metrics_row(row, size) for row in rows])
     with (
-        tracking.training_run(config, name, parent, identity, *digits) as run,
-        TrainingProgress(name, config.train.epochs, size, bar) as progress,
+        TrainingProgress(run.about["name"], config.train.epochs, size, len(rows), bar) as progress,
+        record.SystemSamples(run.about["start"]) as samples,
     ):
-        some = digits.train.images[:SHOWN]
-        tracking.log_augmented(run, config, some, augment.random_affine(some, [config.seed, 0], config.augment).numpy())
-        history = []
-        for epoch, seconds in engine.fit(cnn, config, *digits, progress.batch):
-            history.append(epoch)
-            tracking.log_epoch(run, epoch._asdict(), size, seconds)
+        for epoch, seconds, state_of in engine.fit(cnn, config, *digits, progress.batch, len(rows), state):
+            rows.append({**epoch._asdict(), "epoch_seconds": seconds, "time": record.now()})
+            file = checkpoint.save(run.folder, origin, checkpoint.Checkpoint(rows, state_of()))
+            if shared and epoch.epoch in shared.epochs:
+                record.link(file, shared.folder / file.name)
+            run.add_rows([metrics_row(rows[-1], size), *samples.rows()])
+            sender.send()
             progress.epoch_done(epoch.train_accuracy, epoch.val_accuracy, seconds)
-        model_file = outputs.model / "model.keras"
-        files = [outputs.results / "history.csv", outputs.results / "val_predictions.csv"]
-        model.save_model(model_file, cnn)
-        columns = zip(*history, strict=True)
-        save_csv(files[0], dict(zip(engine.Epoch._fields, columns, strict=True)))
-        data.save_predictions(files[1], digits.val, metrics.softmax(engine.predict(cnn, digits.val.images)))
-        tags = tracking.log_trained(run, cnn, model_file, files, config.data.image_shape)
-        if not in_dvc_stage():  # for a stage DVC's own files say it
-            save_yaml(outputs.results / "config.yaml", to_dict(config))
-            save_json(outputs.results / "tags.json", tags)
-    return Trained(run.info.run_id, history, model_file)
+    return [_epoch(row) for row in rows]
+
+
+def _epoch(row: dict[str, Any]) -> engine.Epoch:
+    return engine.Epoch(int(row["epoch"]), *(row[key] for key in engine.Epoch._fields[1:]))
+
+
+def metrics_row(row: dict[str, Any], size: int) -> record.Row:
+    """A row of the history as MLflow shows it, at step = epoch."""
+    values = {key: value for key, value in row.items() if key not in ("epoch", "time") and value == value}  # not NaN
+    return {
+        "step": row["epoch"],
+        "time": row["time"],
+        "values": {**values, "images_per_second": size / row["epoch_seconds"]},
+    }
+
+
+def _write(
+    cnn: Any, config: Config, digits: Split, outputs: Folders, history: list[engine.Epoch], run: record.Record
+) -> dict[str, str]:
+    """Write what training made, to `outputs` and into the record: the tags that say what it is."""
+    model_file = outputs.model / "model.keras"
+    model.save_model(model_file, cnn)
+    columns = zip(*history, strict=True)
+    save_csv(outputs.results / "history.csv", dict(zip(engine.Epoch._fields, columns, strict=True)))
+    probabilities = metrics.softmax(engine.predict(cnn, digits.val.images))
+    data.save_predictions(outputs.results / "val_predictions.csv", digits.val, probabilities)
+    made = {"weights_sha256": tracking.weights_sha256(model_file), "model_sha256": sha256(model_file)}
+    tags = {key: value for key, value in run.about["tags"].items() if not key.startswith("mlflow.")} | made
+    run.about["params"]["model.num_params"] = str(cnn.count_params())
+    run.add_file(model_file, "")
+    for name in ("history.csv", "val_predictions.csv"):
+        run.add_file(outputs.results / name)
+    save_json(run.folder / "artifacts" / "tags.json", tags)
+    if not in_dvc_stage():  # for a stage DVC's own files say it
+        save_yaml(outputs.results / "config.yaml", to_dict(config))
+        save_json(outputs.results / "tags.json", tags)
+    return made
+
+
+def _made_meanwhile(config: Config, identity: Identity, outputs: Folders) -> Trained | None:
+    """What the process that was waited for has just written to the same outputs, if it has."""
+    try:
+        run = tracking.finished(config.data.name, identity.content_sha256)
+        if run is None or run.data.tags["model_sha256"] != sha256(outputs.model / "model.keras"):
+            return None
+        rows = load_csv(outputs.results / "history.csv", engine.Epoch._fields)
+    except PipelineError:  # not written, or MLflow does not answer
+        return None
+    history = [_epoch(row) for row in rows]
+    return Trained(f"trained meanwhile, MLflow run {run.info.run_id}", history, outputs.model / "model.keras")

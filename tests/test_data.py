@@ -89,7 +89,7 @@ def test_a_source_gives_the_four_arrays_in_every_form(tmp_path, arrays, settings
     assert tuple(read) == data.ARRAYS
     for key in arrays:
         np.testing.assert_array_equal(read[key], arrays[key], strict=True)
-    data.verify(read, settings.sha256)
+    data.verify(read, settings)
 
 
 def test_a_source_that_is_not_there_or_lacks_an_array_is_refused_by_name(tmp_path, arrays):
@@ -107,7 +107,7 @@ def test_one_changed_pixel_is_refused_by_the_name_of_its_array(arrays, settings)
     changed = arrays["test_images"].copy()
     changed[3, 14, 14] ^= 1
     with pytest.raises(PipelineError, match=r"\Atest_images has SHA-256 \w{12}…, expected \w{12}…\Z"):
-        data.verify(arrays | {"test_images": changed}, settings.sha256)
+        data.verify(arrays | {"test_images": changed}, settings)
     columns_first = np.asfortranarray(arrays["test_images"])  # the same values, laid out otherwise in memory
     assert data.array_sha256(columns_first) == settings.sha256["test_images"]
 
@@ -219,7 +219,7 @@ def test_no_damage_to_a_published_archive_gives_anything_but_a_refusal(tmp_path,
     path, refused = fill(tmp_path, "npz of Keras", arrays), 0
     for _ in damages(path):
         try:
-            data.verify(data.read_source(path, FILES), settings.sha256)
+            data.verify(data.read_source(path, FILES), settings)
         except PipelineError:
             refused += 1
     assert refused > 300

@@ -376,7 +376,7 @@ def test_fit_learns_and_batch_norm_knows_its_figures(compose):
     digits, val = (Digits(*generated_digits(n, n), np.arange(n, dtype=np.int32)) for n in (640, 200))
     engine.start(0)
     cnn = model.build_cnn(config.model, (28, 28), 10)
-    history = [epoch for epoch, _ in engine.fit(cnn, config, digits, val, lambda *_: None)]
+    history = [epoch for epoch, *_ in engine.fit(cnn, config, digits, val, lambda *_: None)]
     rates = optimizer.learning_rates(config.optimizer, 4 * 20)
     assert [(epoch.epoch, epoch.learning_rate) for epoch in history] == [
         (number, pytest.approx(rates[20 * number - 1])) for number in (1, 2, 3, 4)

@@ -41,7 +41,7 @@ def importers(*packages: str) -> set[str]:
 
 
 # They log, launch and say what a run was made of, which cannot change a result.
-NO_DEPENDENCY = {"tracking", "sweep", "surroundings"}
+NO_DEPENDENCY = {"record", "sending", "store", "surroundings", "sweep", "tracking"}
 
 
 def closure(module: str, without: Collection[str] = ()) -> set[str]:
@@ -62,12 +62,12 @@ def depended_on(stage: str) -> set[str]:
 @pytest.mark.parametrize(
     ("packages", "modules"),
     [
-        (("mlflow",), {"tracking"}),
+        (("mlflow",), {"sending", "store", "tracking"}),
         (("matplotlib",), {"plots"}),
         (("tensorflow", "keras"), {"model", "augment", "optimizer", "engine", "debug", "surroundings"}),
         (("hydra", "omegaconf"), {"config", "command", "sweep"}),
         (("scipy",), {"metrics", "statistics"}),
-        (("pooch",), {"fetch"}),
+        (("requests", "urllib3"), {"fetch"}),
     ],
 )
 def test_a_package_is_imported_behind_its_fence_alone(packages, modules):
@@ -77,7 +77,7 @@ def test_a_package_is_imported_behind_its_fence_alone(packages, modules):
 def test_the_configuration_starts_without_hydra_and_the_stages_without_their_slow_parts():
     assert imported("config") > imported("config", into_functions=False)
     assert not {"hydra", "omegaconf"} & imported("config", into_functions=False)
-    slow = {".tracking", ".debug", ".engine", ".model", ".augment", ".plots"}
+    slow = {".sending", ".tracking", ".debug", ".engine", ".model", ".augment", ".plots"}
     assert {stage: slow & imported(stage, into_functions=False) for stage in STAGES} == {
         stage: set() for stage in STAGES
     }

@@ -30,7 +30,7 @@ def test_one_epoch_of_accurate_on_real_digits(compose, tmp_path):
 
     engine.start(config.seed)
     cnn = model.build_cnn(config.model, (28, 28), 10)
-    [(epoch, _)] = list(engine.fit(cnn, config, digits["train"], digits["val"], lambda done, accuracy: None))
+    [(epoch, _, _)] = list(engine.fit(cnn, config, digits["train"], digits["val"], lambda done, accuracy: None))
     assert epoch.val_accuracy > 0.95  # 0.1 by chance; five epochs of a linear model give 0.92
     predictions = engine.predict(cnn, digits["test"].images).argmax(1)
     assert np.mean(predictions == digits["test"].labels) > 0.95

@@ -15,14 +15,16 @@ from typing import NamedTuple
 import matplotlib.image
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import ROOT, generated_digits
 
+from pipeline import augment, engine, metrics, model, record, sending, tracking, training
 from pipeline import config as configuration
-from pipeline import engine, metrics, model, tracking
 from pipeline.config import Config, PipelineError
 from pipeline.data import Digits, save_arrays, save_predictions
 from pipeline.files import save_csv, sha256
-from pipeline.surroundings import NOT_SOURCE, git, identity
+from pipeline.store import open_store
+from pipeline.surroundings import NOT_SOURCE, flatten, git, identity
 
 HISTORY = [
     engine.Epoch(1, 0.9, 0.5, 0.8, 0.6, 0.001),
@@ -58,15 +60,26 @@ def trained(store, compose) -> Trained:
     save_arrays(store / "train.npz", **digits._asdict())
     cnn = model.build_cnn(config.model, (28, 28), 10)
     known = identity(config, [store / "train.npz"])
-    with tracking.training_run(config, "accurate", None, known, digits, test) as run:
-        tracking.log_augmented(run, config, digits.images[:3], 255 - digits.images[:3])
-        for epoch in HISTORY:
-            tracking.log_epoch(run, epoch._asdict(), 40, seconds=0.5)
+    about = sending.about_training(config, "accurate", None, known, digits, test)
+    with record.unfinished(known.content_sha256, about) as (kept, _), sending.Sender(kept) as sender:
+        with pytest.MonkeyPatch.context() as patch:  # so that the two halves of the sheet can be told apart
+            patch.setattr(augment, "random_affine", lambda images, *_: tf.constant(255 - images))
+            sender.begin(config, digits.images[:3])
+        for number, epoch in enumerate(HISTORY):
+            kept.add_rows([training.metrics_row({**epoch._asdict(), "epoch_seconds": 0.5, "time": 1000 + number}, 40)])
+            sender.send()
         save_csv(files[0], dict(zip(engine.Epoch._fields, zip(*HISTORY, strict=True), strict=True)))
         save_predictions(files[1], test, metrics.softmax(engine.predict(cnn, test.images)))
         model.save_model(store / "model.keras", cnn)
-        tracking.log_trained(run, cnn, store / "model.keras", files, (28, 28))
-    return Trained(tracking.MlflowClient().get_run(run.info.run_id), config, store / "model.keras", test, store)
+        for file in files:
+            kept.add_file(file)
+        kept.add_file(store / "model.keras", "")
+        kept.about["params"]["model.num_params"] = str(cnn.count_params())
+        made = {"weights_sha256": tracking.weights_sha256(store / "model.keras")}
+        kept.note(made=made | {"model_sha256": sha256(store / "model.keras")}, status="FINISHED", end=5000)
+        kept.finish()
+    run_id = sender.end.removeprefix("MLflow run ")
+    return Trained(tracking.MlflowClient().get_run(run_id), config, store / "model.keras", test, store)
 
 
 def test_parameters_are_every_value_of_the_configuration(trained):
@@ -79,7 +92,7 @@ def test_parameters_are_every_value_of_the_configuration(trained):
     settings = configuration.to_dict(trained.config)
     for key in ("evaluate", "recipes", "dataset"):  # the evaluation logs the first; the others decide nothing
         settings.pop(key)
-    assert set(tracking.flatten(settings)) < set(params) and "recipes" not in params
+    assert set(flatten(settings)) < set(params) and "recipes" not in params
     assert not any(key.startswith("evaluate.") for key in params)
 
 
@@ -149,31 +162,37 @@ def test_the_logged_model_takes_raw_digits_and_gives_the_same_logits(trained):
 
 
 def test_the_run_of_a_model_is_found_by_content(trained, tmp_path):
-    found = tracking.find_trained(trained.config, trained.model_file)
+    found = tracking.find_trained("accurate", sha256(trained.model_file), "mnist")
     assert found is not None and found.info.run_id == trained.run.info.run_id
     other = tmp_path / "other.keras"
     other.write_bytes(trained.model_file.read_bytes() + b" ")
-    assert tracking.find_trained(trained.config, other) is None
+    assert tracking.find_trained("accurate", sha256(other), "mnist") is None
     digest = sha256(trained.model_file)
     assert tracking.seconds_in_training("accurate", digest, "mnist") == (1.0, trained.run.data.tags["hardware"])
     assert tracking.seconds_in_training("baseline", digest, "mnist") is None
 
 
+def evaluated(trained: Trained, config: Config, model_file: Path, accuracy: float) -> str:
+    of = sending.Evaluation(
+        config, model.load_model(model_file), model_file, sha256(model_file), trained.folder / "history.csv", None
+    )
+    return sending.log_evaluation(
+        of, trained.test, {"test_accuracy": accuracy}, 2, [trained.folder / "history.csv"], []
+    )
+
+
 def test_evaluation_goes_into_the_run_and_with_other_settings_into_a_child(trained, compose):
     client, run_id = tracking.MlflowClient(), trained.run.info.run_id
-    figures = {"test_accuracy": 0.9, "test_errors": 2}
-    history = trained.folder / "history.csv"
-    run = tracking.find_trained(trained.config, trained.model_file)
-    assert tracking.log_evaluation(run, trained.config, trained.test, figures, 2, [history]) == 1
+    said = evaluated(trained, trained.config, trained.model_file, 0.9)
+    assert said == f"test set read 1 x for MLflow run {run_id}"
     read = client.get_run(run_id)
     assert read.data.metrics["test_accuracy"] == 0.9 and read.data.params["evaluate.confidence"] == "0.95"
     assert {given.dataset.name for given in read.inputs.dataset_inputs} == {"train", "val", "test"}
-    assert client.get_metric_history(run_id, "test_errors")[0].step == 2
+    assert client.get_metric_history(run_id, "test_accuracy")[0].step == 2
 
     other = compose("recipe=accurate", "evaluate.confidence=0.9")
-    run = tracking.find_trained(trained.config, trained.model_file)
-    assert tracking.log_evaluation(run, other, trained.test, {"test_accuracy": 0.8}, 2, []) == 2
-    children = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    assert evaluated(trained, other, trained.model_file, 0.8) == f"test set read 2 x for MLflow run {run_id}"
+    children = client.search_runs([read.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
     assert [child.data.metrics["test_accuracy"] for child in children] == [0.8]
     assert [child.data.params["evaluate.confidence"] for child in children] == ["0.9"]
     assert client.get_run(run_id).data.metrics["test_accuracy"] == 0.9
@@ -182,68 +201,79 @@ def test_evaluation_goes_into_the_run_and_with_other_settings_into_a_child(train
 def test_a_model_without_a_run_gets_one_from_its_files(trained, tmp_path):
     cnn = model.build_cnn(trained.config.model, (28, 28), 10)
     model.save_model(tmp_path / "model.keras", cnn)
-    history = [epoch._asdict() for epoch in HISTORY]
-    adopted = tracking.adopt(trained.config, cnn, tmp_path / "model.keras", history)
-    found = tracking.find_trained(trained.config, tmp_path / "model.keras")
-    assert found is not None and found.info.run_id == adopted.info.run_id
-    steps = tracking.MlflowClient().get_metric_history(adopted.info.run_id, "train_loss")
+    assert evaluated(trained, trained.config, tmp_path / "model.keras", 0.7).startswith("test set read 1 x for MLflow")
+    found = tracking.find_trained("accurate", sha256(tmp_path / "model.keras"), "mnist")
+    assert found is not None and found.data.metrics["test_accuracy"] == 0.7
+    steps = tracking.MlflowClient().get_metric_history(found.info.run_id, "train_loss")
     assert [(metric.step, metric.value) for metric in steps] == [(1, 0.9), (2, 0.4)]
-    found = tracking.find_run(adopted.info.run_id, "mnist")
     assert tracking.recorded_config(found, tmp_path) == trained.config
     assert tracking.recorded_model(found, tmp_path).is_file(), "of the weights that it was adopted with"
 
 
-def test_a_run_that_fails_is_marked_as_failed(trained):
+@pytest.mark.parametrize(
+    ("error", "status", "goes_on"),
+    [(PipelineError("no"), "FAILED", 0), (OSError(28, "full"), "FAILED", 1), (KeyboardInterrupt(), "KILLED", 1)],
+)
+def test_a_run_that_ends_by_an_error_says_so_and_can_be_gone_on_with_unless_it_would_come_again(
+    trained, error, status, goes_on
+):
+    known = identity(trained.config, [])
+    about = sending.about_training(trained.config, f"a name {status} {goes_on}", None, known, *[trained.test] * 2)
     with (
-        pytest.raises(PipelineError, match="not finite"),
-        tracking.training_run(trained.config, "a name", None, identity(trained.config, []), *[trained.test] * 2),
+        pytest.raises(type(error)),
+        record.unfinished(known.content_sha256, about) as (kept, _),
+        sending.Sender(kept) as sender,
     ):
-        raise PipelineError("the loss is not finite")
+        sender.send()
+        raise error
     newest = tracking.MlflowClient().search_runs(
         [trained.run.info.experiment_id], order_by=["attributes.start_time DESC"]
     )
-    assert newest[0].info.status == "FAILED"
+    assert newest[0].info.status == status and newest[0].info.run_name == about["name"]
+    assert record.left_unfinished(known.content_sha256, about["name"]) == bool(goes_on)
+    with record.unfinished(known.content_sha256, about) as (kept, waited):
+        assert not waited and (kept.about["id"] == newest[0].data.tags["record"]) == bool(goes_on)
 
 
 def test_a_set_tracking_uri_wins(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'own.db'}")
-    client, experiment = tracking.open_store("mnist")
+    client, experiment = open_store("mnist")
     assert client.get_experiment(experiment).name == "mnist" and (tmp_path / "own.db").is_file()
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert tracking.open_store("mnist")[1] == trained.run.info.experiment_id
+    assert open_store("mnist")[1] == trained.run.info.experiment_id
 
 
 def test_a_deleted_experiment_and_a_broken_store_are_refused_in_one_line(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'deleted.db'}")
-    client, experiment = tracking.open_store("mnist")
+    client, experiment = open_store("mnist")
     client.delete_experiment(experiment)
     with pytest.raises(PipelineError, match="is deleted: restore it with"):
-        tracking.open_store("mnist")
+        open_store("mnist")
     (tmp_path / "broken.db").write_text("no database at all, and long enough to be read as one" * 20)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'broken.db'}")
     with pytest.raises(
         PipelineError, match=r"\Athe MLflow store [^\n]*broken.db refused \([^\n]*not a database[^\n]*\Z"
     ):
-        tracking.open_store("mnist")
+        open_store("mnist")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    tracking.open_store("mnist")
+    open_store("mnist")
 
 
 def test_a_store_of_another_mlflow_is_refused_and_left_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'ours.db'}")
-    tracking.open_store("mnist")
+    open_store("mnist")
     newer = shutil.copy(tmp_path / "ours.db", tmp_path / "newer.db")
     with closing(sqlite3.connect(newer)) as database, database:
         database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
     before = newer.read_bytes()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{newer}")
     with pytest.raises(PipelineError, match=r"\Aanother version of MLflow than [\d.]+ wrote [^\n]*newer.db[^\n]*\Z"):
-        tracking.open_store("mnist")
+        open_store("mnist")
     assert newer.read_bytes() == before
 
 
 def test_what_trained_no_model_is_named(trained):
-    client, experiment = tracking.open_store("mnist")
+    client, experiment = open_store("mnist")
     empty = client.create_run(experiment, run_name="a sweep").info.run_id
     with pytest.raises(PipelineError, match="'a sweep', running\\) holds no trained model"):
         tracking.find_run(empty, "mnist")
@@ -256,7 +286,7 @@ def test_what_trained_no_model_is_named(trained):
 
 
 def test_a_sweep_has_its_children_and_what_it_found_but_nothing_deleted(trained):
-    client, experiment = tracking.open_store("mnist")
+    client, experiment = open_store("mnist")
     parent, again = tracking.open_sweep("mnist", "sweep", "python", "digest", ["seed"])
     assert not again and tracking.open_sweep("mnist", "sweep", "python", "digest", ["seed"]) == (parent, True)
     child = client.create_run(experiment, tags={tracking.PARENT: parent})
@@ -268,7 +298,7 @@ def test_a_sweep_has_its_children_and_what_it_found_but_nothing_deleted(trained)
 
 
 def test_flatten_keeps_lists_of_plain_values_whole():
-    assert tracking.flatten({"a": {"b": [1, 2]}, "c": [{"d": 1}, {"d": 2}]}) == {
+    assert flatten({"a": {"b": [1, 2]}, "c": [{"d": 1}, {"d": 2}]}) == {
         "a.b": "[1, 2]",
         "c.0.d": "1",
         "c.1.d": "2",

@@ -1,0 +1,27 @@
+"""Send to MLflow what it has not got: everything that trainings and evaluations kept while it was away."""
+
+from __future__ import annotations
+
+from pipeline.command import entry_point
+from pipeline.config import Config, PipelineError
+from pipeline.console import quiet_import
+from pipeline.record import waiting
+
+
+@entry_point
+def sync(config: Config) -> None:
+    if not waiting():
+        print("nothing waits for MLflow")
+        return
+    with quiet_import():
+        from pipeline import sending
+
+    sent, left = sending.send_waiting()
+    for run_id in sent.values():
+        print(f"sent: MLflow run {run_id}")
+    if left:
+        raise PipelineError(f"{left[0]}{f', and {len(left) - 1} more' if left[1:] else ''}")
+
+
+if __name__ == "__main__":
+    sync()
