@@ -57,7 +57,7 @@ def open_store(name: str) -> tuple[MlflowClient, str]:
     The store is MLFLOW_TRACKING_URI where it is set, otherwise mlflow.db in the repository, which plain `mlflow ui`
     reads, with artifacts below mlruns/. In DVC's temporary checkouts the repository is the user's own.
     """
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # its errors reach the user as ours, in one line
     logging.getLogger("alembic").setLevel(logging.ERROR)
     given, root = os.environ.get("MLFLOW_TRACKING_URI"), user_root()
     uri = given or f"{SQLITE}{root / 'mlflow.db'}"

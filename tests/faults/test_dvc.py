@@ -163,7 +163,7 @@ SAVING = ["data/raw/mnist.npz", "data/processed/train.npz", "data/processed/spli
 
 
 def wrong_after_fault(folder: Path, library: Path, expected: dict[str, bytes], fault: Fault, digits: Path) -> list[str]:
-    """Let a change of a file go wrong in `dvc repro preprocess`, dvc or its stages, and try again: what is wrong then."""
+    """Let a change of a file go wrong in `dvc repro preprocess`, dvc or its stages; try again: what is wrong then."""
     count = folder.parent / "count"
     count.unlink(missing_ok=True)
     variables = {"LD_PRELOAD": str(library), "PYTHONDONTWRITEBYTECODE": "1", **fault.variables(folder, count)}
