@@ -44,7 +44,7 @@ CONFIDENCE = 0.95
 PUBLISHED_LOG = ROOT / "reference" / "published_run.csv"
 
 Trial = dict[str, Any]
-STUDIES = ("time", "start", "accuracy", "scaling", "parallel", "statistics")
+STUDIES = ("time", "start", "accuracy", "scaling", "parallel", "shared", "checkpoint", "statistics")
 Studies = dict[str, list[Trial]]  # by the name of the study
 Row = dict[str, str]  # of a table: a cell by its column
 
@@ -234,9 +234,29 @@ def start_rows(studies: Studies) -> list[Row]:
     return [{"command": what, "s": spread(took, 2), "n": str(len(took))} for what, took in found.items()]
 
 
-def parallel_rows(studies: Studies) -> list[Row]:
+def checkpoint_rows(studies: Studies) -> list[Row]:
+    found = defaultdict(list)
+    for trial in studies["checkpoint"]:
+        found[trial["what"]].append(trial)
+    rows = []
+    for what, trials in found.items():
+        saving = [trial["checkpoint_seconds"][-1] for trial in trials]
+        shares = [trial["checkpoint_seconds"][-1] / trial["epoch_seconds"][-1] for trial in trials]
+        rows.append(
+            {
+                "": what,
+                "s a checkpoint": spread(saving, 2),
+                "% of the epoch": spread([100 * share for share in shares], 2),
+                "n rounds": str(len(trials)),
+            }
+        )
+    return rows
+
+
+def sweep_rows(trials: Sequence[Trial]) -> list[Row]:
+    """Of a study of sweeps; the first way to sweep is the one that the others are set beside."""
     found: dict[str, dict[int, Trial]] = defaultdict(dict)
-    for trial in studies["parallel"]:
+    for trial in trials:
         found[trial["what"]][trial["round"]] = trial
     serial = next(iter(found.values()), {})
     rows = []
@@ -247,7 +267,7 @@ def parallel_rows(studies: Studies) -> list[Row]:
             {
                 "": what,
                 "s of the command": spread(took.values(), 0),
-                "× serial": spread(ratios, 2),
+                "× the first": spread(ratios, 2),
                 "cores busy": spread([trial["cores_busy"] for trial in rounds.values()], 2),
                 "n rounds": str(len(took)),
             }
@@ -357,10 +377,23 @@ Median seconds of the second epoch of a trial of two, n rounds; those of all dig
 
 ## Two jobs of a sweep at once
 
-{table(parallel_rows(studies))}
+{table(sweep_rows(studies["parallel"]))}
 
 Four seeds of `fast`, everything included (imports, tracking, ranking). One job alone keeps both cores busy while it
 trains, so what two at once can share out is the rest.
+
+## Sweeps over the number of epochs
+
+{table(sweep_rows(studies["shared"]))}
+
+`train.epochs=1,3,5,15` of `baseline` with 8 filters: 24 epochs, 15 where the runs share their first ones, which they
+can where nothing depends on the number of epochs (constant schedule, no fading augmentation). Whole commands.
+
+## What checkpoints cost
+
+{table(checkpoint_rows(studies))}
+
+A checkpoint of weights and Adam's moments is written, flushed and hashed after every epoch; the second epoch of two.
 
 ## What the statistics promise
 

@@ -4,6 +4,7 @@
     python -m benchmarks.run full      7 rounds, ten seeds of every recipe, cost against size; goes on where it stopped
     python -m benchmarks.run compare   times anew, against the stored ones
     python -m benchmarks.run parallel  a sweep of four seeds, one after the other and two at once
+    python -m benchmarks.run safety    what checkpoints cost, and what sharing first epochs saves a sweep
 
 A study is a list of trials, each with its figures, hardware, versions and commit.
 """
@@ -31,6 +32,16 @@ from pipeline.files import load_json, save_json
 
 RESULTS = ROOT / "benchmarks" / "results"
 RECIPES = ("baseline", "accurate", "fast")
+FOUR_SEEDS = ["recipe=fast", "seed=range(0,4)"]
+FOUR_LENGTHS = ["recipe=baseline", "model.filters=8", "train.epochs=1,3,5,15"]
+PARALLEL = {
+    "one after the other": FOUR_SEEDS,
+    "two at once": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *FOUR_SEEDS],
+}
+SHARED = {  # one_cycle depends on the number of epochs: nothing can be shared
+    "each by itself": [*FOUR_LENGTHS, "optimizer.schedule=one_cycle"],
+    "first epochs shared": FOUR_LENGTHS,
+}
 SEEDS, PEER_SEEDS, ROUNDS, FULL_ROUNDS = 10, 3, 3, 7
 ALL_DIGITS = "data.val_size=0"  # trained on all 60,000, as the published run was
 DECIDES = (
@@ -75,6 +86,13 @@ def scaling_plan() -> Iterator[tuple[str, list[str]]]:
                 yield what, [f"seed={number}", "train.epochs=2", f"data.fraction={share}"]
             for times in (2, 4, 8):
                 yield what, [f"seed={number}", "train.epochs=2", "data.fraction=0.125", f"--filters-times={times}"]
+
+
+def checkpoint_plan() -> Iterator[tuple[str, list[str]]]:
+    """Two epochs of the two recipes of `dvc repro`, with a checkpoint after each."""
+    for number in range(ROUNDS):
+        for what in ("baseline", "accurate"):
+            yield what, [f"seed={number}", "train.epochs=2", "--checkpoints"]
 
 
 def run_study(path: Path, plan: Iterator[tuple[str, list[str]]], resume: bool) -> list[dict[str, Any]]:
@@ -132,17 +150,16 @@ def start_study(path: Path) -> None:
     save_json(path, {"trials": [trial | surroundings for trial in trials]})
 
 
-def parallel_study(path: Path) -> None:
-    """A sweep of four seeds of `fast` with either launcher, in rounds, each in a store of its own."""
-    launchers = {"one after the other": [], "two at once": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]}
+def sweep_study(path: Path, sweeps: dict[str, list[str]]) -> None:
+    """The same jobs swept in several ways, in rounds, each in a store of its own."""
     trials: list[dict[str, Any]] = []
     for number in range(ROUNDS):
-        for what, launcher in launchers.items():
-            print(f"parallel {number + 1}/{ROUNDS}: {what}", flush=True)
+        for what, words in sweeps.items():
+            print(f"{path.stem} {number + 1}/{ROUNDS}: {what}", flush=True)
             with tempfile.TemporaryDirectory() as folder:
                 begin, before = time.perf_counter(), os.times()
-                words = ["-m", *launcher, "recipe=fast", "seed=range(0,4)"]
-                _run(sys.executable, "-m", "pipeline.train", *words, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/own.db")
+                command = [sys.executable, "-m", "pipeline.train", "-m", *words]
+                _run(*command, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/own.db")
                 took, after = time.perf_counter() - begin, os.times()
                 busy = after.children_user + after.children_system - before.children_user - before.children_system
                 figures = {"process_seconds": round(took, 2), "cores_busy": round(busy / took, 3)}
@@ -203,15 +220,19 @@ def _surroundings() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run")
-    parser.add_argument("mode", choices=["short", "full", "compare", "parallel"])
+    parser.add_argument("mode", choices=["short", "full", "compare", "parallel", "safety"])
     mode = parser.parse_args().mode
     try:
         if mode == "compare":
             stored = load_json(RESULTS / "time.json")["trials"]
             print(compare(stored, run_study(RESULTS / "latest.json", time_plan(ROUNDS), resume=False)))
             return
+        if mode == "safety":
+            run_study(RESULTS / "checkpoint.json", checkpoint_plan(), resume=True)
+            sweep_study(RESULTS / "shared.json", SHARED)
+            return
         if mode == "parallel":
-            parallel_study(RESULTS / "parallel.json")
+            sweep_study(RESULTS / "parallel.json", PARALLEL)
             return
         full = mode == "full"
         run_study(RESULTS / "time.json", time_plan(FULL_ROUNDS if full else ROUNDS), resume=full)
@@ -219,7 +240,9 @@ def main() -> None:
         if full:
             run_study(RESULTS / "accuracy.json", accuracy_plan(), resume=True)
             run_study(RESULTS / "scaling.json", scaling_plan(), resume=True)
-            parallel_study(RESULTS / "parallel.json")
+            sweep_study(RESULTS / "parallel.json", PARALLEL)
+            run_study(RESULTS / "checkpoint.json", checkpoint_plan(), resume=True)
+            sweep_study(RESULTS / "shared.json", SHARED)
     except PipelineError as error:
         sys.exit(f"error: {error}")
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trial")
     parser.add_argument("what")
     parser.add_argument("--test", action="store_true")
+    parser.add_argument("--checkpoints", action="store_true")
     parser.add_argument("--filters-times", type=float, default=1)
     given, words = parser.parse_known_args()
     is_recipe = (CONF / "recipe" / f"{given.what}.yaml").is_file()
@@ -39,8 +42,10 @@ def main() -> None:
     raw = data.load_raw(ROOT / "data" / "raw" / f"{config.data.name}.npz", config.data)
     digits = data.split(raw, config.data)
 
-    fit = _fit_recipe if is_recipe else _fit_peer
-    figures, predict = fit(given.what, config, digits["train"], given.filters_times)
+    if is_recipe:
+        figures, predict = _fit_recipe(given.what, config, digits["train"], given.filters_times, given.checkpoints)
+    else:
+        figures, predict = _fit_peer(given.what, config, digits["train"], given.filters_times)
     for name in ("val", "test") if given.test else ("val",):
         images, labels, _ = digits[name]
         figures[f"{name}_digits"] = len(labels)
@@ -52,20 +57,29 @@ def main() -> None:
     print(json.dumps({"train_digits": len(digits["train"].labels), **figures}))
 
 
-def _fit_recipe(recipe: str, config: Config, train: data.Digits, times: float) -> tuple[dict[str, Any], Predict]:
+def _fit_recipe(
+    recipe: str, config: Config, train: data.Digits, times: float, checkpoints: bool
+) -> tuple[dict[str, Any], Predict]:
     with quiet_import():
-        from pipeline import engine, model
+        from pipeline import checkpoint, engine, model
 
     config.model.filters = round(config.model.filters * times)
     nobody = data.Digits(train.images[:0], train.labels[:0], train.source_index[:0])
     engine.start(config.seed)
     cnn = model.build_cnn(config.model, config.data.image_shape, config.data.classes)
-    epochs = list(engine.fit(cnn, config, train, nobody, lambda *_: None))
-    figures = {
-        "num_params": cnn.count_params(),
-        "epoch_seconds": [round(seconds, 3) for _, seconds, _ in epochs],
-        "train_accuracy": epochs[-1][0].train_accuracy,
-    }
+    figures: dict[str, Any] = {"num_params": cnn.count_params(), "epoch_seconds": []}
+    saving = []
+    # On the disk where a training saves them: a folder for temporary files may be in memory.
+    with tempfile.TemporaryDirectory(dir=ROOT / "data") as folder:
+        for epoch, seconds, state in engine.fit(cnn, config, train, nobody, lambda *_: None):
+            figures["epoch_seconds"].append(round(seconds, 3))
+            figures["train_accuracy"] = epoch.train_accuracy
+            if checkpoints:
+                begin = time.perf_counter()
+                checkpoint.save(Path(folder), {}, checkpoint.Checkpoint([{}] * epoch.epoch, state()))
+                saving.append(round(time.perf_counter() - begin, 4))
+    if checkpoints:
+        figures["checkpoint_seconds"] = saving
     return figures, lambda images, views: engine.predict(cnn, images, views)
 
 

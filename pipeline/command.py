@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from pipeline.config import CONF, ROOT, Config, PipelineError, config_name, in_dvc_stage, register, validate
+from pipeline.config import (
+    CONF,
+    ROOT,
+    Config,
+    PipelineError,
+    checked,
+    config_name,
+    in_dvc_stage,
+    joined,
+    refusing,
+    register,
+    shortened,
+)
+from pipeline.files import broken_yaml, check_yaml
 
 
 class Folders(NamedTuple):
@@ -62,7 +77,9 @@ def entry_point(verb: Callable[[Any], float | None]) -> Callable[[], None]:
         os.environ["HYDRA_FULL_ERROR"] = "1"
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's word for Ctrl-C
         try:
-            _check_yaml()
+            _check_words(sys.argv[1:])
+            for path in [ROOT / "params.yaml", *sorted(CONF.rglob("*.yaml"))]:
+                check_yaml(path)
             _compose_and_call(verb)
         except KeyboardInterrupt:
             sys.exit("interrupted")
@@ -75,25 +92,30 @@ def entry_point(verb: Callable[[Any], float | None]) -> Callable[[], None]:
     return command
 
 
+FLAGS = ("-m", "--multirun", "-h", "--help")
+SHOWN_LINE = 500  # characters, at the beginning and the end of a refusal
+LONGEST, DEEPEST = 4_000, 10  # characters of all words, brackets within one another
+OF_HYDRA = re.compile(
+    r"hydra(/launcher|/sweeper|\.launcher\.\w+|\.sweeper(\.\w+)+|\.run\.dir|\.sweep\.dir)(?<!_target_)"
+)
+
+
 def _compose_and_call(verb: Callable[[Any], float | None]) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import DictConfig
 
     register()
+    composed_once = False
 
     def task(composed: DictConfig) -> float | None:
+        nonlocal composed_once
+        composed_once = True
         try:
             if verb.__name__ != "train" and HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise PipelineError(f"{verb.__name__} does not sweep: give one value a key, without -m")
-            for word in overrides():
-                if word.startswith(("+", "~")):  # Hydra would take it, even for a mistyped key
-                    raise PipelineError(f"{word}: keys are neither added nor removed: give key=value (keys: --help)")
-            config = OmegaConf.to_object(composed)
-            assert isinstance(config, Config)
-            validate(config)
-            return verb(config)
+            return verb(checked(composed))
         except Exception as error:
             if not in_dvc_stage():
                 _remove_empty(job_folder())
@@ -105,7 +127,14 @@ def _compose_and_call(verb: Callable[[Any], float | None]) -> None:
                 raise
             sys.exit(f"error: {message}")
 
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name(verb.__name__))(task)()
+    main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name(verb.__name__))(task)
+    try:
+        main()
+    except Exception as error:
+        if composed_once or one_line(error) is not None:
+            raise
+        with refusing(" ".join(sys.argv[1:])):  # words and files are all that it can come from
+            raise
 
 
 def _remove_empty(folder: Path) -> None:
@@ -115,52 +144,63 @@ def _remove_empty(folder: Path) -> None:
         folder.parent.rmdir()
 
 
-def _check_yaml() -> None:
-    """Refuse broken YAML by file and line, and aliases, which Hydra would expand without bound."""
-    for path in [ROOT / "params.yaml", *sorted(CONF.rglob("*.yaml"))]:
-        where = path.relative_to(ROOT)
-        try:
-            for event in yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader):
-                if isinstance(event, yaml.AliasEvent):
-                    line = event.start_mark.line + 1 if event.start_mark else "?"
-                    raise PipelineError(f"{where}:{line}: a YAML alias (*name): write the value out")
-        except yaml.MarkedYAMLError as error:
-            raise PipelineError(_broken_yaml(error, path)) from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise PipelineError(f"{where}: not YAML in UTF-8, {_joined(error)}: mend it") from None
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse what no key or value is, before Hydra reads it: its parser takes minutes for a long or deep word."""
+    if sum(map(len, words)) > LONGEST:
+        longest = max(words, key=len)
+        raise PipelineError(f"{shortened(longest)}: give at most {LONGEST:,} characters, all words together")
+    for word in words:
+        if refusal := _refusal(word):
+            raise PipelineError(f"{shortened(word)}: {refusal}")
 
 
-def _broken_yaml(error: yaml.MarkedYAMLError, path: Path) -> str:
-    mark = error.problem_mark
-    place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-    return f"{path.relative_to(ROOT)}{place}: broken YAML, {error.problem}: mend that line"
+def _refusal(word: str) -> str | None:
+    """What is wrong with a word, and what to give instead."""
+    key = word.partition("=")[0]
+    depth = itertools.accumulate((char in "([{") - (char in ")]}") for char in word)
+    if not word.isprintable():
+        return "holds characters that do not print: give key=value without them"
+    if word.startswith("-") and word not in FLAGS:
+        return f"no option: give key=value, or {', '.join(FLAGS)}"
+    if word.startswith(("+", "~")):  # Hydra would take it, even for a mistyped key
+        return "keys are neither added nor removed: give key=value (keys: --help)"
+    if "${" in word:  # it could bring in what must not be logged, such as environment variables
+        return "refers to another value: write the value out"
+    if max(depth, default=0) > DEEPEST:
+        return f"give at most {DEEPEST} brackets within one another"
+    if key.startswith("hydra") and not OF_HYDRA.fullmatch(key):
+        return "a key of Hydra's that stays as it is: only launcher, sweeper and folders of hydra can be given"
+    return None
 
 
 def one_line(error: Exception) -> str | None:
     """What went wrong in one line, or None for what is a bug of ours and deserves its traceback."""
-    from hydra.errors import HydraException
+    message = _message(error)
+    if message is None:
+        return None
+    line = "".join(char if char.isprintable() else " " for char in message)
+    return line if len(line) <= 2 * SHOWN_LINE else f"{line[:SHOWN_LINE]} … {line[-SHOWN_LINE:]}"
+
+
+def _message(error: Exception) -> str | None:
+    from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
     if isinstance(error, PipelineError):
         return str(error)
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:  # valid YAML, but a key stands there twice
-        return _broken_yaml(error, Path(error.problem_mark.name).resolve())
+        return broken_yaml(error, Path(error.problem_mark.name).resolve())
     if isinstance(error, HydraException | OmegaConfBaseException):
-        parts = [_joined(error)]
+        parts = [joined(error)]
         if isinstance(error.__cause__, OmegaConfBaseException):
-            parts.append(_joined(error.__cause__))
-        return f"{': '.join(dict.fromkeys(parts))} (for the keys and their values add --help)"
+            parts.append(joined(error.__cause__, parts[0]))
+        said = ": ".join(dict.fromkeys(parts))
+        if isinstance(error, OverrideParseException):
+            return f"{shortened(error.override)}: {said}: give key=value, or key=\"'value'\" for other characters"
+        return f"{said} (for the keys and their values add --help)"
     if type(error).__name__ == "TerminatedWorkerError":  # joblib's, which nothing else here needs to import
         return "a job was killed, or ran out of memory: the same command again goes on where it stopped"
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror or _joined(error)}: free the disk, or mend the path or its permissions"
+        return f"{place}{error.strerror or joined(error)}: free the disk, or mend the path or its permissions"
     return None
-
-
-def _joined(error: BaseException) -> str:
-    """The message in one line, without Hydra's search path, and OmegaConf's positions and hints."""
-    text = str(error).partition("Config search path:")[0]
-    noise = ("To append to your config", "full_key:", "object_type=", "reference_type=", "See https")
-    lines = (line.strip().rstrip(".") for line in text.splitlines())
-    return " ".join(line for line in lines if line and not line.startswith(noise))

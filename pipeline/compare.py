@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from pipeline import comparison, data, metrics
 from pipeline.command import entry_point, job_folder
-from pipeline.config import ROOT, CompareConfig, Config, PipelineError, in_dvc_stage
+from pipeline.config import ROOT, CompareConfig, Config, PipelineError, in_dvc_stage, network
 from pipeline.console import quiet_import
-from pipeline.files import load_csv, load_json, replacing, save_json
+from pipeline.files import REMAKE, load_csv, load_json, replacing, save_json
 from pipeline.recipes import PUBLISHED, PUBLISHED_LOG, Row, cells, header, markdown, published_row, recipe_row, verdict
-from pipeline.tables import markdown_table
+from pipeline.tables import markdown_table, plain
 
 
 @entry_point
@@ -45,6 +45,10 @@ def _compare_runs(config: CompareConfig) -> None:
         raise PipelineError("one configuration alone: give a=<what> and b=<what>, or the id of a sweep of several")
     runs = [run for of in found.values() for run in of]
     of = "test" if all(map(tracking.test_set_reads, runs)) else "validation"
+    if of == "validation" and any(run.data.params.get("data.val_examples") == "0" for run in runs):
+        raise PipelineError(
+            "a run has no validation digits: evaluate all on the test digits (pipeline.evaluate run=<id>)"
+        )
     folder = job_folder()
     with tempfile.TemporaryDirectory() as temporary:
         sides, digits, labels = _sides(list(found.values()), of, Path(temporary))
@@ -84,7 +88,7 @@ def _sides(
         configured = tracking.recorded_config(runs[0], folder / runs[0].info.run_id)
         sides.append(
             comparison.Side(
-                runs[0].data.tags["recipe"],
+                plain(runs[0].data.tags["recipe"]),
                 {
                     key: {of_run.get(key, "–") for of_run in traits}
                     for key in dict.fromkeys(k for t in traits for k in t)
@@ -92,7 +96,7 @@ def _sides(
                 np.array([predictions[run.info.run_id].predictions == labels for run in runs]),
                 [sum(seconds) for run in runs if (seconds := tracking.curve(run, "epoch_seconds"))],
                 int(runs[0].data.params.get("model.num_params", 0)),
-                comparison.multiply_adds(configured),
+                network(configured).multiply_adds,
             )
         )
     return comparison.told_apart(sides), digits, labels
@@ -172,9 +176,11 @@ def _answers(config: Config) -> list[str]:
 
 
 def read_predictions(path: Path) -> comparison.Predictions:
-    rows = load_csv(path, ["index", "label", "prediction"])
-    columns = ([int(row[key]) for row in rows] for key in ("index", "label", "prediction"))
-    return comparison.Predictions(*map(np.array, columns))
+    keys = ("index", "label", "prediction")
+    rows = load_csv(path, keys)
+    if not all(row[key].is_integer() for row in rows for key in keys):
+        raise PipelineError(f"{path} is damaged, {', '.join(keys)} are not whole numbers: {REMAKE}")
+    return comparison.Predictions(*(np.array([int(row[key]) for row in rows]) for key in keys))
 
 
 def _terminal_table(rows: Sequence[Row], found: dict[str, Any], config: Config) -> str:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import statistics
-from pipeline.config import Config, PipelineError
-from pipeline.tables import markdown_table, p_value, percent, points
+from pipeline.config import PipelineError
+from pipeline.tables import as_text, markdown_table, p_value, percent, points
 
 SHOWN = 8  # digits of a kind in the picture
 
@@ -89,23 +89,6 @@ def told_apart(sides: Sequence[Side]) -> list[Side]:
         else side
         for place, side in enumerate(sides)
     ]
-
-
-def multiply_adds(config: Config) -> int:
-    """Of the convolutions and dense layers, for one digit."""
-    height, width = config.data.image_shape
-    channels, total = 1, 0
-    for layer in config.model.convolutions:
-        border = layer.kernel_size - 1 if layer.padding == "valid" else 0
-        height, width = (-(-(size - border) // layer.strides) for size in (height, width))
-        filters = config.model.filters * layer.multiple
-        total += height * width * layer.kernel_size**2 * channels * filters
-        height, width, channels = height // layer.pool, width // layer.pool, filters
-    inputs = channels * (height * width if config.model.pooling == "flatten" else 1)
-    for units in [*config.model.units, config.data.classes]:
-        total += inputs * units
-        inputs = units
-    return total
 
 
 def verdicts(sides: Sequence[Side], confidence: float, of: str) -> list[Verdict]:
@@ -219,7 +202,8 @@ def markdown(sides: Sequence[Side], found: Sequence[Verdict], confidence: float,
         )
     differing = [["", *(side.name for side in sides)], *([key, *values] for key, values in differences(sides))]
     discordant = "\n".join(
-        f"- {verdict.a} alone is right on {verdict.test.only_a}, {verdict.b} alone on {verdict.test.only_b} digits"
+        f"- {as_text(verdict.a)} alone is right on {verdict.test.only_a}, {as_text(verdict.b)} alone on "
+        f"{verdict.test.only_b} digits"
         for verdict in found
         if isinstance(verdict.test, statistics.Pair)
     )
@@ -231,7 +215,7 @@ def markdown(sides: Sequence[Side], found: Sequence[Verdict], confidence: float,
     return (
         "\n\n".join(
             [
-                "\n\n".join(f"**{verdict.sentence}.**" for verdict in found),
+                "\n\n".join(f"**{as_text(verdict.sentence)}.**" for verdict in found),
                 markdown_table(rows),
                 f"{looked} Accuracies of the last epoch; seconds are medians, each on the hardware of its run.",
                 *([discordant] if discordant else []),

@@ -6,15 +6,21 @@ The values stand in params.yaml and conf/; the schema below has none, so that no
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 MISSING: Any = "???"  # OmegaConf's mark of a value that has to be given
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")  # what a data set consists of
+MOST_LAYERS = 50  # of a kind
+MOST_WEIGHTS = 100_000_000  # 2 GB in training: they, their gradients, Adam's moments
+MOST_ACTIVATIONS = 2_000_000  # of a digit: 4 GB for the 500 that are predicted at once
+SHOWN = 200  # characters of a refused value
 
 
 class PipelineError(Exception):
@@ -123,14 +129,19 @@ def validate(config: Config) -> None:
     """Refuse the first value that is out of its range, by a PipelineError."""
     for key, value, accepted, expected in _limits(config):
         if not accepted:
-            raise PipelineError(f"{key}={value} is out of range: give {expected}")
+            raise PipelineError(f"{key}={shortened(value)} is out of range: give {expected}")
+
+
+def shortened(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text):,} characters)"
 
 
 def _limits(config: Config) -> Iterator[tuple[str, Any, bool, str]]:
     """Every limited value: its key, the value, whether it is accepted, and what is."""
 
-    def at_least(key: str, value: int, low: int) -> tuple[str, Any, bool, str]:
-        return key, value, value >= low, f"a whole number, {low} or more"
+    def whole(key: str, value: int, low: int, high: int) -> tuple[str, Any, bool, str]:
+        return key, value, low <= value <= high, f"a whole number from {low} to {high}"
 
     def between(key: str, value: float, low: float, high: float) -> tuple[str, Any, bool, str]:
         return key, value, low <= value < high, f"a number from {low} to below {high}"
@@ -141,36 +152,60 @@ def _limits(config: Config) -> Iterator[tuple[str, Any, bool, str]]:
     def one_of(key: str, value: str, *choices: str) -> tuple[str, Any, bool, str]:
         return key, value, value in choices, " or ".join(choices)
 
+    def names(key: str, value: Any, each: Iterable[Any]) -> tuple[str, Any, bool, str]:
+        plain = all(isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]{0,63}", name, re.ASCII) for name in each)
+        return key, value, plain, "plain names: letters, digits, _ - and . alone, at most 64 and no . first"
+
     data, model, optimizer, augment = config.data, config.model, config.optimizer, config.augment
     shape = data.image_shape
-    yield "data.image_shape", shape, len(shape) == 2 and min(shape) >= 1, "two whole numbers, each 1 or more"
-    yield at_least("data.classes", data.classes, 2)
-    yield "seed", config.seed, 0 <= config.seed < 2**31, "a whole number from 0 to 2147483647"
-    yield at_least("train.epochs", config.train.epochs, 1)
+    sizes = [size for size in shape if isinstance(size, int) and 1 <= size <= 1000]  # a list may hold lists
+    yield "data.image_shape", shape, len(sizes) == len(shape) == 2, "two whole numbers from 1 to 1000"
+    yield whole("data.classes", data.classes, 2, 256)  # a label is a byte
+    for key, name in (("name", config.name), ("dataset", config.dataset), ("data.name", data.name)):
+        yield names(key, name, [name])
+    yield names("recipes", config.recipes, config.recipes)
+    for field, of_array in (("files", data.files), ("sha256", data.sha256)):
+        yield f"data.{field}", of_array, of_array.keys() == set(ARRAYS), f"one each for {', '.join(ARRAYS)}"
+    for key in ARRAYS:
+        yield names(f"data.files.{key}", data.files[key], [data.files[key]])
+        digest = data.sha256[key]
+        yield f"data.sha256.{key}", digest, bool(re.fullmatch("[0-9a-f]{64}", digest)), "64 hexadecimal digits"
+    yield "data.sources", data.sources, all(isinstance(source, str) for source in data.sources), "a list of addresses"
+    yield whole("seed", config.seed, 0, 2**31 - 1)
+    yield whole("train.epochs", config.train.epochs, 1, 10_000)
     examples = config.train.examples
-    yield "train.examples", examples, examples is None or examples >= 1, "a whole number, 1 or more, or null for all"
-    yield at_least("train.profile_steps", config.train.profile_steps, 0)
-    yield at_least("data.val_size", data.val_size, 0)
-    yield at_least("data.split_seed", data.split_seed, 0)
+    accepted = examples is None or 1 <= examples < 2**31
+    yield "train.examples", examples, accepted, f"a whole number from 1 to {2**31 - 1}, or null for all"
+    yield whole("train.profile_steps", config.train.profile_steps, 0, 1000)
+    yield whole("data.val_size", data.val_size, 0, 2**31 - 1)
+    yield whole("data.split_seed", data.split_seed, 0, 2**31 - 1)
     yield positive("data.fraction", data.fraction, 1)
     yield between("evaluate.confidence", config.evaluate.confidence, 0.5, 1)
-    yield at_least("evaluate.calibration_bins", config.evaluate.calibration_bins, 2)
+    yield whole("evaluate.calibration_bins", config.evaluate.calibration_bins, 2, 1000)
     views = config.evaluate.views
     yield "evaluate.views", views, views in (1, 5), "1 or 5"
-    yield at_least("model.filters", model.filters, 1)
+    yield whole("model.filters", model.filters, 1, 10_000)
     yield one_of("model.pooling", model.pooling, "flatten", "average")
+    count = len(model.convolutions)
+    yield "model.convolutions", f"{count} layers", count <= MOST_LAYERS, f"at most {MOST_LAYERS} layers"
     for number, layer in enumerate(model.convolutions):
         key = f"model.convolutions[{number}]"
-        yield at_least(f"{key}.multiple", layer.multiple, 1)
-        yield at_least(f"{key}.kernel_size", layer.kernel_size, 1)
-        yield at_least(f"{key}.pool", layer.pool, 1)
-        yield at_least(f"{key}.strides", layer.strides, 1)
+        for field in ("multiple", "kernel_size", "pool", "strides"):
+            yield whole(f"{key}.{field}", getattr(layer, field), 1, 1000)
         yield one_of(f"{key}.padding", layer.padding, "valid", "same")
-    rest = _output_shape(config)
+    few = len(model.units) <= MOST_LAYERS and all(isinstance(of, int) and 1 <= of <= 100_000 for of in model.units)
+    yield "model.units", model.units, few, f"at most {MOST_LAYERS} whole numbers from 1 to 100000"
+    of = network(config)
+    rest = [of.height, of.width]
     yield "model.convolutions", rest, min(rest) >= 1, "fewer or smaller ones: these leave no pixel of the digit"
-    yield "model.units", model.units, all(units >= 1 for units in model.units), "whole numbers, each 1 or more"
+    at_most = f"fewer or smaller layers: at most {MOST_WEIGHTS:,} weights"
+    yield "model", f"{of.weights:,} weights", of.weights <= MOST_WEIGHTS, at_most
     yield positive("model.pixel_scale", model.pixel_scale, 1)
-    yield at_least("optimizer.batch_size", optimizer.batch_size, 1)
+    yield whole("optimizer.batch_size", optimizer.batch_size, 1, 2**16)
+    at_most = f"fewer or smaller layers: at most {MOST_ACTIVATIONS:,} values that they compute for a digit"
+    yield "model", f"{of.activations:,} values", of.activations <= MOST_ACTIVATIONS, at_most
+    batch, most = min(optimizer.batch_size, examples or optimizer.batch_size), 500 * MOST_ACTIVATIONS // of.activations
+    yield "optimizer.batch_size", optimizer.batch_size, batch <= most, f"at most {most}, which this network can hold"
     shards, most = optimizer.batch_shards, min(optimizer.batch_size, 16)
     yield "optimizer.batch_shards", shards, 1 <= shards <= most, f"a whole number from 1 to {most}"
     yield "optimizer.row_strips", optimizer.row_strips, *_strips_limit(config)
@@ -194,17 +229,41 @@ def _strips_limit(config: Config) -> tuple[bool, str]:
     one_convolution = [(layer.strides, layer.padding, layer.pool) for layer in model.convolutions] == [(1, "valid", 1)]
     if not (one_convolution and not model.batch_norm and model.pooling == "flatten" and model.units):
         return config.optimizer.row_strips == 1, "1: only one valid convolution, 'flatten' and units can be cut"
-    most = _output_shape(config)[0]
+    most = network(config).height
     return 1 <= config.optimizer.row_strips <= most, f"a whole number from 1 to {most}"
 
 
-def _output_shape(config: Config) -> list[int]:
-    """Height and width that the convolutions leave."""
-    shape = list(config.data.image_shape)
-    for layer in config.model.convolutions:
+class Network(NamedTuple):
+    """What model.build_cnn will build."""
+
+    height: int  # that the convolutions leave
+    width: int
+    weights: int
+    activations: int  # values that the layers give, for one digit
+    multiply_adds: int  # of the convolutions and dense layers, for one digit
+
+
+def network(config: Config) -> Network:
+    """Walk over the layers, without building them."""
+    model = config.model
+    height, width = config.data.image_shape
+    channels, weights, activations, total = 1, 0, height * width, 0
+    for layer in model.convolutions:
         border = layer.kernel_size - 1 if layer.padding == "valid" else 0
-        shape = [-(-(size - border) // layer.strides) // layer.pool for size in shape]
-    return shape
+        height, width = (-(-(size - border) // layer.strides) for size in (height, width))
+        filters = model.filters * layer.multiple
+        kernel = layer.kernel_size**2 * channels * filters
+        weights += kernel + filters * (4 if model.batch_norm else 1)
+        activations += height * width * filters
+        total += height * width * kernel
+        height, width, channels = height // layer.pool, width // layer.pool, filters
+    inputs = channels * (height * width if model.pooling == "flatten" else 1)
+    for units in [*model.units, config.data.classes]:
+        weights += (inputs + 1) * units
+        activations += units
+        total += inputs * units
+        inputs = units
+    return Network(height, width, weights, activations, total)
 
 
 def in_dvc_stage() -> bool:
@@ -224,13 +283,60 @@ def from_dict(values: Mapping[str, Any], source: str) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+        with refusing(source):
+            return checked(OmegaConf.merge(OmegaConf.structured(Config), values))
     except OmegaConfBaseException as error:
-        first = str(error).splitlines()[0]
-        raise PipelineError(f"{source} was written by other code ({first}): check out its commit first") from None
-    assert isinstance(config, Config)
-    validate(config)
+        raise PipelineError(
+            f"{source} was written by other code ({joined(error)}): check out its commit first"
+        ) from None
+
+
+@contextmanager
+def refusing(given: str) -> Iterator[None]:
+    """Make a PipelineError of what Hydra and OmegaConf did not foresee, as an overflow: what is given caused it."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except (PipelineError, HydraException, OmegaConfBaseException):
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}, {joined(error)}"
+        raise PipelineError(f"{shortened(given)}: {said}: mend the value (keys and values: --help)") from error
+
+
+def joined(error: BaseException, before: str = "") -> str:
+    """The message in one line, without Hydra's search path; with OmegaConf's key, unless that stands `before`."""
+    text = str(error).partition("Config search path:")[0]
+    noise = ("^", "To append to your", "full_key:", "object_type=", "reference_type=", "See https")
+    lines = (line.strip().rstrip(".") for line in text.splitlines())
+    text = " ".join(line for line in lines if line and not line.startswith(noise))
+    key = re.search(r"full_key: (.+)", str(error))
+    return text if key is None or key[1] in before + text else f"{key[1]}: {text}"
+
+
+def checked(composed: Any) -> Config:
+    """The values of a composed configuration, OmegaConf's DictConfig, within their limits."""
+    from omegaconf import OmegaConf
+
+    with refusing("configuration"):
+        _refuse_references(OmegaConf.to_container(composed, resolve=False))
+        config = OmegaConf.to_object(composed)
+        if not isinstance(config, Config):
+            raise PipelineError("the defaults in conf/ leave out the schema: bring conf/config.yaml back")
+        validate(config)
     return config
+
+
+def _refuse_references(value: Any, key: str = "") -> None:
+    """Refuse ${...} anywhere: it could bring in what must not be logged, such as environment variables."""
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_references(name, key)
+            _refuse_references(inner, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, str) and "${" in value:
+        raise PipelineError(f"{key}={shortened(value)} refers to another value: write the value out")
 
 
 def config_name(verb: str) -> str:
@@ -242,15 +348,14 @@ def compose(*words: str, verb: str = "") -> Config:
     """The checked configuration that a stage gets for these key=value words, inside a command of Hydra's or not."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
 
     register()
     ready = GlobalHydra.instance().is_initialized()
-    with nullcontext() if ready else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_object(hydra.compose(config_name(verb), list(words)))
-    assert isinstance(config, Config)
-    validate(config)
-    return config
+    with (
+        refusing(" ".join(words)),
+        nullcontext() if ready else hydra.initialize_config_dir(str(CONF), version_base="1.3"),
+    ):
+        return checked(hydra.compose(config_name(verb), list(words)))
 
 
 def register() -> None:
@@ -261,6 +366,7 @@ def register() -> None:
     for name, schema in (("schema", Config), ("run_schema", RunConfig), ("compare_schema", CompareConfig)):
         ConfigStore.instance().store(name=name, node=schema)
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
+    OmegaConf.clear_resolver("oc.env")  # no environment variable gets into what is logged
 
 
 def _run_folder(parent: str) -> str:

@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Data, PipelineError
+from pipeline.config import ARRAYS, Data, PipelineError
 from pipeline.files import REMAKE, existing, replacing, save_csv
 
-ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 KERAS_NAMES = dict(zip(ARRAYS, ("x_train", "y_train", "x_test", "y_test"), strict=True))
 LIMIT = 64 << 20  # bytes of a file, packed and unpacked: all of MNIST has 52 MiB
 TOO_MUCH = f"holds more than {LIMIT >> 20} MiB"
@@ -157,6 +156,11 @@ def split(raw: Mapping[str, NDArray[np.uint8]], settings: Data) -> dict[str, Dig
     kept = stratified_fraction(labels, settings.fraction, settings.split_seed)
     test = stratified_fraction(test_labels, settings.fraction, settings.split_seed)
     rest, drawn = stratified_split(labels[kept], settings.val_size, settings.split_seed)
+    if not len(rest) or not len(test):
+        raise PipelineError(
+            f"data.fraction={settings.fraction} and data.val_size={settings.val_size} leave {len(rest)} training and "
+            f"{len(test)} test digits: give a larger fraction, or a smaller val_size"
+        )
     return {
         "train": take(raw["train_images"], labels, kept[rest]),
         "val": take(raw["train_images"], labels, kept[drawn]),
@@ -220,6 +224,8 @@ def load_digits(path: Path, data: Data) -> Digits:
             raise PipelineError(
                 f"{path} holds {name} {array.dtype}{list(array.shape)}, expected {kind.__name__}{list(shape)}: {REMAKE}"
             )
+    if not size and path.stem != "val":  # a split may set none aside for validation
+        raise PipelineError(f"{path} holds no digit: give a larger data.fraction, {REMAKE}")
     if size and digits.labels.max() >= data.classes:
         raise PipelineError(f"{path} holds the label {digits.labels.max()}, expected 0 to {data.classes - 1}: {REMAKE}")
     return digits

@@ -57,6 +57,7 @@ def start(seed: int) -> None:
     One thread an operation and two operations at once: how a sum is cut among threads decides its last bits, so
     the cut is in the graph, and the machine's number of cores cannot change a result.
     """
+    tf.get_logger().setLevel("ERROR")  # a sweep compiles for every job, of which TensorFlow warns
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(2)
     keras.backend.clear_session()

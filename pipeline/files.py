@@ -15,9 +15,10 @@ from typing import Any
 import psutil
 import yaml
 
-from pipeline.config import PipelineError
+from pipeline.config import CONF, ROOT, PipelineError
 
 REMAKE = "remove it and run `dvc repro`"
+LONGEST_YAML, DEEPEST_YAML = 100_000, 10  # bytes, and collections within one another
 
 
 @contextmanager
@@ -60,7 +61,7 @@ def load_json(path: Path) -> dict[str, Any]:
     """Read an object; a missing or damaged file is a PipelineError."""
     try:
         value = json.loads(existing(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PipelineError(f"{path} is damaged ({error}): {REMAKE}") from None
     if not isinstance(value, dict):
         raise PipelineError(f"{path} is damaged, no JSON object: {REMAKE}")
@@ -69,13 +70,53 @@ def load_json(path: Path) -> dict[str, Any]:
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """Read a mapping; a missing or damaged file is a PipelineError."""
+    check_yaml(existing(path))
     try:
-        value = yaml.safe_load(existing(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
         raise PipelineError(f"{path} is damaged ({' '.join(str(error).split())})") from None
     if not isinstance(value, dict):
         raise PipelineError(f"{path} is damaged, no mapping of keys to values")
     return value
+
+
+def check_yaml(path: Path) -> None:
+    """Refuse, by file and line, what is no mapping in YAML, and what could grow without bound or make objects."""
+    name = _shown(path)
+    if path.stat().st_size > LONGEST_YAML:
+        raise PipelineError(f"{name}: {path.stat().st_size:,} bytes: give at most {LONGEST_YAML:,}")
+    depth = 0
+    try:
+        for event in yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader):
+            refusal = None
+            if isinstance(event, yaml.AliasEvent):
+                refusal = "a YAML alias (*name): write the value out"
+            elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag:
+                refusal = f"the YAML tag {event.tag}: give the value alone"
+            elif isinstance(event, yaml.ScalarEvent) and event.value == "_target_" and path.parent != CONF:
+                refusal = "_target_ would call a function: give values alone"
+            elif isinstance(event, yaml.NodeEvent) and depth == 0 and not isinstance(event, yaml.MappingStartEvent):
+                refusal = "no mapping: give lines of key: value"
+            elif depth > DEEPEST_YAML:
+                refusal = f"more than {DEEPEST_YAML} lists or mappings within one another: write it flatter"
+            if refusal:
+                line = event.start_mark.line + 1 if event.start_mark else "?"
+                raise PipelineError(f"{name}:{line}: {refusal}")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+    except yaml.MarkedYAMLError as error:
+        raise PipelineError(broken_yaml(error, path)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{name}: not YAML in UTF-8, {' '.join(str(error).split())}: mend it") from None
+
+
+def broken_yaml(error: yaml.MarkedYAMLError, path: Path) -> str:
+    mark = error.problem_mark
+    place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+    return f"{_shown(path)}{place}: broken YAML, {error.problem}: mend that line"
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def save_csv(path: Path, columns: Mapping[str, Iterable[Any]]) -> None:

@@ -19,6 +19,7 @@ from keras import layers
 
 from pipeline.config import Model, PipelineError
 from pipeline.files import REMAKE, existing, replacing
+from pipeline.tables import plain
 
 BATCH_NORM_MOMENTUM = 0.95  # Keras's 0.99 is still near its start after the 50 steps of a quick try
 
@@ -136,9 +137,10 @@ def save_model(path: Path, model: keras.Model) -> None:
 
 
 def load_model(path: Path) -> keras.Model:
-    """Load a .keras file of ours; a missing or damaged one is a PipelineError."""
+    """Load a .keras file; a missing or damaged one, and one that brings code of its own, is a PipelineError."""
+    existing(path)
     try:
-        return keras.saving.load_model(existing(path), compile=False)
-    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PipelineError(f"{path} is damaged or no .keras file ({reason}): {REMAKE}") from None
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # what a file says makes Keras raise nearly anything
+        reason = plain(str(error).partition("\n")[0])[:200] or type(error).__name__
+        raise PipelineError(f"{path} is damaged or no .keras file of ours ({reason}): {REMAKE}") from None

@@ -133,7 +133,7 @@ def plot_curves(curves: Mapping[str, Sequence[float]], metric: str) -> Figure:
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         axes = figure.subplots()
         for colour, (name, values) in zip(cycle(COLOURS), curves.items(), strict=False):
-            axes.plot(range(1, len(values) + 1), 100 * np.asarray(values), marker=".", color=colour, label=name)
+            axes.plot(range(1, len(values) + 1), 100 * np.asarray(values), marker=".", color=colour, label=_text(name))
         axes.set(xlabel="epoch", ylabel=f"{metric} in %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -168,7 +168,8 @@ def plot_sides(accuracies: Mapping[str, Sequence[float]], of: str) -> Figure:
             axes.plot(100 * np.asarray(shares), [row] * len(shares), "o", color=colour, alpha=0.6)
             axes.plot([100 * np.mean(shares)] * 2, [row - 0.3, row + 0.3], color=colour)
         axes.set(xlabel=f"{of} accuracy in %; lines: means", ylim=(len(accuracies) - 0.5, -0.5))
-        axes.set_yticks(range(len(accuracies)), [f"{name}\nn = {len(of_side)}" for name, of_side in accuracies.items()])
+        labels = [f"{_text(name)}\nn = {len(of_side)}" for name, of_side in accuracies.items()]
+        axes.set_yticks(range(len(accuracies)), labels)
         return figure
 
 
@@ -179,7 +180,7 @@ def plot_digit_rows(rows: Mapping[str, Sequence[tuple[NDArray[np.uint8], str]]])
         figure = Figure(figsize=(1.15 * most + 0.3, 1.75 * len(rows)), layout="constrained")
         parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
         for part, (heading, digits) in zip(parts, rows.items(), strict=True):
-            part.suptitle(heading if digits else f"{heading}: none", fontsize=9)
+            part.suptitle(_text(heading if digits else f"{heading}: none"), fontsize=9)
             for axes, (image, title) in zip(part.subplots(1, most, squeeze=False)[0], digits, strict=False):
                 axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
                 axes.set_title(title, fontsize=8)
@@ -209,6 +210,11 @@ def plot_band(published: Sequence[float], curves: Sequence[Sequence[float]], ban
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.legend(frameon=False)
         return figure
+
+
+def _text(name: str) -> str:
+    """A name from elsewhere, which is no formula."""
+    return name.replace("$", r"\$")
 
 
 def _curve(axes: Axes, history: History, key: str, error: bool = False, **style: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pipeline import metrics
 from pipeline.config import ROOT, Config, PipelineError
-from pipeline.tables import markdown_table, percent
+from pipeline.tables import as_text, markdown_table, percent
 
 PUBLISHED = "published"
 PUBLISHED_LOG = ROOT / "reference" / "published_run.csv"
@@ -98,7 +98,7 @@ def header(confidence: float) -> list[str]:
 
 
 def markdown(rows: Sequence[Row], sentences: Sequence[str], config: Config) -> str:
-    said = "\n\n".join(sentences)
+    said = "\n\n".join(map(as_text, sentences))
     head = header(config.evaluate.confidence)
     return f"""{markdown_table([head, *map(cells, rows)])}
 

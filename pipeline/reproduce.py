@@ -5,6 +5,7 @@ It changes nothing by itself: where the run is of another commit, it says how to
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +19,10 @@ from pipeline.files import load_csv, load_json, load_yaml, replacing, sha256
 from pipeline.metrics import Interval
 from pipeline.statistics import prediction_interval
 from pipeline.surroundings import git, identity, uncommitted, versions
-from pipeline.tables import percent, points
+from pipeline.tables import percent, plain, points
 
 PUBLISHED_LOG = ROOT / "reference" / "published_run.csv"
+TAGS = {"recipe": r"[\w/-]+", "model_sha256": "[0-9a-f]{64}", "git_commit": "[0-9a-f]{40}|none"}  # used unquoted
 SPLIT = [ROOT / "data" / "processed" / f"{name}.npz" for name in ("train", "val")]
 
 
@@ -55,9 +57,13 @@ def _recorded(run: str, data_name: str, folder: Path) -> Recorded:
             from pipeline import tracking
         found = tracking.find_run(run, data_name)
         paths = [tracking.artifact(found, name, folder) for name in files]
+    tags = {key: plain(str(value)) for key, value in load_json(paths[1]).items()}
+    for key, pattern in TAGS.items():
+        if not re.fullmatch(pattern, tags.get(key, "")):
+            raise PipelineError(f"{paths[1]} has {key}={tags.get(key)!r}, which no run of ours has: take its own file")
     return Recorded(
         from_dict(load_yaml(paths[0]), str(paths[0])),
-        load_json(paths[1]),
+        tags,
         load_csv(paths[2], ["train_accuracy", "val_accuracy"]),
         load_csv(paths[3], ["index", "prediction"]),
     )
@@ -67,6 +73,10 @@ def _train_again(run: str, recorded: Recorded) -> None:
     config, tags = recorded.config, recorded.tags
     data.check_split(load_json(ROOT / "data" / "processed" / "split.json"), config.data, SPLIT[0].parent)
     digits, val = (data.load_digits(file, config.data) for file in SPLIT)
+    if len(recorded.val_predictions) != len(val.labels):
+        raise PipelineError(
+            f"{run} has predictions of {len(recorded.val_predictions)} digits, expected {len(val.labels)}"
+        )
     now = identity(config, SPLIT)
     with quiet_import():
         from pipeline import surroundings, training

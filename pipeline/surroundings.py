@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.config import ROOT, Config, to_dict
+from pipeline.console import quiet_import
 from pipeline.files import sha256
 
 NOBODY = {"mlflow.user": "pipeline", "mlflow.source.name": "pipeline"}  # instead of a login name, and somebody's path
@@ -111,7 +112,9 @@ def processor() -> str:
 def hardware() -> str:
     """Processor, cores this process may use, memory, and graphics processors, in words."""
     import psutil
-    import tensorflow as tf
+
+    with quiet_import():
+        import tensorflow as tf
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = round(psutil.virtual_memory().total / 2**30)

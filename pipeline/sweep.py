@@ -24,23 +24,21 @@ from filelock import FileLock
 from hydra.experimental.callback import Callback
 
 from pipeline.command import Folders, job_folder, jobs_at_once, one_line, overrides
-from pipeline.config import ROOT, Config, PipelineError, compose
+from pipeline.config import ROOT, Config, PipelineError, compose, refusing, shortened
 from pipeline.console import quiet_import
 from pipeline.files import replacing, save_csv
 from pipeline.record import left_unfinished
 from pipeline.surroundings import Identity, depends_on_length, identity, origin
-from pipeline.tables import markdown_table, percent
+from pipeline.tables import markdown_table, percent, plain
 
 if TYPE_CHECKING:
     from pipeline.training import Shared, Split
 
-PARENT, KEYS, EPOCHS = (
-    "SWEEP_PARENT",
-    "SWEEP_KEYS",
-    "SWEEP_EPOCHS",
-)  # environment variables, which the processes of the jobs inherit
+# Environment variables, which the processes of the jobs inherit.
+PARENT, KEYS, EPOCHS = "SWEEP_PARENT", "SWEEP_KEYS", "SWEEP_EPOCHS"
 LOCKS = ROOT / "multirun" / ".locks"
 SHARED = ROOT / "multirun" / ".shared"
+MOST_JOBS = 1_000  # each is composed before the first one runs, which takes a minute or two
 CONFIDENCE = 0.95
 
 
@@ -79,7 +77,8 @@ def open_sweep(config: Any) -> None:
     """
     words = list(config.hydra.overrides.task)
     preset = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-    keys, jobs = _search(preset, words) if "optuna" in config.hydra.sweeper._target_ else _grid(preset + words)
+    with refusing(" ".join(words)):
+        keys, jobs = _search(preset, words) if "optuna" in config.hydra.sweeper._target_ else _grid(preset + words)
     data_files = [ROOT / "data" / "processed" / f"{name}.npz" for name in ("train", "val")]
     planned = [compose(*job, verb="train") for job in jobs]
     contents = [identity(job, data_files).content_sha256 for job in planned]
@@ -110,11 +109,24 @@ def _grid(words: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     given = OverridesParser.create().parse_overrides(list(words))
+    count = math.prod(map(_count, given))
+    if not count <= MOST_JOBS:  # nor where it is NaN
+        raise PipelineError(f"{shortened(' '.join(words))}: {count:.10g} jobs: give values for at most {MOST_JOBS:,}")
     [jobs] = BasicSweeper.split_arguments(given, None)
     if not jobs:
         raise PipelineError(f"{' '.join(words)} is no job at all: give each key at least one value")
     last = {override.get_key_element(): override for override in given}
     return [key for key, override in last.items() if override.is_sweep_override()], jobs
+
+
+def _count(override: Any) -> float:
+    """How many values a word gives its key, without making them."""
+    from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
+
+    swept = override.value()
+    if isinstance(swept, RangeSweep):
+        return max(0.0, (swept.stop - swept.start) / swept.step)
+    return len(swept.list) if isinstance(swept, ChoiceSweep) else 1
 
 
 def _search(preset: Sequence[str], words: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -260,7 +272,7 @@ def ranked(runs: Sequence[Any]) -> list[Child]:
             values["recipe"] = tags["recipe"]
         children.append(
             Child(
-                " ".join(f"{key}={value}" for key, value in values.items()) or run.info.run_name,
+                plain(" ".join(f"{key}={value}" for key, value in values.items()) or run.info.run_name),
                 values,
                 run.info.status,
                 figures.get("val_accuracy", math.nan),

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+
+# What Markdown and its HTML are made of, where it is no ordinary text: `p < 0.001`, `batch_size` and `[3, 3]` stay.
+MARKS = re.compile(
+    r"[\\`*|~&]|<(?=[A-Za-z/!?])|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])|^(?:[#>]|[+-](?=\s))",
+)
+
+
+def plain(text: str) -> str:
+    """A name from elsewhere in one line that moves no terminal's cursor: what does not print becomes a mark."""
+    return "".join(character if character.isprintable() else "�" for character in text)
+
+
+def as_text(text: str) -> str:
+    """Markdown that shows a name from elsewhere as it is: no HTML, link, picture or cell of its own."""
+    return MARKS.sub(r"\\\g<0>", plain(text))
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """The first row is the heading; the first column is aligned left, the others right."""
+    """The first row is the heading; the first column is aligned left, the others right. Cells are text."""
+    rows = [[as_text(cell) for cell in row] for row in rows]
     # MLflow's page takes a rule of fewer dashes for text.
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
 

@@ -17,6 +17,7 @@ from pipeline.config import ROOT, Config, PipelineError, from_dict
 from pipeline.files import existing, load_yaml
 from pipeline.store import open_store, refusals_in_one_line
 from pipeline.surroundings import about
+from pipeline.tables import as_text
 
 PARENT = "mlflow.parentRunId"
 
@@ -106,7 +107,7 @@ def test_set_reads(run: Run) -> int:
 def log_comparison(data_name: str, name: str, files: Sequence[Path], answer: str, compared: Sequence[Run]) -> str:
     """A run of its own for what was compared, with links to it: its id."""
     client, experiment = open_store(data_name)
-    links = [f"[{run.info.run_name}](#/experiments/{experiment}/runs/{run.info.run_id})" for run in compared]
+    links = [f"[{as_text(run.info.run_name)}](#/experiments/{experiment}/runs/{run.info.run_id})" for run in compared]
     note = f"{answer}\nRuns compared: {', '.join(links)}\n"
     ids = " ".join(run.info.run_id for run in compared)
     tags = about("pipeline.compare") | {"mlflow.note.content": note, "compared": ids}

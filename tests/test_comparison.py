@@ -125,11 +125,3 @@ def test_telling_digits_are_those_that_tell_the_two_apart():
     found = {kind: list(places) for kind, places in comparison.telling_digits(one, other).items()}
     assert found == {"a right, b wrong": [4], "b right, a wrong": [2], "both wrong": [3]}
     assert comparison.hits(one, other, 4) == ""
-
-
-def test_multiply_adds_by_hand(compose):
-    # Published: 26 x 26 x 9 x 64 for the convolution, then 43,264 x 64 + 64 x 64 + 64 x 10.
-    assert comparison.multiply_adds(compose("recipe=baseline")) == 389_376 + 2_768_896 + 4_096 + 640
-    # 26² x 9 x 16, pooled to 13; 11² x 9 x 16 x 32; 9² x 9 x 32 x 64, pooled to 4; 2² x 9 x 64 x 256; 256 x 10.
-    expected = 97_344 + 557_568 + 1_492_992 + 589_824 + 2_560
-    assert comparison.multiply_adds(compose("recipe=accurate")) == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from conftest import ROOT, run
 from omegaconf import OmegaConf
 
 from pipeline import config as configuration
-from pipeline.config import Config, PipelineError, validate
+from pipeline.config import ARRAYS, Config, PipelineError, network, validate
 
 RECIPES = sorted((ROOT / "conf" / "recipe").rglob("*.yaml"))
 DATA = sorted((ROOT / "conf" / "data").rglob("*.yaml"))
@@ -91,27 +92,37 @@ def test_the_schema_holds_no_value():
 
 
 SEED, SHARE = "a whole number from 0 to 2147483647", "a number from 0 to below 1"
-AT_LEAST_0, AT_LEAST_1 = "a whole number, 0 or more", "a whole number, 1 or more"
+SIZE, UNITS = "a whole number from 1 to 1000", "at most 50 whole numbers from 1 to 100000"
+NAME = "plain names: letters, digits, _ - and . alone, at most 64 and no . first"
+EACH = "one each for train_images, train_labels, test_images, test_labels"
 LIMITS = {  # what is given: what is asked for instead
+    "name=../elsewhere": NAME,
+    "name=<b>x</b>": NAME,
+    "name=a/": NAME,
+    "data.name=a|b": NAME,
     "seed=-1": SEED,
     "seed=2147483648": SEED,
-    "train.epochs=0": AT_LEAST_1,
-    "train.examples=0": "a whole number, 1 or more, or null for all",
-    "train.profile_steps=-1": AT_LEAST_0,
-    "data.image_shape=[]": "two whole numbers, each 1 or more",
-    "data.classes=0": "a whole number, 2 or more",
-    "data.val_size=-1": AT_LEAST_0,
-    "data.split_seed=-1": AT_LEAST_0,
+    "train.epochs=0": "a whole number from 1 to 10000",
+    "train.examples=0": "a whole number from 1 to 2147483647, or null for all",
+    "train.examples=2147483648": "a whole number from 1 to 2147483647, or null for all",
+    "train.profile_steps=-1": "a whole number from 0 to 1000",
+    "data.image_shape=[]": "two whole numbers from 1 to 1000",
+    "data.image_shape=[28, [28]]": "two whole numbers from 1 to 1000",
+    "data.classes=1": "a whole number from 2 to 256",
+    "data.classes=257": "a whole number from 2 to 256",
+    "data.val_size=-1": SEED,
+    "data.split_seed=-1": SEED,
     "data.fraction=0.0": "a number above 0, at most 1",
     "data.fraction=1.01": "a number above 0, at most 1",
     "evaluate.confidence=1.0": "a number from 0.5 to below 1",
-    "evaluate.calibration_bins=1": "a whole number, 2 or more",
+    "evaluate.calibration_bins=1": "a whole number from 2 to 1000",
     "evaluate.views=3": "1 or 5",
-    "model.filters=0": AT_LEAST_1,
+    "model.filters=0": "a whole number from 1 to 10000",
     "model.pooling=max": "flatten or average",
-    "model.units=[64, 0]": "whole numbers, each 1 or more",
+    "model.units=[64, 0]": UNITS,
+    "model.units=[[1]]": UNITS,
     "model.pixel_scale=1.5": "a number above 0, at most 1",
-    "optimizer.batch_size=0": AT_LEAST_1,
+    "optimizer.batch_size=0": "a whole number from 1 to 65536",
     "optimizer.batch_shards=17": "a whole number from 1 to 16",
     "optimizer.row_strips=27": "a whole number from 1 to 26",
     "optimizer.learning_rate=nan": "a number above 0, at most 10",
@@ -126,14 +137,20 @@ LIMITS = {  # what is given: what is asked for instead
     "augment.shift=28.0": "a number from 0 to below 28",
     "augment.full_until=1.0": SHARE,
     "augment.last=1.1": "a number from 0 to 1",
+    "name=../../x": NAME,
+    "name=-x": NAME,
+    "dataset=/x": NAME,
+    "data.name=.x": NAME,
+    "recipes=['a b']": NAME,
+    "recipes=[['a']]": NAME,
 }
 LAYER = {"multiple": 1, "kernel_size": 3, "strides": 1, "padding": "same", "pool": 1}
 LAYERS = {  # the value given of a convolution: what is asked for instead
-    "multiple=0": AT_LEAST_1,
-    "kernel_size=0": AT_LEAST_1,
-    "strides=0": AT_LEAST_1,
+    "multiple=0": SIZE,
+    "kernel_size=0": SIZE,
+    "strides=0": SIZE,
     "padding=full": "valid or same",
-    "pool=0": AT_LEAST_1,
+    "pool=0": SIZE,
 }
 CUT = "optimizer.row_strips=2"
 UNCUT = "1: only one valid convolution, 'flatten' and units can be cut"
@@ -149,10 +166,20 @@ CASES += [
     for given, expected in LAYERS.items()
 ]
 CASES += [
+    ("recipes=[accurate, /etc]", "recipes=/etc", NAME),
     (convolutions(kernel_size=29, padding="valid"), "model.convolutions=[0, 0]", "fewer or smaller ones"),  # of 28
     (convolutions(pool=29), "model.convolutions=[0, 0]", "fewer or smaller ones"),
     *((given, CUT, UNCUT) for given in ("model.batch_norm=true", "model.pooling=average", "model.units=[]")),
     *((convolutions(**given), CUT, UNCUT) for given in ({}, {"padding": "valid", "strides": 2})),
+    (f"model.convolutions={json.dumps([LAYER] * 51)}", "model.convolutions=51 layers", "at most 50 layers"),
+    ("model.filters=10000", "model=432,744,874 weights", "fewer or smaller layers: at most 100,000,000 weights"),
+    (
+        "model={filters: 10000, pooling: average, units: []}",
+        "model=6,760,794 values",  # 28² and 26² x 10,000 and 10
+        "fewer or smaller layers: at most 2,000,000 values that they compute for a digit",
+    ),
+    ("optimizer.batch_size=65536", "optimizer.batch_size=65536", "at most 22631, which this network can hold"),
+    ("data.sources=[[a]]", "data.sources=[['a']]", "a list of addresses"),
 ]
 
 
@@ -165,6 +192,21 @@ def changed(config: Config, override: str) -> Config:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), OmegaConf.from_dotlist([override])))
 
 
+DATA_CASES = [
+    ("files", {"train_images": "x"}, "data.files", EACH),
+    ("files", dict.fromkeys(ARRAYS, "../x"), "data.files.train_images", NAME),
+    ("sha256", {}, "data.sha256", EACH),
+    ("sha256", dict.fromkeys(ARRAYS, "x" * 64), "data.sha256.train_images", "64 hexadecimal digits"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "named", "expected"), DATA_CASES)
+def test_data_that_name_no_whole_set_of_arrays_are_refused(composed, field, value, named, expected):
+    data = dataclasses.replace(composed.data, **{field: value})
+    with pytest.raises(PipelineError, match=f"^{named}=.* is out of range: give {re.escape(expected)}$"):
+        validate(dataclasses.replace(composed, data=data))
+
+
 @pytest.mark.parametrize(("override", "named", "expected"), CASES)
 def test_a_value_out_of_range_is_refused_with_what_to_give(composed, override, named, expected):
     with pytest.raises(PipelineError) as refused:
@@ -173,8 +215,17 @@ def test_a_value_out_of_range_is_refused_with_what_to_give(composed, override, n
 
 
 def test_every_limit_is_tried_above(composed):
-    tried = {named.partition("=")[0] for _, named, _ in CASES}
-    assert {key for key, *_ in configuration._limits(composed)} <= tried
+    tried = {named.partition("=")[0] for _, named, _ in CASES} | {named for *_, named, _ in DATA_CASES}
+    limited = {key for key, *_ in configuration._limits(composed)}
+    assert {key for key in limited if not key.endswith(("train_labels", "test_images", "test_labels"))} <= tried
+
+
+def test_multiply_adds_by_hand(compose):
+    # Published: 26 x 26 x 9 x 64 for the convolution, then 43,264 x 64 + 64 x 64 + 64 x 10.
+    assert network(compose("recipe=baseline")).multiply_adds == 389_376 + 2_768_896 + 4_096 + 640
+    # 26² x 9 x 16, pooled to 13; 11² x 9 x 16 x 32; 9² x 9 x 32 x 64, pooled to 4; 2² x 9 x 64 x 256; 256 x 10.
+    expected = 97_344 + 557_568 + 1_492_992 + 589_824 + 2_560
+    assert network(compose("recipe=accurate")).multiply_adds == expected
 
 
 ON_THE_EDGE = """data.fraction=1 data.val_size=0 evaluate.confidence=0.5 evaluate.calibration_bins=2 seed=2147483647
@@ -215,7 +266,7 @@ REFUSED = {
     "+train.epoch=3": "+train.epoch=3: keys are neither added nor removed",
     "~seed": "~seed: keys are neither added nor removed",
     "train.epochs=many": "train.epochs=many: Value 'many' of type 'str' could not be converted to Integer",
-    "train.epochs=0": "train.epochs=0 is out of range: give a whole number, 1 or more",
+    "train.epochs=0": "train.epochs=0 is out of range: give a whole number from 1 to 10000",
     "recipe=nosuch": "Could not find 'recipe/nosuch' Available options in 'recipe': accurate baseline",
     "train.epochs": "'train.epochs' missing EQUAL",
 }

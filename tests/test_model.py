@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 from conftest import ROOT, generated_digits, run
 
 from pipeline import engine, model
-from pipeline.config import Convolution, Model, PipelineError
+from pipeline.config import Convolution, Model, PipelineError, network
 
 SMALL = Model(2, [Convolution(1, 3, 2, "valid", 1), Convolution(3, 3, 1, "same", 2)], True, "average", [5], 1 / 255)
 # In another process objects lie at other addresses, and the clock has gone on.
@@ -56,6 +57,19 @@ def test_baseline_is_the_published_network_layer_by_layer(compose):
     images, _ = generated_digits(3, 0)
     pixels = cnn.get_layer("pixels")(cnn.get_layer("channel")(images))
     np.testing.assert_array_equal(pixels, images[..., None])  # raw, 0 to 255
+
+
+@pytest.mark.parametrize("recipe", ["baseline", "accurate", "fast"])
+def test_the_walk_over_the_layers_finds_what_keras_builds(compose, recipe):
+    config = compose(f"recipe={recipe}")
+    cnn, walked = model.build_cnn(config.model, (28, 28), 10), network(config)
+    assert walked.weights == cnn.count_params()
+    computing = [
+        layer.output for layer in cnn.layers if layer.name.startswith(("images", "convol", "hidden", "logits"))
+    ]
+    assert walked.activations == sum(math.prod(output.shape[1:]) for output in computing)
+    pooled = [layer.output.shape[1:3] for layer in cnn.layers if len(layer.output.shape) == 4]
+    assert (walked.height, walked.width) == pooled[-1]
 
 
 def test_accurate_has_the_parameters_of_its_formula(compose):

@@ -1,0 +1,69 @@
+"""Losses and weights that are no longer numbers, in the first, a middle and the last batch."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import generated_digits, pipeline, runs
+from faults_report import record
+
+from pipeline import engine, model
+from pipeline.config import PipelineError
+from pipeline.data import Digits
+
+PROMISE = "A training whose loss or weights are no longer finite stops within one step, and keeps nothing of it"
+STEPS = 8  # an epoch
+DIGITS = Digits(*generated_digits(5 * STEPS, 0), np.arange(5 * STEPS, dtype=np.int32))
+
+
+@pytest.mark.parametrize("at", [0, STEPS + 3, 2 * STEPS - 1], ids=["first", "middle", "last"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
+@pytest.mark.parametrize("place", ["loss", pytest.param("weights", marks=pytest.mark.faults)])
+def test_it_stops_within_one_step(compose, monkeypatch, place, value, at):
+    config = compose(
+        "recipe=baseline", "model.filters=2", "train.epochs=2", "optimizer.batch_size=5", "optimizer.row_strips=1"
+    )
+    engine.start(0)
+    cnn = model.build_cnn(config.model, (28, 28), 10)
+    steps = tf.Variable(0)
+    sound = engine.Trainer._step
+
+    def poisoned(trainer, images, labels, rate, strength, step):
+        steps.assign_add(1)
+        wrong = tf.where(step == at, value, 0.0)
+        loss, right = sound(trainer, images, labels, rate, strength, step)
+        if place == "loss":
+            return loss + wrong, right
+        for variable in trainer.variables:
+            variable.assign_add(tf.fill(variable.shape, wrong))
+        return loss, right
+
+    monkeypatch.setattr(engine.Trainer, "_step", poisoned)
+    kept = []
+    with pytest.raises(
+        PipelineError, match=r"^the (loss|network) is not finite in epoch \d, step \d of 8 \(last"
+    ) as no:
+        for epoch, _, state in engine.fit(cnn, config, DIGITS, DIGITS, lambda *_: None):
+            kept.append((epoch, state()))
+    seen = at + (place == "weights" and at < 2 * STEPS - 1)  # the step whose loss shows it
+    assert f"in epoch {seen // STEPS + 1}, step {seen % STEPS + 1} of" in str(no.value)
+    assert steps.numpy() == seen + 1, "no step more was taken"
+    assert len(kept) == at // STEPS, "the epochs before it alone"
+    assert all(np.isfinite(weight).all() for _, state in kept for of in state for weight in of)
+    record(PROMISE, 1, 1)
+
+
+@pytest.mark.pipeline
+def test_as_a_command_it_leaves_a_failed_run_and_neither_checkpoint_nor_model(clone):
+    words = ("recipe=baseline", "train.epochs=2", "optimizer.batch_size=4", "optimizer.weight_decay=0.99")
+    done = pipeline(clone, "train", *words, "optimizer.learning_rate=10")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the loss is not finite in epoch 1") and done.stderr.count("\n") == 1
+    [failed] = runs(clone, "attributes.run_name LIKE '%learning_rate=10'")
+    assert failed.info.status == "FAILED" and "model_sha256" not in failed.data.tags
+    left = {path.relative_to(clone / "outputs").as_posix() for path in (clone / "outputs").rglob("*")}
+    assert left == {"unfinished", "unsent"}, "no model, no checkpoint, and nothing that waits"
+    record(PROMISE, 1, 1)
