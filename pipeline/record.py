@@ -113,7 +113,7 @@ def unfinished(content: str, about: Mapping[str, Any], anew: bool = False) -> It
     """The record of this content: the one an earlier try left, or a new one of `about`; and whether this process had
     to wait for another that made just this.
 
-    The block is to `finish` it; one that does not leaves it, to go on from.
+    The block is to `finish` it; one that does not leaves it, to go on from. One that only waits for MLflow is FINISHED.
     """
     who = [content, about["name"], about["tags"]["dvc_stage"], about["tags"].get("mlflow.parentRunId", "")]
     folder = home() / "unfinished" / hashlib.sha256("\n".join(who).encode()).hexdigest()[:16]
@@ -121,7 +121,8 @@ def unfinished(content: str, about: Mapping[str, Any], anew: bool = False) -> It
     with _held(folder.with_suffix(".lock"), about["name"]) as waited:
         if anew:
             shutil.rmtree(folder, ignore_errors=True)
-        record = _taken_up(folder, about)
+        made = [place for place in waiting() if load_json(place / "run.json").get("key") == folder.name]
+        record = Record(made[-1]) if made else _taken_up(folder, {**about, "key": folder.name})
         yield record, waited
 
 
