@@ -189,7 +189,10 @@ def _terminal_table(rows: Sequence[Row], found: dict[str, Any], config: Config) 
 
     seconds, hardware = ["–"], "no hardware known"
     for name, figures in found.items():
-        known = tracking.seconds_in_training(name, figures["model_sha256"], config.data.name)
+        try:
+            known = tracking.seconds_in_training(name, figures["model_sha256"], config.data.name)
+        except PipelineError:  # the table is of files; only the seconds are MLflow's
+            known = None
         seconds.append(f"{known[0]:,.0f}" if known else "–")
         hardware = known[1] if known else hardware
     lines = [[*header(config.evaluate.confidence), "seconds in training"]]

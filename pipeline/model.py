@@ -19,7 +19,6 @@ from keras import layers
 
 from pipeline.config import Model, PipelineError
 from pipeline.files import REMAKE, existing, replacing
-from pipeline.tables import plain
 
 BATCH_NORM_MOMENTUM = 0.95  # Keras's 0.99 is still near its start after the 50 steps of a quick try
 
@@ -142,5 +141,5 @@ def load_model(path: Path) -> keras.Model:
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # what a file says makes Keras raise nearly anything
-        reason = plain(str(error).partition("\n")[0])[:200] or type(error).__name__
+        reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise PipelineError(f"{path} is damaged or no .keras file of ours ({reason}): {REMAKE}") from None

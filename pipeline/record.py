@@ -57,8 +57,10 @@ class Record:
         """Take up the record in `folder`, or begin one there that holds `about`."""
         self.folder = folder
         if about is None:
-            self.about = load_json(folder / "run.json")
-            self.rows: list[Row] = load_json(folder / "rows.json")["rows"]
+            self.about, rows = load_json(folder / "run.json"), load_json(folder / "rows.json")
+            if not {"id", "start", "name", "tags"} <= self.about.keys() or "rows" not in rows:
+                raise PipelineError(f"{folder} is damaged, no record of a run: remove it")
+            self.rows: list[Row] = rows["rows"]
         else:
             self.about, self.rows = {"id": uuid.uuid4().hex, "start": now(), **about}, []
             save_json(folder / "rows.json", {"rows": self.rows})
@@ -104,8 +106,8 @@ class Record:
 
 def waiting() -> list[Path]:
     """The folders of the records that MLflow has not got whole, the oldest first."""
-    folders = [folder for folder in (home() / "unsent").glob("*") if (folder / "run.json").is_file()]
-    return sorted(folders, key=lambda folder: load_json(folder / "run.json")["start"])
+    files = (home() / "unsent").glob("*/run.json")
+    return [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime_ns)]
 
 
 @contextmanager
@@ -121,15 +123,27 @@ def unfinished(content: str, about: Mapping[str, Any], anew: bool = False) -> It
     with _held(folder.with_suffix(".lock"), about["name"]) as waited:
         if anew:
             shutil.rmtree(folder, ignore_errors=True)
-        made = [place for place in waiting() if load_json(place / "run.json").get("key") == folder.name]
-        record = Record(made[-1]) if made else _taken_up(folder, {**about, "key": folder.name})
-        yield record, waited
+        yield _made(folder.name) or _taken_up(folder, {**about, "key": folder.name}), waited
 
 
 def left_unfinished(content: str, name: str) -> bool:
     """Whether a training of this content under this name can be gone on with."""
-    found = [load_json(file) for file in (home() / "unfinished").glob("*/run.json")]
-    return any(about["name"] == name and about["tags"]["content_sha256"] == content for about in found)
+    for file in (home() / "unfinished").glob("*/run.json"):
+        with suppress(PipelineError, KeyError, TypeError):  # one that is damaged is begun anew
+            about = load_json(file)
+            if about["name"] == name and about["tags"]["content_sha256"] == content:
+                return True
+    return False
+
+
+def _made(key: str) -> Record | None:
+    """The record of an earlier try that made all and only waits for MLflow."""
+    for folder in reversed(waiting()):
+        with suppress(PipelineError):  # damaged, or sent meanwhile
+            record = Record(folder)
+            if (record.about.get("key"), record.about.get("status")) == (key, "FINISHED"):
+                return record
+    return None
 
 
 def _taken_up(folder: Path, about: Mapping[str, Any]) -> Record:
@@ -138,7 +152,7 @@ def _taken_up(folder: Path, about: Mapping[str, Any]) -> Record:
             record = Record(folder)
             record.note(status="RUNNING", end=None)
             return record
-        except (PipelineError, KeyError) as error:
+        except PipelineError as error:
             print(f"{error}; begun anew", flush=True)
     shutil.rmtree(folder, ignore_errors=True)  # of one killed before it was whole
     return Record(folder, {**about, "status": "RUNNING"})

@@ -65,6 +65,8 @@ class Sender:
                 self.record.fail(error)
             self.next_try = 0.0
             self.send()
+            if isinstance(error, PipelineError):
+                send_waiting()
 
     def begin(self, config: Config, some: NDArray[np.uint8]) -> None:
         """Put into the record what is known before training, with a sheet of `some` digits, uint8 [N, H, W], before
@@ -131,15 +133,18 @@ def send_waiting() -> tuple[dict[str, dict[str, Any]], list[str]]:
     for folder in (home() / "unsent").glob("*"):
         if not (folder / "run.json").is_file():  # sent, by a process that was killed then
             shutil.rmtree(folder, ignore_errors=True)
+    answers = True
     for folder in waiting():
-        if left:  # the others would wait as long, and some build on it
-            left.append(f"{folder} waits as well")
-            continue
         try:
             with FileLock(folder / "lock", timeout=0):
                 if (folder / "run.json").is_file():  # nobody else has just sent it
                     record = Record(folder)
+                    if not answers:  # it would wait as long, and may build on what waits before it
+                        left.append(f"{folder} waits as well")
+                        continue
+                    answers = False
                     run_id = send(record)
+                    answers = True
                     sent[record.about["id"]] = {**record.about, "run_id": run_id}
                     (folder / "run.json").unlink()  # first: what is half removed is no record
                 shutil.rmtree(folder)

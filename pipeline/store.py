@@ -69,6 +69,8 @@ def open_store(name: str) -> tuple[MlflowClient, str]:
     with filelock.FileLock(lock):
         if local:
             _prepare(local, artifacts)
+            with closing(sqlite3.connect(local)) as database:
+                database.execute("BEGIN IMMEDIATE")  # where it is locked, MLflow would wait for 20 s at every request
         client = MlflowClient()
         experiment = client.get_experiment_by_name(name)
         if experiment is None:

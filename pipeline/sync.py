@@ -17,8 +17,8 @@ def sync(config: Config) -> None:
         from pipeline import sending
 
     sent, left = sending.send_waiting()
-    for run_id in sent.values():
-        print(f"sent: MLflow run {run_id}")
+    for found in sent.values():
+        print(f"sent: {found['name']}, MLflow run {found['run_id']}")
     if left:
         raise PipelineError(f"{left[0]}{f', and {len(left) - 1} more' if left[1:] else ''}")
 

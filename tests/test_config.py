@@ -166,7 +166,7 @@ CASES += [
     for given, expected in LAYERS.items()
 ]
 CASES += [
-    ("recipes=[accurate, /etc]", "recipes=/etc", NAME),
+    ("recipes=[accurate, /etc]", "recipes=['accurate', '/etc']", NAME),
     (convolutions(kernel_size=29, padding="valid"), "model.convolutions=[0, 0]", "fewer or smaller ones"),  # of 28
     (convolutions(pool=29), "model.convolutions=[0, 0]", "fewer or smaller ones"),
     *((given, CUT, UNCUT) for given in ("model.batch_norm=true", "model.pooling=average", "model.units=[]")),

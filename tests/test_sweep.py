@@ -76,6 +76,33 @@ def test_the_same_sweep_again_trains_nothing_and_a_larger_one_what_is_missing(cl
     assert len(re.findall(r"^\| \d", larger.stdout, re.MULTILINE)) == 6, "the ranking holds what was found as well"
 
 
+def test_runs_that_differ_in_their_length_alone_share_their_first_epochs_and_end_as_each_by_itself(clone):
+    words = ("recipe=baseline", "seed=7")
+    done = pipeline(clone, "train", "-m", *words, "train.epochs=4,2,3,1")
+    assert done.returncode == 0, done.stderr
+    trained = re.findall(r"^train.epochs=(\d) epoch (\d)/", done.stdout, re.MULTILINE)
+    assert trained == [("4", "1"), ("4", "2"), ("4", "3"), ("4", "4")], "4 epochs for 10"
+    assert re.findall(r"goes on after epoch (\d)", done.stdout) == ["2", "3", "1"]
+    folder = max((clone / "multirun").glob("2*"))
+    for number, epochs in enumerate((4, 2, 3, 1)):
+        [child] = [run for run in children(clone, parent_of(done)) if run.data.params["train.epochs"] == str(epochs)]
+        assert len(store(clone).get_metric_history(child.info.run_id, "epoch_seconds")) == epochs
+        alone = pipeline(clone, "train", *words, f"train.epochs={epochs}")
+        assert alone.returncode == 0 and "goes on" not in alone.stdout
+        own = max((clone / "outputs").glob("2*"))
+        for name in ("model.keras", "history.csv", "val_predictions.csv"):
+            assert (own / name).read_bytes() == (folder / str(number) / name).read_bytes(), (epochs, name)
+    assert not list((clone / "multirun").rglob("*.ckpt"))
+
+
+def test_where_the_length_decides_the_schedule_each_is_trained_by_itself_and_it_says_so(clone):
+    words = ("recipe=baseline", "seed=7", "optimizer.schedule=one_cycle")
+    done = pipeline(clone, "train", "-m", *words, "train.epochs=2,1")
+    assert "depend on the number of epochs: each number is trained by itself" in done.stdout
+    trained = re.findall(r"^train.epochs=(\d) epoch (\d)/", done.stdout, re.MULTILINE)
+    assert trained == [("2", "1"), ("2", "2"), ("1", "1")] and "goes on" not in done.stdout
+
+
 def test_other_code_is_trained_anew(clone, grid):
     engine = clone / "pipeline/engine.py"
     engine.write_text(engine.read_text() + "# another\n")

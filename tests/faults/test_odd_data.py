@@ -121,7 +121,7 @@ def monkeypatch_module() -> Any:
 @pytest.mark.parametrize("digits", RIGHT)
 def test_odd_digits_are_trained_on_and_evaluated_right(verbs, digits):
     run_id = verbs.trained(digits, "optimizer.batch_size=1000")  # larger than the data
-    said, refusal = verbs(digits, "evaluate", f"run={run_id}")
+    _, refusal = verbs(digits, "evaluate", f"run={run_id}")
     assert not refusal, refusal
     figures, labels = verbs.figures(), DIGITS[digits][2]
     assert figures["test_examples"] == len(labels)
