@@ -79,6 +79,11 @@ def test_every_value_has_exactly_one_source(compose, recipe):
     assert sorted(given) == sorted(flat(configuration.to_dict(compose())))
 
 
+def test_what_one_verb_alone_takes_is_no_configuration_of_a_run(compose):
+    config = compose()
+    assert configuration.to_dict(configuration.RunConfig(**vars(config), run="some")) == configuration.to_dict(config)
+
+
 def test_what_dvc_builds_exists_and_every_listed_name_is_a_file(compose):
     config = compose()
     assert set(config.recipes) <= {path.stem for path in RECIPES} and config.recipes
