@@ -115,7 +115,7 @@ def unfinished(content: str, about: Mapping[str, Any], anew: bool = False) -> It
     """The record of this content: the one an earlier try left, or a new one of `about`; and whether this process had
     to wait for another that made just this.
 
-    The block is to `finish` it; one that does not leaves it, to go on from.
+    The block is to `finish` it; one that does not leaves it, to go on from. One that only waits for MLflow is FINISHED.
     """
     who = [content, about["name"], about["tags"]["dvc_stage"], about["tags"].get("mlflow.parentRunId", "")]
     folder = home() / "unfinished" / hashlib.sha256("\n".join(who).encode()).hexdigest()[:16]
@@ -123,8 +123,7 @@ def unfinished(content: str, about: Mapping[str, Any], anew: bool = False) -> It
     with _held(folder.with_suffix(".lock"), about["name"]) as waited:
         if anew:
             shutil.rmtree(folder, ignore_errors=True)
-        record = _taken_up(folder, about)
-        yield record, waited
+        yield _made(folder.name) or _taken_up(folder, {**about, "key": folder.name}), waited
 
 
 def left_unfinished(content: str, name: str) -> bool:
@@ -135,6 +134,16 @@ def left_unfinished(content: str, name: str) -> bool:
             if about["name"] == name and about["tags"]["content_sha256"] == content:
                 return True
     return False
+
+
+def _made(key: str) -> Record | None:
+    """The record of an earlier try that made all and only waits for MLflow."""
+    for folder in reversed(waiting()):
+        with suppress(PipelineError):  # damaged, or sent meanwhile
+            record = Record(folder)
+            if (record.about.get("key"), record.about.get("status")) == (key, "FINISHED"):
+                return record
+    return None
 
 
 def _taken_up(folder: Path, about: Mapping[str, Any]) -> Record:

@@ -31,7 +31,7 @@ from pipeline import tracking
 from pipeline.config import Config, PipelineError, to_dict
 from pipeline.data import Digits
 from pipeline.files import load_csv, replacing, sha256
-from pipeline.record import Record, Row, now, unfinished, waiting
+from pipeline.record import Record, Row, home, now, unfinished, waiting
 from pipeline.store import open_store, refusals_in_one_line
 from pipeline.surroundings import NOBODY, Identity, about, deciding, difference, flatten, packages
 
@@ -130,6 +130,9 @@ def send_waiting() -> tuple[dict[str, dict[str, Any]], list[str]]:
     """
     sent: dict[str, dict[str, Any]] = {}
     left: list[str] = []
+    for folder in (home() / "unsent").glob("*"):
+        if not (folder / "run.json").is_file():  # sent, by a process that was killed then
+            shutil.rmtree(folder, ignore_errors=True)
     answers = True
     for folder in waiting():
         try:
@@ -143,6 +146,7 @@ def send_waiting() -> tuple[dict[str, dict[str, Any]], list[str]]:
                     run_id = send(record)
                     answers = True
                     sent[record.about["id"]] = {**record.about, "run_id": run_id}
+                    (folder / "run.json").unlink()  # first: what is half removed is no record
                 shutil.rmtree(folder)
         except Timeout:
             left.append(f"{folder} is being sent by another process")
@@ -291,18 +295,20 @@ def log_evaluation(
         "model_sha256": of.model_sha256,
         "run": of.run,
     }
-    with unfinished(of.model_sha256, known, anew=True) as (record, _):
-        record.add_rows(
-            [{"step": step, "time": now(), "values": {key: float(value) for key, value in figures.items()}}]
-        )
-        for file in files:
-            record.add_file(file)
-        for file in plots:
-            record.add_file(file, "artifacts/plots")
-        if of.run is None:
-            _adopt(record.folder / "adopted", of)
-        record.note(status="FINISHED", end=now())
-        record.finish()
+    content = f"{of.model_sha256} {of.run} {known['params']}"
+    with unfinished(content, known, anew=True) as (record, _):
+        if record.about["status"] != "FINISHED":  # or it was logged by a try that ended before MLflow had all of it
+            record.add_rows(
+                [{"step": step, "time": now(), "values": {key: float(value) for key, value in figures.items()}}]
+            )
+            for file in files:
+                record.add_file(file)
+            for file in plots:
+                record.add_file(file, "artifacts/plots")
+            if of.run is None:
+                _adopt(record.folder / "adopted", of)
+            record.note(status="FINISHED", end=now())
+            record.finish()
     sent, left = send_waiting()
     if found := sent.get(record.about["id"]):
         return f"test set read {found['reads']} x for MLflow run {found['run_id']}"

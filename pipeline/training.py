@@ -58,11 +58,14 @@ def train_tracked(
         if waited and (found := _made_meanwhile(config, identity, outputs)):
             return found
         with sending.Sender(run) as sender:
-            sender.begin(config, digits.train.images[:SHOWN])
-            history = _train(cnn, config, digits, identity, sender, bar, shared)
-            made = _write(cnn, config, digits, outputs, history, run)
-            run.note(made=made, status="FINISHED", end=record.now())
-            run.finish()
+            if run.about["status"] == "FINISHED":
+                history = _bring_back(run, outputs)
+            else:
+                sender.begin(config, digits.train.images[:SHOWN])
+                history = _train(cnn, config, digits, identity, sender, bar, shared)
+                made = _write(cnn, config, digits, outputs, history, run)
+                run.note(made=made, status="FINISHED", end=record.now())
+                run.finish()
     return Trained(sender.end, history, outputs.model / "model.keras")
 
 
@@ -134,6 +137,16 @@ def _write(
         save_yaml(outputs.results / "config.yaml", to_dict(config))
         save_json(outputs.results / "tags.json", tags)
     return made
+
+
+def _bring_back(run: record.Record, outputs: Folders) -> list[engine.Epoch]:
+    """Write to `outputs` what an earlier try made, which ended before MLflow had all of it."""
+    print(f"{run.about['name']}: made before, only MLflow lacks it", flush=True)
+    record.link(run.folder / "model.keras", outputs.model / "model.keras")
+    names = ["history.csv", "val_predictions.csv", *([] if in_dvc_stage() else ["config.yaml", "tags.json"])]
+    for name in names:
+        record.link(run.folder / "artifacts" / name, outputs.results / name)
+    return [_epoch(row) for row in load_csv(outputs.results / "history.csv", engine.Epoch._fields)]
 
 
 def _made_meanwhile(config: Config, identity: Identity, outputs: Folders) -> Trained | None:

@@ -194,7 +194,7 @@ class Untouched:
             said.append(f"{fault.kind} at {fault.at}: {ended.faulty}")
             if wrong := unexpected(ended, fault) or lost(self.bench.folder, self.before, self.state):
                 return [*said, *wrong]
-        return self.wrong_after_another(*said)
+        return self.wrong_after_another(*said, synced=ended.code == 0)
 
     def wrong_after_signals(self, *signals: tuple[float, int]) -> list[str]:
         """Run the command with a signal after so many seconds, for each of these, and then without."""
@@ -215,10 +215,13 @@ class Untouched:
             wrong += [f"left as running in MLflow: {ended}"]
         return wrong
 
-    def wrong_after_another(self, *said: str) -> list[str]:
-        """Run the command again, unless the fault came when all was done: what is then wrong, after what is said."""
+    def wrong_after_another(self, *said: str, synced: bool = False) -> list[str]:
+        """Run the command again, unless the fault came when all was done, or only send what was said to be left.
+
+        Gives what is then wrong, after what is said.
+        """
         if judge(self.bench.folder, self.state):
-            ended = self.bench.run(*self.command)
+            ended = self.bench.run(*(["sync"] if synced else self.command))
             if ended.code:
                 return [*said, f"then exit code {ended.code}: {ended.stderr}"]
         wrong = judge(self.bench.folder, self.state)
@@ -350,6 +353,6 @@ def sha256(path: Path) -> str:
 
 def report(promise: str, tries: int, wrong: Sequence[Sequence[str]]) -> None:
     """Tell docs/reliability.md of the tries, and fail if any of them left something wrong."""
-    lines = [line for found in wrong for line in found]
+    lines = [line[:300] for found in wrong for line in found[:6]]
     record(promise, tries, tries - len(wrong), "; ".join(lines) or "nothing")
     assert not wrong, "\n".join(lines)

@@ -4,6 +4,7 @@ import sys
 import time
 
 from mlflow.entities import Metric
+
 from pipeline.store import open_store
 
 if __name__ == "__main__":
