@@ -94,6 +94,11 @@ class Record:
         if isinstance(error, PipelineError):
             self.finish()
 
+    def forget(self) -> None:
+        """Remove a record that was begun for nothing; one that waits for MLflow stays."""
+        if self.about["status"] == "RUNNING":
+            shutil.rmtree(self.folder)
+
     def finish(self) -> None:
         """Put the record among those that wait for MLflow: the step after which nothing is done again."""
         target = home() / "unsent" / self.about["id"]

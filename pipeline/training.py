@@ -56,6 +56,7 @@ def train_tracked(
     about = sending.about_training(config, name, parent, identity, *digits)
     with record.unfinished(identity.content_sha256, about) as (run, waited):
         if waited and (found := _made_meanwhile(config, identity, outputs)):
+            run.forget()
             return found
         with sending.Sender(run) as sender:
             if run.about["status"] == "FINISHED":
