@@ -23,10 +23,8 @@ from pipeline.record import user_root
 
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the view that the web page opens with
 SQLITE = "sqlite:///"
-HALF_MADE = (
-    "already exists",
-    "duplicate column name",
-)  # what MLflow stumbles over where a process died while making it
+# What MLflow stumbles over in a database that a process died while making.
+HALF_MADE = ("already exists", "duplicate column name")
 # Where MLflow keeps absolute addresses of artifacts: tables and columns.
 ADDRESSES = (
     ("experiments", "artifact_location"),
@@ -42,7 +40,8 @@ def refusals_in_one_line() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a result of")]
+        first = (lines or [type(error).__name__])[0][:200]
         uri = mlflow.get_tracking_uri()
         if "database schema" in first:  # MLflow would advise to upgrade even a store that is newer than itself
             raise PipelineError(
