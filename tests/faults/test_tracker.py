@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -213,8 +214,16 @@ def test_sending_may_be_killed_at_any_moment(lab: Lab, evaluated: Path) -> None:
 @pytest.mark.faults
 def test_the_server_itself_may_be_killed_and_started_again(lab: Lab) -> None:
     lab.begin()
-    threading.Timer(lab.seconds["train"] / 2, lab.server.kill).start()
+
+    def kill() -> None:
+        while len(lab.proxy.asked) < lab.asked["train"] // 2:
+            time.sleep(0.005)
+        lab.server.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
     ended = lab.run("train")
+    killer.join()
     lab.server.start()
     lab.server.wait()
     survived("training, the server killed", [wrong_end(lab, "train", ended) or lab.wrong_after_sending("train")])
