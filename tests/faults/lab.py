@@ -27,6 +27,7 @@ from harness import of_store
 from proxy import Proxy
 
 HERE = Path(__file__).resolve().parent
+UPLOADING = ".artifact.uploading."  # what a server leaves that is killed while it takes a file
 READY = 2  # a logged model, in the store's table
 UNSET = ("DVC_", "MLFLOW_", "MNIST_", "FAULTY_")  # as for a user
 
@@ -232,10 +233,9 @@ class Repository:
             found[f"{label}: read"] = store.execute(query, [run_id]).fetchall()
             models = [root / "models" / key for key, owner in ids.items() if owner == f"model of {label}"]
             for place in [root / run_id, *models]:
-                held = files(place / "artifacts").items()
-                found |= {
-                    f"{ids[place.name]}: {name}": value for name, value in held if name != "MLmodel"
-                }  # has a date
+                for name, value in files(place / "artifacts").items():
+                    if name != "MLmodel" and not name.startswith(UPLOADING):  # it has a date
+                        found[f"{ids[place.name]}: {name}"] = value
         return found
 
     def _uncounted(self, store: sqlite3.Connection, run_id: str) -> Any:
