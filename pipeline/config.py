@@ -271,10 +271,11 @@ def in_dvc_stage() -> bool:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The composed values, nested, as plain Python types."""
+    """The composed values, nested, as plain Python types; without those of one verb alone, as `run` of evaluate."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_container(OmegaConf.structured(config))  # type: ignore[return-value]
+    own = OmegaConf.masked_copy(OmegaConf.structured(config), list(Config.__dataclass_fields__))
+    return OmegaConf.to_container(own)  # type: ignore[return-value]
 
 
 def from_dict(values: Mapping[str, Any], source: str) -> Config:

@@ -79,6 +79,11 @@ def test_every_value_has_exactly_one_source(compose, recipe):
     assert sorted(given) == sorted(flat(configuration.to_dict(compose())))
 
 
+def test_what_one_verb_alone_takes_is_no_configuration_of_a_run(compose):
+    config = compose()
+    assert configuration.to_dict(configuration.RunConfig(**vars(config), run="some")) == configuration.to_dict(config)
+
+
 def test_what_dvc_builds_exists_and_every_listed_name_is_a_file(compose):
     config = compose()
     assert set(config.recipes) <= {path.stem for path in RECIPES} and config.recipes
@@ -269,6 +274,15 @@ REFUSED = {
     "train.epochs=0": "train.epochs=0 is out of range: give a whole number from 1 to 10000",
     "recipe=nosuch": "Could not find 'recipe/nosuch' Available options in 'recipe': accurate baseline",
     "train.epochs": "'train.epochs' missing EQUAL",
+    f"seed={'[' * 100_000}": "(100,005 characters): give at most 4,000 characters, all words together",
+    f"seed={'[' * 300}": "(305 characters): give at most 10 brackets within one another",
+    "seed=${oc.env:HOME}": "seed=${oc.env:HOME}: refers to another value: write the value out",
+    "name='a\nb'": "name='a b': holds characters that do not print",
+    "hydra.searchpath=[x]": "hydra.searchpath=[x]: a key of Hydra's that stays as it is",
+    "--config-dir=x": "--config-dir=x: no option: give key=value, or -m, --multirun, -h, --help",
+    "name=../../x": "name=../../x is out of range: give plain names",
+    "recipe=null": "recipe=null: ValueError, Config group override must be a string or a list",
+    "name=ä": "name=ä: LexerNoViableAltException: name=ä: give key=value, or key=\"'value'\" for other characters",
 }
 
 
@@ -281,6 +295,12 @@ BROKEN = {  # what is put at the end of params.yaml, and the one line; {line} is
     "unclosed list": ("extra: [1}\n", "error: params.yaml:{line}:10: broken YAML, did not find expected ',' or ']'"),
     "alias": ("extra: &a [*a]\n", "error: params.yaml:{line}: a YAML alias (*name): write the value out"),
     "repeated key": ("seed: 1\n", "error: params.yaml:{line}"),
+    "tag": (
+        "extra: !!python/object:os.system {}\n",
+        "error: params.yaml:{line}: the YAML tag tag:yaml.org,2002:python/",
+    ),
+    "depth": (f"extra: {'[' * 99}\n", "error: params.yaml:{line}: more than 10 lists or mappings within one another"),
+    "length": (f"#{'-' * 100_000}\n", "error: params.yaml: 100,"),
     "no UTF-8": ("\udcff", "error: params.yaml: not YAML in UTF-8"),
     "unknown key": (
         "extra: 1\n",
@@ -295,6 +315,24 @@ def test_a_broken_file_is_refused_by_its_name_and_line(copy, case):
     text = (ROOT / "params.yaml").read_text()
     (copy / "params.yaml").write_text(text + added, errors="surrogateescape")
     assert refusal(copy).startswith(expected.format(line=text.count("\n") + 1))
+
+
+@pytest.mark.parametrize("reference", ["${oc.env:HOME}", "${dataset}", "a${oc.select:dataset}"])
+def test_a_reference_to_another_value_is_refused_wherever_it_stands(composed, reference, monkeypatch):
+    values = configuration.to_dict(composed)
+    for key in ("name", "dataset"):
+        with pytest.raises(PipelineError, match=f"^{key}={re.escape(reference)} refers to another value"):
+            configuration.from_dict(values | {key: reference}, "config.yaml")
+
+
+def test_no_environment_variable_gets_into_a_sweep_either(copy):
+    preset = copy / "conf" / "sweep" / "mine.yaml"
+    preset.write_text("# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {name: '${oc.env:HOME}'}}}\n")
+    assert "Unsupported interpolation type oc.env" in refusal(copy, "sweep=mine")
+
+
+def test_a_sweep_of_too_many_jobs_is_refused_before_it_is_counted_out(copy):
+    assert "seed=range(0,1e12): 1e+12 jobs: give values for at most" in refusal(copy, "-m", "seed=range(0,1e12)")
 
 
 def test_a_sweep_with_one_wrong_type_is_refused_before_its_first_job(copy):

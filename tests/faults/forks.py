@@ -13,6 +13,7 @@ import os
 import runpy
 import select
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -20,9 +21,8 @@ from typing import NoReturn
 
 
 def serve(imports: list[str]) -> None:
-    for (
-        name
-    ) in imports:  # they run no operation yet: TensorFlow makes its threads with the first, and those do not fork
+    # They run no operation yet: TensorFlow makes its threads with the first, and those do not fork.
+    for name in imports:
         __import__(name)
     for line in sys.stdin:
         begin, children, signals = time.monotonic(), [], []
@@ -42,13 +42,15 @@ def serve(imports: list[str]) -> None:
 
 
 def become(module: str, words: list[str], variables: dict[str, str], files: list[str]) -> NoReturn:
-    """Run a module as `python -m` does, faulty.c armed, stdout and stderr in `files`."""
+    """Run a module as `python -m` does, faulty.c armed where it is loaded, stdout and stderr in `files`."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for descriptor, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     os.environ |= variables
+    tempfile.tempdir = None  # TMPDIR may be another now
     sys.argv = [module, *words]
-    ctypes.CDLL(None).faulty_arm()
+    if "FAULTY_KIND" in variables:
+        ctypes.CDLL(None).faulty_arm()
     code = 0
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)

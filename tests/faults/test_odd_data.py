@@ -105,9 +105,8 @@ class Verbs:
 @pytest.fixture(scope="module")
 def verbs(tmp_path_factory, monkeypatch_module) -> Any:
     verbs = Verbs(tmp_path_factory.mktemp("odd"))
-    yield verbs
-    verbs.process.stdin.close()
-    verbs.process.wait()
+    with verbs.process:  # closes its pipes, which ends it
+        yield verbs
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +154,7 @@ def test_a_last_batch_of_fewer_digits_than_shards_is_refused_in_one_line(verbs):
     record("odd digits end in a right result, or one line", 1, 1)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("digits", ["all labels alike", "one example"])
 def test_odd_digits_are_compared(verbs, digits):
     runs = [verbs.trained(digits, f"model.filters={filters}") for filters in (1, 2)]
@@ -163,6 +163,7 @@ def test_odd_digits_are_compared(verbs, digits):
     record("odd digits end in a right result, or one line", 1, 1)
 
 
+@pytest.mark.faults
 def test_runs_without_validation_digits_are_compared_after_their_evaluation_alone(verbs):
     runs = [verbs.trained("no validation", f"model.filters={filters}") for filters in (1, 2)]
     words = (f"a={runs[0]}", f"b={runs[1]}")

@@ -188,7 +188,7 @@ CONTENTS = [  # instead of a file, or after its own content
 # fmt: on
 def one_of(values: Sequence[Any]) -> st.SearchStrategy[Any]:
     """As sampled_from, which Hypothesis would print whole, megabytes of it."""
-    return st.integers(0, len(values) - 1).map(values.__getitem__)
+    return st.integers(0, len(values) - 1).map(lambda place: values[place])
 
 
 VALUES = st.one_of(one_of(HOSTILE), st.text(max_size=20), st.integers().map(str), st.floats().map(str))
@@ -341,6 +341,7 @@ def folder(tmp_path, monkeypatch) -> Path:
         monkeypatch.setattr(module, "CONF", tmp_path / "conf")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SECRET", SECRET)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
     for name in ("DVC_STAGE", "DVC_ROOT", sweep.PARENT):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
@@ -382,7 +383,7 @@ def answer(words: list[str]) -> str | Config | None:
     def train(config: Config) -> None:
         found.append(config)
 
-    os.environ.pop("HYDRA_FULL_ERROR", None)
+    os.environ["HYDRA_FULL_ERROR"] = ""  # an earlier command of this process has set it
     sys.argv = ["train", *words]
     try:
         train()
@@ -491,7 +492,7 @@ def whole_command(folder: Path, words: list[str], scratch: Path) -> Ended:
     """Train in `folder` as a user would."""
     scratch.mkdir(exist_ok=True)
     (scratch / "sitecustomize.py").write_text(WATCHING)
-    variables = {"PYTHONPATH": str(scratch), "IMPORTED": str(scratch / "imported"), "SECRET": SECRET}
+    variables = {"PYTHONPATH": str(scratch), "IMPORTED": str(scratch / "imported"), "HYDRA_FULL_ERROR": ""}
     begin = time.monotonic()
     done = run(sys.executable, "-m", "pipeline.train", *words, cwd=folder, **variables)
     seconds = time.monotonic() - begin
