@@ -88,6 +88,9 @@ class Record:
         """Keep a file below the folder `place` of the record."""
         link(file, self.folder / place / file.name)
 
+    def discard(self) -> None:
+        shutil.rmtree(self.folder)
+
     def fail(self, error: BaseException) -> None:
         """Note how the run ended. A PipelineError would come again by the same command: then nothing goes on."""
         self.note(status="FAILED" if isinstance(error, Exception) else "KILLED", end=now())

@@ -128,11 +128,8 @@ class Reproduction:
             stage.send_signal(number)
 
 
-def wrong_after_another(clone: Clone, left: psutil.Process | None, done_before: bool = False) -> list[str]:
-    """What is wrong after `dvc repro` at once, and once more where a stage that was left running held it up.
-
-    A stage that was done before, but not yet written down by DVC, is run again: to the same bits, in a second run.
-    """
+def wrong_after_another(clone: Clone, left: psutil.Process | None) -> list[str]:
+    """What is wrong after `dvc repro` at once, and once more where a stage that was left running held it up."""
     done = clone.repro()
     if done.returncode and left:
         errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -143,8 +140,7 @@ def wrong_after_another(clone: Clone, left: psutil.Process | None, done_before: 
     if done.returncode:
         return [f"then exit code {done.returncode}: {done.stderr}"]
     lock = [] if (clone.folder / "dvc.lock").read_bytes() == clone.lock else ["dvc.lock is another"]
-    second = ("run 1", "mlruns/run 1", "mlruns/models/model of run 1") if done_before else ()
-    return lock + [line for line in judge(clone.folder, clone.expected) if not line.startswith(second)]
+    return lock + judge(clone.folder, clone.expected)
 
 
 def wrong_after(clone: Clone, who: str, name: str, epoch: int = 0, seconds: float = 0.0) -> list[str]:
@@ -158,8 +154,7 @@ def wrong_after(clone: Clone, who: str, name: str, epoch: int = 0, seconds: floa
         repro.signal(who, signal.Signals[name])
     ended = repro.process.returncode == 0 and not judge(clone.folder, clone.expected)  # DVC hears no Ctrl-C of its own
     left = stage if stage and stage.is_running() and stage.status() != psutil.STATUS_ZOMBIE else None
-    done_before = "\nwrote " in repro.output.read_text()
-    wrong = [] if ended else wrong_after_another(clone, left, done_before)
+    wrong = [] if ended else wrong_after_another(clone, left)
     return [f"{name} to {who} after epoch {epoch} or {seconds:.2f} s", *wrong] if wrong else []
 
 
@@ -204,7 +199,7 @@ def test_a_real_training_goes_on_after_kills_at_random_moments(tmp_path: Path) -
             time.sleep(drawn.uniform(0, clone.seconds / 2))
             repro.signal(drawn.choice(["stage", "both"]), signal.SIGKILL)
         kills += repro.process.returncode != 0
-    wrong = wrong_after_another(clone, None)  # half the time is too short for any of them to be done
+    wrong = wrong_after_another(clone, None)
     report(f"dvc repro, 15 epochs of real digits, killed {kills} times at random moments", 1, [wrong] if wrong else [])
     assert kills > 1
 
@@ -220,6 +215,9 @@ def wrong_after_fault(folder: Path, library: Path, expected: dict[str, bytes], f
     dvc(folder, digits, "repro", "preprocess", **variables)
     said = f"{fault.kind} at {fault.at}: {changes(count)[1]}"
     done = dvc(folder, digits, "repro", "preprocess")
+    if "Unable to read RWLock-file" in done.stderr:  # DVC empties its list of locks before it writes it anew
+        (folder / ".dvc/tmp/rwlock").unlink()  # as `make repro` does, and README says
+        done = dvc(folder, digits, "repro", "preprocess")
     if done.returncode:
         return [said, f"then exit code {done.returncode}: {done.stderr}"]
     wrong = [name for name, content in expected.items() if (folder / name).read_bytes() != content]
