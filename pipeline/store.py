@@ -16,13 +16,15 @@ import mlflow
 import mlflow.store.tracking.sqlalchemy_store  # slow: before the lock, not under it
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from pipeline.config import PipelineError
 from pipeline.record import user_root
 
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the view that the web page opens with
 SQLITE = "sqlite:///"
+# What MLflow stumbles over in a database that a process died while making.
+HALF_MADE = ("already exists", "duplicate column name")
 # Where MLflow keeps absolute addresses of artifacts: tables and columns.
 ADDRESSES = (
     ("experiments", "artifact_location"),
@@ -38,7 +40,8 @@ def refusals_in_one_line() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a result of")]
+        first = (lines or [type(error).__name__])[0][:200]
         uri = mlflow.get_tracking_uri()
         if "database schema" in first:  # MLflow would advise to upgrade even a store that is newer than itself
             raise PipelineError(
@@ -117,17 +120,16 @@ def _damage(path: Path) -> str | None:
     try:
         with closing(sqlite3.connect(path)) as database:
             [found] = database.execute("PRAGMA quick_check(1)").fetchone()
-            if found != "ok":
-                return str(found.splitlines()[-1])
-            whole = database.execute("SELECT version_num FROM alembic_version").fetchone()
-            rest = database.execute("SELECT name FROM sqlite_master WHERE name LIKE '_alembic_tmp_%'").fetchone()
-            return None if whole and not rest else "half made"
-    except sqlite3.OperationalError as error:
-        if "no such table" in str(error):
+        if found != "ok":
+            return str(found.splitlines()[-1])
+        MlflowClient(f"{SQLITE}{path}").search_experiments(max_results=1)
+    except (sqlite3.OperationalError, OperationalError) as error:
+        if any(sign in str(error) for sign in HALF_MADE):
             return "half made"
         raise
     except sqlite3.DatabaseError as error:
         return str(error)
+    return None
 
 
 def _follow(path: Path, artifacts: str) -> None:
