@@ -88,14 +88,16 @@ class Record:
         """Keep a file below the folder `place` of the record."""
         link(file, self.folder / place / file.name)
 
-    def discard(self) -> None:
-        shutil.rmtree(self.folder)
-
     def fail(self, error: BaseException) -> None:
         """Note how the run ended. A PipelineError would come again by the same command: then nothing goes on."""
         self.note(status="FAILED" if isinstance(error, Exception) else "KILLED", end=now())
         if isinstance(error, PipelineError):
             self.finish()
+
+    def forget(self) -> None:
+        """Remove a record that was begun for nothing; one that waits for MLflow stays."""
+        if self.about["status"] == "RUNNING":
+            shutil.rmtree(self.folder)
 
     def finish(self) -> None:
         """Put the record among those that wait for MLflow: the step after which nothing is done again."""

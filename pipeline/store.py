@@ -122,7 +122,8 @@ def _damage(path: Path) -> str | None:
             [found] = database.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
             return str(found.splitlines()[-1])
-        MlflowClient(f"{SQLITE}{path}").search_experiments(max_results=1)
+        # By an address of its own: MLflow keeps connections open by address, and this file may be another soon.
+        MlflowClient(f"{SQLITE}{path}?timeout=5").search_experiments(max_results=1)
     except (sqlite3.OperationalError, OperationalError) as error:
         if any(sign in str(error) for sign in HALF_MADE):
             return "half made"

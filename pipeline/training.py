@@ -61,7 +61,7 @@ def train_tracked(
     with record.unfinished(identity.content_sha256, about) as (run, waited):
         made_before = waited or _dvc_missed(outputs.model / "model.keras")
         if made_before and (found := _made_before(config, identity, outputs)):
-            run.discard()
+            run.forget()
             return found
         with sending.Sender(run) as sender:
             if run.about["status"] == "FINISHED":
