@@ -87,10 +87,8 @@ def digits(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def clone(tmp_path_factory, digits) -> Path:
-    """A git clone of the working tree for the generated digits, committed and run through once."""
-    folder = tmp_path_factory.mktemp("clone")
+def small_repository(folder: Path, digits: Path) -> None:
+    """Copy the working tree, with settings for the generated digits; nothing is run."""
     for name in COPIED:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_dir():
@@ -112,6 +110,13 @@ def clone(tmp_path_factory, digits) -> Path:
             key = f"{key}_{name.split('-')[0]}"
             settings = re.sub(rf"{key}: \w{{64}}", f"{key}: {hashlib.sha256(content).hexdigest()}", settings)
     (folder / "conf/data/mnist.yaml").write_text(settings)
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory, digits) -> Path:
+    """A git clone of the working tree for the generated digits, committed and run through once."""
+    folder = tmp_path_factory.mktemp("clone")
+    small_repository(folder, digits)
     for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "start"]):
         git(folder, *words)
     done = dvc(folder, digits, "repro")

@@ -1,0 +1,74 @@
+"""Each change of a file goes wrong, one a try: killed before it, killed within it, no space once, no space for good."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import KINDS, WORDS, Bench, Fault, Untouched, positions, report
+
+QUICK, MANY = 3, 60  # tries of a kind
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[Bench]:
+    with Bench(tmp_path_factory.mktemp("bench"), digits) as bench:
+        yield bench
+
+
+@pytest.fixture(scope="module")
+def training(bench: Bench) -> Untouched:
+    return Untouched(bench, "train", *bench.WORDS)
+
+
+def survives(untouched: Untouched, kind: str, tries: int) -> None:
+    """Try so many changes of files, each in a repository put back."""
+    tried = positions(untouched.changes[kind], tries, kind)
+    wrong = [found for at in tried if (found := untouched.wrong_after(Fault(kind, at)))]
+    report(f"{untouched.command[0]}, {WORDS[kind]} the Nth change of a file", len(tried), wrong)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_training_survives_a_fault_at_any_write(training: Untouched, kind: str) -> None:
+    survives(training, kind, QUICK)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_training_survives_a_fault_at_every_write(training: Untouched, kind: str) -> None:
+    survives(training, kind, MANY)
+
+
+@pytest.mark.faults
+def test_a_training_survives_faults_in_its_resume_too(training: Untouched) -> None:
+    numbers, wrong = random.Random(0), []
+    for _ in range(MANY):
+        faults = [Fault(numbers.choice(KINDS[:2]), numbers.randint(1, training.changes["kill"])) for _ in range(2)]
+        if found := training.wrong_after(*faults):
+            wrong.append(found)
+    report("train, killed at a random change of a file, and its resume too", MANY, wrong)
+
+
+@pytest.mark.parametrize("verb", ["fetch", "preprocess"])
+def test_data_survive_a_fault_at_any_write(bench: Bench, verb: str) -> None:
+    untouched = Untouched(bench, verb)
+    for kind in KINDS:
+        survives(untouched, kind, QUICK)
+
+
+@pytest.fixture(scope="module")
+def evaluation(bench: Bench) -> Untouched:
+    return Untouched(bench, "evaluate", "recipe=baseline", after=[("train", *bench.WORDS)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_evaluation_survives_a_fault_at_any_write(evaluation: Untouched, kind: str) -> None:
+    survives(evaluation, kind, 1)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_evaluation_survives_a_fault_at_every_write(evaluation: Untouched, kind: str) -> None:
+    survives(evaluation, kind, MANY // 4)
