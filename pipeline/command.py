@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import os
@@ -200,7 +201,12 @@ def _message(error: Exception) -> str | None:
         return f"{said} (for the keys and their values add --help)"
     if type(error).__name__ == "TerminatedWorkerError":  # joblib's, which nothing else here needs to import
         return "a job was killed, or ran out of memory: the same command again goes on where it stopped"
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":  # TensorFlow's
+        return "not enough memory: end other programs, or lift the limit (ulimit -v), and give the same command again"
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror or joined(error)}: free the disk, or mend the path or its permissions"
+        mend = "free the disk, or mend the path or its permissions"
+        if error.errno == errno.EMFILE:
+            mend = "raise the limit (ulimit -n)"
+        return f"{place}{error.strerror or joined(error)}: {mend}"
     return None

@@ -38,7 +38,8 @@ def refusals_in_one_line() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a result of")]
+        first = (lines or [type(error).__name__])[0][:200]
         uri = mlflow.get_tracking_uri()
         if "database schema" in first:  # MLflow would advise to upgrade even a store that is newer than itself
             raise PipelineError(
