@@ -9,11 +9,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from conftest import small_repository
+from disks import read_only
 from faults_report import record
 
 SOMEBODY = 54321  # a user id that has no name, as in many a container
@@ -94,11 +96,11 @@ def made(prepared: Path, place: Path, around: Surroundings) -> dict[str, str]:
             options |= {"LOGNAME": "", "USER": "", "user": SOMEBODY, "group": SOMEBODY, "extra_groups": []}
             for path in [place, *place.rglob("*")]:
                 os.chown(path, SOMEBODY, SOMEBODY)
-    if not around.home:
-        home.chmod(0o555)
-    for stage, words in COMMANDS.items():
-        done = python(folder, *words, DVC_STAGE=stage, **options)
-        assert (done.returncode, done.stderr) == (0, ""), (around, done)
+    with nullcontext() if around.home else read_only(home):
+        for stage, words in COMMANDS.items():
+            done = python(folder, *words, DVC_STAGE=stage, **options)
+            assert (done.returncode, done.stderr) == (0, ""), (around, done)
+    assert around.home or not any(home.iterdir())
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for top in ("models", "results")
