@@ -279,7 +279,7 @@ def test_too_few_open_files_and_too_little_memory_are_said(bench: SmallBench, st
     few = stage.wrong_within(bench.limit(resource.RLIMIT_NOFILE, bench.has("files") + FILES[0]), "few files")
     little = stage.wrong_within(bench.limit(resource.RLIMIT_AS, bench.has("memory") + (1 << 20)), "little memory")
     told("preprocess, too few open files or too little memory", [few, little], "1")
-    assert "ulimit -n" in few[0] or "ulimit -v" in little[0]
+    assert "ulimit -n" in few[0] and "ulimit -v" in little[0]
 
 
 @pytest.mark.faults
