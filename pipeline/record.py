@@ -195,7 +195,8 @@ class SystemSamples:
     def _sample(self) -> None:
         import psutil
 
-        psutil.cpu_percent()  # the first one means nothing
+        with suppress(OSError):
+            psutil.cpu_percent()  # the first one means nothing
         while not self._ended.wait(1):
             try:
                 memory, busy = psutil.virtual_memory(), psutil.cpu_percent()
