@@ -209,11 +209,15 @@ class SystemSamples:
     def _sample(self) -> None:
         import psutil
 
-        psutil.cpu_percent()  # the first one means nothing
+        with suppress(OSError):
+            psutil.cpu_percent()  # the first one means nothing
         while not self._ended.wait(1):
-            memory = psutil.virtual_memory()
+            try:
+                memory, busy = psutil.virtual_memory(), psutil.cpu_percent()
+            except (OSError, MemoryError):  # no file can be opened just now: then a sample is missing
+                continue
             values = {  # under the names that MLflow's page knows
-                "system/cpu_utilization_percentage": psutil.cpu_percent(),
+                "system/cpu_utilization_percentage": busy,
                 "system/system_memory_usage_megabytes": memory.used / 1e6,
                 "system/system_memory_usage_percentage": memory.percent,
             }
