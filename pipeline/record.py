@@ -111,8 +111,11 @@ class Record:
 
 def waiting() -> list[Path]:
     """The folders of the records that MLflow has not got whole, the oldest first."""
-    files = (home() / "unsent").glob("*/run.json")
-    return [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime_ns)]
+    ages = {}
+    for file in (home() / "unsent").glob("*/run.json"):
+        with suppress(FileNotFoundError):  # sent just now, by another process
+            ages[file.parent] = file.stat().st_mtime_ns
+    return sorted(ages, key=lambda folder: ages[folder])
 
 
 @contextmanager
