@@ -30,6 +30,8 @@ clone:
 	@test "$$(git rev-parse --show-toplevel 2>/dev/null)" = "$$(pwd -P)" || { echo "error: this folder is no git clone (a zip download?), and DVC needs one: clone it, or here: git init && git add -A && git commit -m start" >&2; exit 1; }
 
 repro: clone env  ## Everything: data, training, evaluation, comparison
+	@# A `dvc` that is killed while it writes this list leaves half of it, and then refuses to start.
+	@python -c 'import json; json.load(open(".dvc/tmp/rwlock"))' 2>/dev/null || rm -f .dvc/tmp/rwlock
 	dvc repro
 	@python -m pipeline.compare
 	@printf '%s\n' '' 'Next:' \

@@ -111,8 +111,11 @@ class Record:
 
 def waiting() -> list[Path]:
     """The folders of the records that MLflow has not got whole, the oldest first."""
-    files = (home() / "unsent").glob("*/run.json")
-    return [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime_ns)]
+    ages = {}
+    for file in (home() / "unsent").glob("*/run.json"):
+        with suppress(FileNotFoundError):  # sent just now, by another process
+            ages[file.parent] = file.stat().st_mtime_ns
+    return sorted(ages, key=lambda folder: ages[folder])
 
 
 @contextmanager
@@ -209,11 +212,15 @@ class SystemSamples:
     def _sample(self) -> None:
         import psutil
 
-        psutil.cpu_percent()  # the first one means nothing
+        with suppress(OSError):
+            psutil.cpu_percent()  # the first one means nothing
         while not self._ended.wait(1):
-            memory = psutil.virtual_memory()
+            try:
+                memory, busy = psutil.virtual_memory(), psutil.cpu_percent()
+            except (OSError, MemoryError):  # no file can be opened just now: then a sample is missing
+                continue
             values = {  # under the names that MLflow's page knows
-                "system/cpu_utilization_percentage": psutil.cpu_percent(),
+                "system/cpu_utilization_percentage": busy,
                 "system/system_memory_usage_megabytes": memory.used / 1e6,
                 "system/system_memory_usage_percentage": memory.percent,
             }

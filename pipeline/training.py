@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from pipeline import checkpoint, data, engine, metrics, model, record, sending, surroundings, tracking
 from pipeline.command import Folders
-from pipeline.config import Config, PipelineError, in_dvc_stage, to_dict
+from pipeline.config import ROOT, Config, PipelineError, in_dvc_stage, to_dict
 from pipeline.console import TrainingProgress
 from pipeline.files import load_csv, save_csv, save_json, save_yaml, sha256
 from pipeline.surroundings import Identity
@@ -55,7 +59,8 @@ def train_tracked(
     cnn = model.build_cnn(config.model, config.data.image_shape, config.data.classes)
     about = sending.about_training(config, name, parent, identity, *digits)
     with record.unfinished(identity.content_sha256, about) as (run, waited):
-        if waited and (found := _made_meanwhile(config, identity, outputs)):
+        made_before = waited or _dvc_missed(outputs.model / "model.keras")
+        if made_before and (found := _made_before(config, identity, outputs)):
             run.forget()
             return found
         with sending.Sender(run) as sender:
@@ -150,8 +155,18 @@ def _bring_back(run: record.Record, outputs: Folders) -> list[engine.Epoch]:
     return [_epoch(row) for row in load_csv(outputs.results / "history.csv", engine.Epoch._fields)]
 
 
-def _made_meanwhile(config: Config, identity: Identity, outputs: Folders) -> Trained | None:
-    """What the process that was waited for has just written to the same outputs, if it has."""
+def _dvc_missed(model_file: Path) -> bool:
+    """Whether DVC was killed before it wrote down that its stage had made this file: it then runs the stage again."""
+    if not (in_dvc_stage() and model_file.is_file()):
+        return False
+    lock = ROOT / "dvc.lock"
+    stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"] if lock.is_file() else {}
+    known = {out["path"]: out["md5"] for out in stages.get(os.environ["DVC_STAGE"], {}).get("outs", [])}
+    return known.get(model_file.relative_to(ROOT).as_posix()) != hashlib.md5(model_file.read_bytes()).hexdigest()
+
+
+def _made_before(config: Config, identity: Identity, outputs: Folders) -> Trained | None:
+    """What another process has written to the same outputs, if it has."""
     try:
         run = tracking.finished(config.data.name, identity.content_sha256)
         if run is None or run.data.tags["model_sha256"] != sha256(outputs.model / "model.keras"):
@@ -160,4 +175,4 @@ def _made_meanwhile(config: Config, identity: Identity, outputs: Folders) -> Tra
     except PipelineError:  # not written, or MLflow does not answer
         return None
     history = [_epoch(row) for row in rows]
-    return Trained(f"trained meanwhile, MLflow run {run.info.run_id}", history, outputs.model / "model.keras")
+    return Trained(f"made before, MLflow run {run.info.run_id}", history, outputs.model / "model.keras")

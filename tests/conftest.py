@@ -87,8 +87,8 @@ def digits(tmp_path_factory) -> Path:
     return folder
 
 
-def small_repository(folder: Path, digits: Path) -> None:
-    """Copy the working tree, with settings for the generated digits; nothing is run."""
+def copy_repository(folder: Path) -> None:
+    """Copy the working tree; nothing is run."""
     for name in COPIED:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_dir():
@@ -99,6 +99,11 @@ def small_repository(folder: Path, digits: Path) -> None:
             )
         else:
             shutil.copy(ROOT / name, folder / name)
+
+
+def small_repository(folder: Path, digits: Path) -> None:
+    """Copy the working tree, with settings for the generated digits."""
+    copy_repository(folder)
     for name, (old, new) in SMALL.items():
         text = (folder / name).read_text()
         assert old in text

@@ -83,7 +83,7 @@ class Bench:
     def __init__(self, folder: Path, digits: Path) -> None:
         self.scratch, self.digits = folder, digits
         self.folder, self.kept = folder / "repository", folder / "kept"
-        self.folder.mkdir()
+        self.folder.mkdir(exist_ok=True)
         small_repository(self.folder, digits)
         self.library = build_library(folder)
 

@@ -51,6 +51,7 @@ def test_a_training_goes_on_after_a_signal_to_its_resume(training: Untouched, na
     report(f"training, {name} to it and to its resume", tries, signalled(training, tries, name, times=2))
 
 
+@pytest.mark.faults
 def test_a_training_that_is_killed_again_and_again_ends(bench: Bench, training: Untouched) -> None:
     long = Untouched(bench, "train", *bench.WORDS, "train.epochs=40", "optimizer.batch_size=4")
     moments, tries = random.Random(0), 0
