@@ -386,7 +386,7 @@ trains, so what two at once can share out is the rest.
 
 {table(sweep_rows(studies["shared"]))}
 
-`train.epochs=1,3,5,15` of `baseline` with 8 filters: 24 epochs, 15 where the runs share their first ones, which they
+`train.epochs=1,3,5,15` of `baseline` with 4 filters: 24 epochs, 15 where the runs share their first ones, which they
 can where nothing depends on the number of epochs (constant schedule, no fading augmentation). Whole commands.
 
 ## What checkpoints cost

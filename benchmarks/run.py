@@ -33,7 +33,7 @@ from pipeline.files import load_json, save_json
 RESULTS = ROOT / "benchmarks" / "results"
 RECIPES = ("baseline", "accurate", "fast")
 FOUR_SEEDS = ["recipe=fast", "seed=range(0,4)"]
-FOUR_LENGTHS = ["recipe=baseline", "model.filters=8", "train.epochs=1,3,5,15"]
+FOUR_LENGTHS = ["recipe=baseline", "model.filters=4", "train.epochs=1,3,5,15"]
 PARALLEL = {
     "one after the other": FOUR_SEEDS,
     "two at once": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *FOUR_SEEDS],

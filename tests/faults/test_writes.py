@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from harness import KINDS, WORDS, Bench, Fault, Untouched, positions, report
 
-QUICK, MANY = 3, 60  # tries of a kind
+QUICK, MANY = 3, 25  # tries of a kind
 
 
 @pytest.fixture(scope="module")
