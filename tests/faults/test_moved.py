@@ -39,7 +39,7 @@ def opens(folder: Path) -> None:
     found = client.get_run(found.info.run_id)
     assert found.info.artifact_uri.startswith((folder / "mlruns").as_uri()), "else it would read the other one's files"
     names = {item.path for item in client.list_artifacts(found.info.run_id)}
-    assert {"history.csv", "config.yaml", "val_predictions.csv"} <= names
+    assert {"history.csv", "config.yaml"} <= names
     downloaded = Path(client.download_artifacts(found.info.run_id, "history.csv", str(folder / "data")))
     assert downloaded.read_bytes() == (folder / "results/recipes/baseline/history.csv").read_bytes()
     query = f"source_run_id = '{found.info.run_id}'"
