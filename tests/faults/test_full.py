@@ -16,6 +16,8 @@ from conftest import run
 from disks import Disk, limited, mounts, read_only
 from harness import Bench, Ended, copy_steps, judge, lost, report, state
 
+pytestmark = pytest.mark.pipeline  # whole trainings, one a try
+
 MANY = 20  # sizes of a disk
 FILES = (5, 7, 9, 11)  # that may be opened beyond those of a stage that begins
 MEMORY = (1, 60, 110, 120, 140, 200)  # megabytes that may be had beyond those of a stage that begins

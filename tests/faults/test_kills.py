@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from harness import Bench, Untouched, judge, report
 
+pytestmark = pytest.mark.pipeline  # whole trainings, one a try
+
 KILLS = int(os.environ.get("KILLS", 30))
 QUICK = 2
 SIGNALS = ["SIGKILL", "SIGINT", "SIGTERM"]

@@ -24,6 +24,8 @@ from conftest import small_repository
 from faults_report import record
 from lab import UNSET, Forks, Repository, Server
 
+pytestmark = pytest.mark.pipeline  # whole trainings, one a try
+
 QUICK, MANY = 1, 20  # fresh starts of eight
 METRICS = [(f"m{number % 10}", number // 10, float(number)) for number in range(200)]  # of metrics_writer.py
 

@@ -14,6 +14,8 @@ from faults_report import record
 from lab import Ended, Lab, one_line, positions
 from proxy import KINDS
 
+pytestmark = pytest.mark.pipeline  # whole trainings, one a try
+
 ALL = 1 << 60  # the last of requests without end
 TRAININGS = 8  # of a kind, over the requests that a training makes
 KILLS = 15

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from harness import KINDS, WORDS, Bench, Fault, Untouched, positions, report
 
+pytestmark = pytest.mark.pipeline  # whole trainings, one a try
+
 QUICK, MANY = 3, 25  # tries of a kind
 
 
