@@ -337,7 +337,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     shutil.copy(ROOT / "params.yaml", tmp_path)
     for module in (command, config, files, sweep):
         monkeypatch.setattr(module, "ROOT", tmp_path)
-    for module in (command, config):
+    for module in (command, config, files):
         monkeypatch.setattr(module, "CONF", tmp_path / "conf")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SECRET", SECRET)
