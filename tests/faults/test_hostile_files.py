@@ -412,7 +412,7 @@ def test_yaml_that_makes_objects_is_refused(trap, text):
     finally:
         assert trap.sprung() or "Popen" in text, "it is hostile"
         sys.modules.pop("evil_module", None)
-    with pytest.raises(PipelineError, match="the YAML tag .* give the value alone"):
+    with pytest.raises(PipelineError, match=r"the YAML tag .* give the value alone"):
         files.load_yaml(path)
     assert not trap.sprung()
     record("YAML that makes objects is refused", 1, 1)
