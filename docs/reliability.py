@@ -26,7 +26,7 @@ def main() -> None:
     for promise, of in by_promise.items():
         files = sorted({line["test"].partition("::")[0].removeprefix("tests/faults/") for line in of})
         tries, survived = (str(sum(line[key] for line in of)) for key in ("tries", "survived"))
-        lost = ", ".join(dict.fromkeys(line["lost"] for line in of))
+        lost = ", ".join(dict.fromkeys(line["lost"] or "nothing" for line in of))
         rows.append([promise, ", ".join(files), tries, survived, lost])
     text = (DOCS / "reliability.in.md").read_text(encoding="utf-8")
     for mark, content in (
