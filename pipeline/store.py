@@ -62,11 +62,12 @@ def open_store(name: str) -> tuple[MlflowClient, str]:
     """
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # its errors reach the user as ours, in one line
     logging.getLogger("alembic").setLevel(logging.ERROR)
-    given, root = os.environ.get("MLFLOW_TRACKING_URI"), user_root()
-    uri = given or f"{SQLITE}{root / 'mlflow.db'}"
+    root = user_root()
+    own = f"{SQLITE}{root / 'mlflow.db'}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or own  # set_tracking_uri sets it too
     local = Path(uri.removeprefix(SQLITE)).absolute() if uri.startswith(SQLITE) else None
     mlflow.set_tracking_uri(f"{SQLITE}{local}" if local else uri)
-    artifacts = None if given else (root / "mlruns").as_uri()
+    artifacts = (root / "mlruns").as_uri() if uri == own else None
     lock = local.with_name(f"{local.name}.lock") if local else root / "mlflow.db.lock"
     # Several processes that create the same database, or experiment, at once would leave it half made.
     with filelock.FileLock(lock):
@@ -130,7 +131,20 @@ def _damage(path: Path) -> str | None:
         raise
     except sqlite3.DatabaseError as error:
         return str(error)
+    except MlflowException as error:
+        if "database schema" in str(error) and _holds_nothing(path):
+            return "half made"
+        raise
     return None
+
+
+def _holds_nothing(path: Path) -> bool:
+    """Whether a database has no experiment, which MLflow makes last: an older store has one."""
+    with closing(sqlite3.connect(path)) as database:
+        try:
+            return database.execute("SELECT count(*) FROM experiments").fetchone() == (0,)
+        except sqlite3.OperationalError:  # nor even the table
+            return True
 
 
 def _follow(path: Path, artifacts: str) -> None:

@@ -23,7 +23,7 @@ from pipeline import config as configuration
 from pipeline.config import Config, PipelineError
 from pipeline.data import Digits, save_arrays, save_predictions
 from pipeline.files import save_csv, sha256
-from pipeline.store import open_store
+from pipeline.store import _prepare, open_store
 from pipeline.surroundings import NOT_SOURCE, flatten, git, identity
 
 HISTORY = [
@@ -270,6 +270,21 @@ def test_a_store_of_another_mlflow_is_refused_and_left_as_it_is(tmp_path, monkey
     with pytest.raises(PipelineError, match=r"\Aanother version of MLflow than [\d.]+ wrote [^\n]*newer.db[^\n]*\Z"):
         open_store("mnist")
     assert newer.read_bytes() == before
+
+
+def test_a_store_half_made_at_another_version_holds_nothing_and_is_set_aside(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    open_store("mnist")
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+        database.execute("DELETE FROM experiments")
+    before = (tmp_path / "mlflow.db").read_bytes()
+    _prepare.cache_clear()
+    client, experiment = open_store("mnist")
+    assert client.get_experiment(experiment).name == "mnist"
+    [aside] = tmp_path.glob("mlflow.db.damaged-*")
+    assert aside.read_bytes() == before and "is damaged (half made): kept as" in capsys.readouterr().out
 
 
 def test_what_trained_no_model_is_named(trained):
