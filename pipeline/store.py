@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import sqlite3
+import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime
@@ -105,9 +106,9 @@ def _prepare(path: Path, artifacts: str | None) -> None:
                 file.rename(aside.with_name(aside.name + suffix))
         print(f"{path} is damaged ({damage}): kept as {aside.name}, and a fresh one begun", flush=True)
     if not path.exists():
-        making = path.with_name(f"{path.name}.making")
-        for suffix in ("", "-journal"):  # of somebody who was killed while making it
-            making.with_name(making.name + suffix).unlink(missing_ok=True)
+        for left in path.parent.glob(f"{path.name}.*.making*"):  # by somebody who was killed while making it
+            left.unlink()
+        making = path.with_name(f"{path.name}.{uuid.uuid4().hex}.making")
         MlflowClient(f"{SQLITE}{making}").search_experiments(max_results=1)
         making.replace(path)
     if artifacts:
