@@ -23,7 +23,7 @@ from pipeline import config as configuration
 from pipeline.config import Config, PipelineError
 from pipeline.data import Digits, save_arrays, save_predictions
 from pipeline.files import save_csv, sha256
-from pipeline.store import _prepare, open_store
+from pipeline.store import open_store
 from pipeline.surroundings import NOT_SOURCE, flatten, git, identity
 
 HISTORY = [
@@ -273,14 +273,15 @@ def test_a_store_of_another_mlflow_is_refused_and_left_as_it_is(tmp_path, monkey
 
 
 def test_a_store_half_made_at_another_version_holds_nothing_and_is_set_aside(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'made.db'}")
     open_store("mnist")
-    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+    found = shutil.copy(tmp_path / "made.db", tmp_path / "mlflow.db")
+    with closing(sqlite3.connect(found)) as database, database:
         database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
         database.execute("DELETE FROM experiments")
-    before = (tmp_path / "mlflow.db").read_bytes()
-    _prepare.cache_clear()
+    before = found.read_bytes()
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     client, experiment = open_store("mnist")
     assert client.get_experiment(experiment).name == "mnist"
     [aside] = tmp_path.glob("mlflow.db.damaged-*")
