@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import mlflow
 import mlflow.tensorflow
@@ -216,7 +218,9 @@ def _log_model(client: MlflowClient, experiment: str, run_id: str, record: Recor
     for logged in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
         if logged.status.name == "READY":
             return
-        client.delete_logged_model(logged.model_id)  # half sent by an earlier try
+        client.delete_logged_model(logged.model_id)  # half sent by an earlier try; MLflow keeps its files
+        if (place := urlparse(logged.artifact_location)).scheme == "file":
+            shutil.rmtree(url2pathname(place.path), ignore_errors=True)
     model = networks.load_model(record.folder / "model.keras")
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype("uint8"), (-1, *model.input_shape[1:]))]),
