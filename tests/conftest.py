@@ -58,8 +58,9 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 
 
 def run(*words: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as a user would, its output captured; the variables of MLflow and DVC are unset."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "MNIST_"))}
+    """Run a command as a user would, its output captured; the variables of MLflow, DVC and make are unset."""
+    unset = ("DVC_", "MLFLOW_", "MNIST_", "MAKE", "MFLAGS")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(unset)}
     return subprocess.run(words, cwd=cwd, env=kept | variables, capture_output=True, text=True)
 
 
