@@ -201,7 +201,8 @@ def _message(error: Exception) -> str | None:
         return f"{said} (for the keys and their values add --help)"
     if type(error).__name__ == "TerminatedWorkerError":  # joblib's, which nothing else here needs to import
         return "a job was killed, or ran out of memory: the same command again goes on where it stopped"
-    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":  # TensorFlow's
+    unmapped = isinstance(error, ImportError) and joined(error).endswith("failed to map segment from shared object")
+    if unmapped or isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":  # TensorFlow's
         return "not enough memory: end other programs, or lift the limit (ulimit -v), and give the same command again"
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""

@@ -109,6 +109,13 @@ class Record:
             checkpoint.unlink()
 
 
+def remove_sent() -> None:
+    """Remove what is left of records that MLflow had whole when their sender was killed."""
+    for folder in (home() / "unsent").glob("*"):
+        if not (folder / "run.json").is_file():
+            shutil.rmtree(folder, ignore_errors=True)  # another process may be at it
+
+
 def waiting() -> list[Path]:
     """The folders of the records that MLflow has not got whole, the oldest first."""
     ages = {}

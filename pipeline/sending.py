@@ -33,7 +33,7 @@ from pipeline import tracking
 from pipeline.config import Config, PipelineError, to_dict
 from pipeline.data import Digits
 from pipeline.files import load_csv, replacing, sha256
-from pipeline.record import Record, Row, home, now, unfinished, waiting
+from pipeline.record import Record, Row, now, remove_sent, unfinished, waiting
 from pipeline.store import open_store, refusals_in_one_line
 from pipeline.surroundings import NOBODY, Identity, about, deciding, difference, flatten, packages
 
@@ -132,9 +132,7 @@ def send_waiting() -> tuple[dict[str, dict[str, Any]], list[str]]:
     """
     sent: dict[str, dict[str, Any]] = {}
     left: list[str] = []
-    for folder in (home() / "unsent").glob("*"):
-        if not (folder / "run.json").is_file():  # sent, by a process that was killed then
-            shutil.rmtree(folder, ignore_errors=True)
+    remove_sent()
     answers = True
     for folder in waiting():
         try:
@@ -149,7 +147,7 @@ def send_waiting() -> tuple[dict[str, dict[str, Any]], list[str]]:
                     answers = True
                     sent[record.about["id"]] = {**record.about, "run_id": run_id}
                     (folder / "run.json").unlink()  # first: what is half removed is no record
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)  # another process may be at it
         except Timeout:
             left.append(f"{folder} is being sent by another process")
         except PipelineError as error:

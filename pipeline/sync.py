@@ -5,11 +5,12 @@ from __future__ import annotations
 from pipeline.command import entry_point
 from pipeline.config import Config, PipelineError
 from pipeline.console import quiet_import
-from pipeline.record import waiting
+from pipeline.record import remove_sent, waiting
 
 
 @entry_point
 def sync(config: Config) -> None:
+    remove_sent()
     if not waiting():
         print("nothing waits for MLflow")
         return

@@ -398,6 +398,11 @@ def test_only_train_sweeps(copy):
     ("body", "last", "lines"),
     [
         ("1 / 0", "ZeroDivisionError: division by zero", 9),
+        (
+            "exec('raise ImportError(\"tf.so: failed to map segment from shared object\")')",
+            "error: not enough memory: end other programs, or lift the limit (ulimit -v), and give the same",
+            0,
+        ),
         ("open('/nosuch/file')", "error: /nosuch/file: No such file or directory: free the disk, or mend the path", 0),
     ],
 )
