@@ -87,6 +87,16 @@ def test_checkpoints_go_with_the_end_and_a_linked_file_survives_its_replacement(
     assert list((home / "unfinished").iterdir()) == [], "no lock is left either"
 
 
+def test_what_a_killed_sender_left_is_removed_and_what_waits_stays(home):
+    with record.unfinished("c", ABOUT) as (kept, _):
+        kept.finish()
+    left = home / "unsent" / "sent" / "artifacts"
+    left.mkdir(parents=True)
+    (left / "history.csv").touch()
+    record.remove_sent()
+    assert list((home / "unsent").iterdir()) == [kept.folder] == record.waiting()
+
+
 def _hold(until: float) -> None:
     with record.unfinished("c", ABOUT) as (kept, _):
         time.sleep(max(0, until - time.time()))
