@@ -45,7 +45,9 @@ def path_of(folder: Path, epoch: int) -> Path:
 
 
 def save(folder: Path, origin: Mapping[str, str], checkpoint: Checkpoint, keep: int = KEPT) -> Path:
-    """Write the checkpoint of an epoch, whole and flushed to the disk, and remove those before the newest `keep`.
+    """Write the checkpoint of an epoch, whole and flushed to the disk, and remove all but the newest `keep` up to it.
+
+    Those of later epochs were refused, or are about to be made anew.
 
     `origin` is what decides its bits: a checkpoint of another origin is never read.
     """
@@ -53,13 +55,21 @@ def save(folder: Path, origin: Mapping[str, str], checkpoint: Checkpoint, keep: 
     arrays = {f"{name}_{i}": array for name, of in checkpoint.state._asdict().items() for i, array in enumerate(of)}
     content = io.BytesIO()
     np.savez(content, about=np.frombuffer(about, np.uint8), **arrays)
-    path = path_of(folder, len(checkpoint.history))
+    number = len(checkpoint.history)
+    path = path_of(folder, number)
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(hashlib.sha256(content.getbuffer()).digest())
         file.write(content.getbuffer())
-    for old in sorted(folder.glob("epoch-*.ckpt"))[:-keep]:
-        old.unlink()
+    for other, epoch in _epochs(folder).items():
+        if not number - keep < epoch <= number:
+            other.unlink()
     return path
+
+
+def _epochs(folder: Path) -> dict[Path, int]:
+    """The checkpoints of a folder, by their names."""
+    numbers = {path: re.fullmatch(r"epoch-(\d+)\.ckpt", path.name) for path in folder.glob("*.ckpt")}
+    return {path: int(number[1]) for path, number in numbers.items() if number}
 
 
 def load(path: Path, origin: Mapping[str, str]) -> Checkpoint:
@@ -84,9 +94,7 @@ def newest(
     folders: Sequence[Path], origin: Mapping[str, str], most: int, say: Callable[[str], Any] = print
 ) -> Checkpoint | None:
     """The checkpoint of the latest epoch, `most` or earlier, that is whole and of this origin; others are named."""
-    files = [path for folder in folders for path in folder.glob("*.ckpt")]
-    numbers = {path: re.fullmatch(r"epoch-(\d+)\.ckpt", path.name) for path in files}
-    epochs = {path: int(number[1]) for path, number in numbers.items() if number}
+    epochs = {path: epoch for folder in folders for path, epoch in _epochs(folder).items()}
     for path in sorted(epochs, key=lambda path: epochs[path], reverse=True):
         if epochs[path] > most:
             continue
@@ -94,4 +102,6 @@ def newest(
             return load(path, origin)
         except Foreign as reason:
             say(f"checkpoint {path.name} is {reason}: not used")
+        except FileNotFoundError:  # another job of the sweep has just renewed those that it shares
+            continue
     return None

@@ -23,6 +23,7 @@ from urllib3.exceptions import HTTPError
 from pipeline import data
 from pipeline.command import entry_point, job_folder
 from pipeline.config import ROOT, Config, Data, PipelineError, in_dvc_stage
+from pipeline.files import remove_left_over
 
 Arrays = dict[str, NDArray[np.uint8]]
 
@@ -55,9 +56,10 @@ def find_arrays(settings: Data, own: str | None, downloads: Path) -> Arrays:
         except PipelineError as error:
             print(f"{error}: downloading again", flush=True)
     downloads.mkdir(parents=True, exist_ok=True)
+    remove_left_over(downloads)
     refusals = []
     for source in settings.sources:
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=downloads) as temporary:
+        with tempfile.TemporaryDirectory(prefix=f".{os.getpid()}.partial-", dir=downloads) as temporary:
             folder = Path(temporary) / settings.name
             try:
                 with _deadline():

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ LONGEST_YAML, DEEPEST_YAML = 100_000, 10  # bytes, and collections within one an
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`, moved over `path` when the block ends well, removed when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left_over(path.parent)
+    remove_left_over(path.parent)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield temporary
@@ -39,12 +40,15 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _remove_left_over(folder: Path) -> None:
-    """Remove the temporary files of processes that were killed."""
+def remove_left_over(folder: Path) -> None:
+    """Remove the temporary files and folders of processes that were killed."""
     for temporary in folder.glob(".*.partial*"):
         owner = re.search(r"\.(\d+)\.partial", temporary.name)
         if owner and not psutil.pid_exists(int(owner[1])):
-            temporary.unlink(missing_ok=True)
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                temporary.unlink(missing_ok=True)
 
 
 def save_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.config import ROOT, PipelineError
-from pipeline.files import load_json, save_json
+from pipeline.files import load_json, replacing, save_json
 
 Row = dict[str, Any]  # {"step": int, "time": int, "values": {key: float}}; times in milliseconds since 1970
 
@@ -42,12 +42,11 @@ def now() -> int:
 
 def link(file: Path, target: Path) -> None:
     """Give a file a second name, or a copy where that cannot be; our files are replaced, never changed."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    try:
-        target.hardlink_to(file)
-    except OSError:
-        shutil.copyfile(file, target)
+    with replacing(target) as temporary:
+        try:
+            temporary.hardlink_to(file)
+        except OSError:
+            shutil.copyfile(file, temporary)
 
 
 class Record:
@@ -118,21 +117,26 @@ def remove_sent() -> None:
 
 def waiting() -> list[Path]:
     """The folders of the records that MLflow has not got whole, the oldest first."""
-    ages = {}
-    for file in (home() / "unsent").glob("*/run.json"):
-        with suppress(FileNotFoundError):  # sent just now, by another process
-            ages[file.parent] = file.stat().st_mtime_ns
-    return sorted(ages, key=lambda folder: ages[folder])
+    ends = {file.parent: _end(file) for file in (home() / "unsent").glob("*/run.json")}
+    return sorted(ends, key=lambda folder: ends[folder])
+
+
+def _end(file: Path) -> int:
+    with suppress(PipelineError):  # damaged, or sent just now by another process
+        end = load_json(file).get("end")
+        return end if isinstance(end, int) else 0
+    return 0
 
 
 @contextmanager
 def unfinished(content: str, about: Mapping[str, Any], anew: bool = False) -> Iterator[tuple[Record, bool]]:
-    """The record of this content: the one an earlier try left, or a new one of `about`; and whether this process had
-    to wait for another that made just this.
+    """The record of this content and origin: the one an earlier try left, or a new one of `about`; and whether this
+    process had to wait for another that made just this.
 
     The block is to `finish` it; one that does not leaves it, to go on from. One that only waits for MLflow is FINISHED.
     """
     who = [content, about["name"], about["tags"]["dvc_stage"], about["tags"].get("mlflow.parentRunId", "")]
+    who += about.get("origin", {}).values()  # another processor goes on with none of its rows
     folder = home() / "unfinished" / hashlib.sha256("\n".join(who).encode()).hexdigest()[:16]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _held(folder.with_suffix(".lock"), about["name"]) as waited:
@@ -141,14 +145,14 @@ def unfinished(content: str, about: Mapping[str, Any], anew: bool = False) -> It
         yield _made(folder.name) or _taken_up(folder, {**about, "key": folder.name}), waited
 
 
-def left_unfinished(content: str, name: str) -> bool:
-    """Whether a training of this content under this name can be gone on with."""
+def left_unfinished(content: str, name: str, origin: Mapping[str, str]) -> Path | None:
+    """The record that a training of this content and origin under this name goes on with, where there is one."""
     for file in (home() / "unfinished").glob("*/run.json"):
         with suppress(PipelineError, KeyError, TypeError):  # one that is damaged is begun anew
             about = load_json(file)
-            if about["name"] == name and about["tags"]["content_sha256"] == content:
-                return True
-    return False
+            if (about["name"], about["tags"]["content_sha256"], about["origin"]) == (name, content, origin):
+                return file.parent
+    return None
 
 
 def _made(key: str) -> Record | None:
@@ -181,7 +185,8 @@ def _held(path: Path, name: str) -> Iterator[bool]:
         lock.acquire(timeout=0)
     except Timeout:
         waited = True
-        print(f"{name}: process {path.read_text().strip() or '?'} is at just this: waiting for it", flush=True)
+        who = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+        print(f"{name}: process {who or '?'} is at just this: waiting for it", flush=True)
         lock.acquire()
     try:
         path.write_text(f"{os.getpid()}\n", encoding="utf-8")

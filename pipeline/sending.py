@@ -33,13 +33,14 @@ from pipeline import tracking
 from pipeline.config import Config, PipelineError, to_dict
 from pipeline.data import Digits
 from pipeline.files import load_csv, replacing, sha256
-from pipeline.record import Record, Row, now, remove_sent, unfinished, waiting
+from pipeline.record import Record, Row, home, now, remove_sent, unfinished, waiting
 from pipeline.store import open_store, refusals_in_one_line
-from pipeline.surroundings import NOBODY, Identity, about, deciding, difference, flatten, packages
+from pipeline.surroundings import NOBODY, Identity, about, deciding, difference, flatten, origin, packages
 
 SYNC = "python -m pipeline.sync, or the next run, sends it"
 EVALUATION = "evaluate"  # the section of the configuration that only evaluation reads and logs
 AGAIN_AFTER = 60.0  # seconds that MLflow is left alone after a failure, doubled after each
+PATIENCE = 60.0  # seconds for another process that sends
 BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # what MLflow takes in one request
 
 
@@ -60,8 +61,10 @@ class Sender:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if error is None:
             sent, left = send_waiting()
-            found = sent.get(self.record.about["id"])
-            self.end = f"MLflow run {found['run_id']}" if found else "\n".join([*left, SYNC])
+            if found := sent.get(self.record.about["id"]):
+                self.run_id = found["run_id"]
+            waits = (self.record.folder / "run.json").is_file()  # else another process has just sent it
+            self.end = "\n".join([*left, SYNC]) if waits else f"MLflow run {self.run_id}"
         else:
             with suppress(OSError):  # of a full disk: what is to be told is the error itself
                 self.record.fail(error)
@@ -122,6 +125,7 @@ def about_training(
         "params": flatten(deciding(config))
         | {"data.train_examples": str(len(train.labels)), "data.val_examples": str(len(val.labels))},
         "inputs": [describe("train", train), describe("val", val)],
+        "origin": origin(config, identity),
     }
 
 
@@ -130,29 +134,47 @@ def send_waiting() -> tuple[dict[str, dict[str, Any]], list[str]]:
 
     Gives those sent by their id, each with its `run_id`, and a line for each that is left.
     """
+    if not any((home() / "unsent").glob("*/")):
+        return {}, []
     sent: dict[str, dict[str, Any]] = {}
     left: list[str] = []
-    remove_sent()
-    answers = True
-    for folder in waiting():
-        try:
-            with FileLock(folder / "lock", timeout=0):
-                if (folder / "run.json").is_file():  # nobody else has just sent it
+    answers, held = True, set[str]()
+    try:
+        # One process at a time: an evaluation must find the run of its training whole, and counts those before it.
+        with FileLock(home() / "unsent.lock", timeout=PATIENCE):
+            remove_sent()
+            for folder in waiting():
+                if not answers:  # it would wait as long
+                    left.append(f"{folder} waits as well")
+                    continue
+                about: dict[str, Any] = {}
+                try:
                     record = Record(folder)
-                    if not answers:  # it would wait as long, and may build on what waits before it
-                        left.append(f"{folder} waits as well")
+                    about = record.about
+                    if about.get("model_sha256") in held:
+                        left.append(f"{folder}, an evaluation, waits for its training")
                         continue
-                    answers = False
                     run_id = send(record)
-                    answers = True
-                    sent[record.about["id"]] = {**record.about, "run_id": run_id}
+                    sent[about["id"]] = {**about, "run_id": run_id}
                     (folder / "run.json").unlink()  # first: what is half removed is no record
-                shutil.rmtree(folder, ignore_errors=True)  # another process may be at it
-        except Timeout:
-            left.append(f"{folder} is being sent by another process")
-        except PipelineError as error:
-            left.append(f"{folder} waits for MLflow: {error}")
+                    shutil.rmtree(folder)
+                except PipelineError as error:
+                    left.append(f"{folder} waits for MLflow: {error}")
+                    if about:  # else it is damaged
+                        held.add(about.get("made", {}).get("model_sha256", ""))
+                        answers = _answers(about["experiment"])
+    except Timeout:
+        left.append(f"another process has been sending for {PATIENCE:g} s: what waits, waits")
     return sent, left
+
+
+def _answers(experiment: str) -> bool:
+    """Whether MLflow takes anything at all: else what it refused is at fault, and others can be sent."""
+    with suppress(PipelineError), refusals_in_one_line():
+        client, number = open_store(experiment)
+        client.search_runs([number], max_results=1)
+        return True
+    return False
 
 
 @refusals_in_one_line()
@@ -314,6 +336,8 @@ def log_evaluation(
     sent, left = send_waiting()
     if found := sent.get(record.about["id"]):
         return f"test set read {found['reads']} x for MLflow run {found['run_id']}"
+    if not (record.folder / "run.json").is_file():
+        return "sent to MLflow by another process"
     return "\n".join([*left, SYNC])
 
 

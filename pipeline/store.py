@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import sqlite3
 import uuid
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import filelock
 import mlflow
+import mlflow.store.db.utils
 import mlflow.store.tracking.sqlalchemy_store  # slow: before the lock, not under it
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -24,6 +26,7 @@ from pipeline.record import user_root
 
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the view that the web page opens with
 SQLITE = "sqlite:///"
+mlflow.store.db.utils.MAX_RETRY_COUNT = 1  # a database that is away would be asked for minutes
 # What MLflow stumbles over in a database that a process died while making.
 HALF_MADE = ("already exists", "duplicate column name")
 # Where MLflow keeps absolute addresses of artifacts: tables and columns.
@@ -40,10 +43,10 @@ def refusals_in_one_line() -> Iterator[None]:
     """Turn what the store refuses (absent, locked, full, of another version) into a PipelineError."""
     try:
         yield
-    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:  # of a missing driver
         lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a result of")]
         first = (lines or [type(error).__name__])[0][:200]
-        uri = mlflow.get_tracking_uri()
+        uri = re.sub(r"//[^/@]+@", "//…@", mlflow.get_tracking_uri())  # without a password
         if "database schema" in first:  # MLflow would advise to upgrade even a store that is newer than itself
             raise PipelineError(
                 f"another version of MLflow than {mlflow.__version__} wrote the store {uri}: an older one, "
@@ -67,6 +70,11 @@ def open_store(name: str) -> tuple[MlflowClient, str]:
     own = f"{SQLITE}{root / 'mlflow.db'}"
     uri = os.environ.get("MLFLOW_TRACKING_URI") or own  # set_tracking_uri sets it too
     local = Path(uri.removeprefix(SQLITE)).absolute() if uri.startswith(SQLITE) else None
+    if local and ("?" in str(local) or "%" in str(local)):
+        raise PipelineError(
+            f"the MLflow store {local} has ? or % in its path, which MLflow takes for more than a name: move the "
+            "repository, or set MLFLOW_TRACKING_URI to a path without"
+        )
     mlflow.set_tracking_uri(f"{SQLITE}{local}" if local else uri)
     artifacts = (root / "mlruns").as_uri() if uri == own else None
     lock = local.with_name(f"{local.name}.lock") if local else root / "mlflow.db.lock"

@@ -167,12 +167,14 @@ class Job(NamedTuple):
 
         with while_the_tracker_answers():
             sending.send_waiting()  # what is looked for may be among it
-            if run := tracking.finished(config.data.name, identity.content_sha256):
-                return run
-            if not left_unfinished(identity.content_sha256, self.name) and tracking.discard_unfinished(
-                self.parent, identity.content_sha256
-            ):
+            content = identity.content_sha256
+            run = tracking.finished(config.data.name, content)
+            left = left_unfinished(content, self.name, origin(config, identity))
+            if run and left:  # another command has trained it since
+                shutil.rmtree(left)
+            if (run or not left) and tracking.discard_unfinished(self.parent, content) and not run:
                 print(f"{self.name}: left unfinished by an earlier try, trained again", flush=True)
+            return run
         return None
 
     def _shared(self, config: Config, identity: Identity) -> Shared | None:
@@ -214,7 +216,10 @@ def reported() -> Iterator[None]:
         raise
     finally:
         if PARENT in os.environ:
-            _close(os.environ[PARENT], status)
+            try:
+                _close(os.environ[PARENT], status)
+            except PipelineError as error:  # MLflow went away
+                sys.exit(f"error: {error}: the same command again completes the ranking")
 
 
 def _close(parent: str, status: str) -> None:

@@ -217,7 +217,9 @@ def join_sweep(parent: str, run: Run) -> None:
 def discard_unfinished(parent: str, content_sha256: str) -> int:
     """Delete (as MLflow does: they can be restored) the children that an earlier try left unfinished: how many."""
     client = MlflowClient()
-    query = f"tags.`{PARENT}` = '{parent}' and tags.content_sha256 = '{content_sha256}'"
+    query = (
+        f"tags.`{PARENT}` = '{parent}' and tags.content_sha256 = '{content_sha256}' and attributes.status != 'FINISHED'"
+    )
     unfinished = client.search_runs([client.get_run(parent).info.experiment_id], query)
     for run in unfinished:
         client.delete_run(run.info.run_id)

@@ -12,7 +12,8 @@ import pytest
 from pipeline import record
 from pipeline.config import PipelineError
 
-ABOUT = {"name": "a run", "tags": {"dvc_stage": "none", "content_sha256": "c"}}
+ORIGIN = {"processor": "p"}
+ABOUT = {"name": "a run", "tags": {"dvc_stage": "none", "content_sha256": "c"}, "origin": ORIGIN}
 
 
 @pytest.fixture(autouse=True)
@@ -29,13 +30,15 @@ def test_a_record_left_unfinished_is_gone_on_with_and_what_was_said_of_a_step_st
     with record.unfinished("c", ABOUT) as (first, waited):
         first.add_rows([row(1, 100, loss=0.5)])
         first.add_text("config.yaml", "seed: 0")
-    assert not waited and record.left_unfinished("c", "a run") and not record.left_unfinished("c", "another")
+    assert not waited and record.left_unfinished("c", "a run", ORIGIN) == first.folder
+    assert not record.left_unfinished("c", "another", ORIGIN)
+    assert not record.left_unfinished("c", "a run", {"processor": "q"})
     with record.unfinished("c", ABOUT) as (again, _):
         assert again.about == {**first.about, "status": "RUNNING", "end": None}
         again.add_rows([row(1, 900, loss=0.25, accuracy=1.0), row(2, 901, loss=0.125)])
         assert again.rows == [row(1, 100, loss=0.5), row(1, 900, accuracy=1.0), row(2, 901, loss=0.125)]
         again.finish()
-    assert not record.left_unfinished("c", "a run") and record.waiting() == [again.folder]
+    assert not record.left_unfinished("c", "a run", ORIGIN) and record.waiting() == [again.folder]
     assert record.Record(again.folder).rows == again.rows
     with record.unfinished("c", ABOUT) as (new, _):
         assert new.about["id"] != first.about["id"] and new.rows == []
@@ -47,9 +50,10 @@ def test_a_record_left_unfinished_is_gone_on_with_and_what_was_said_of_a_step_st
         ("d", ABOUT),
         ("c", {**ABOUT, "name": "b"}),
         ("c", {**ABOUT, "tags": {**ABOUT["tags"], "mlflow.parentRunId": "p"}}),
+        ("c", {**ABOUT, "origin": {"processor": "q"}}),
     ],
 )
-def test_other_content_another_name_and_another_sweep_have_a_record_of_their_own(other):
+def test_other_content_name_sweep_and_processor_have_a_record_of_their_own(other):
     with record.unfinished("c", ABOUT) as (one, _), record.unfinished(*other) as (two, _):
         assert one.folder != two.folder and one.about["id"] != two.about["id"]
 
@@ -119,7 +123,7 @@ def test_a_second_one_waits_says_for_whom_and_knows_that_it_did(home, capsys):
 def test_the_lock_of_a_process_that_was_killed_is_taken_over_at_once():
     other = multiprocessing.get_context("spawn").Process(target=_hold, args=(time.time() + 60,))
     other.start()
-    while not record.left_unfinished("c", "a run"):
+    while not record.left_unfinished("c", "a run", ORIGIN):
         time.sleep(0.01)
     other.kill()
     other.join()

@@ -230,7 +230,8 @@ def test_a_run_that_ends_by_an_error_says_so_and_can_be_gone_on_with_unless_it_w
         [trained.run.info.experiment_id], order_by=["attributes.start_time DESC"]
     )
     assert newest[0].info.status == status and newest[0].info.run_name == about["name"]
-    assert record.left_unfinished(known.content_sha256, about["name"]) == bool(goes_on)
+    left = record.left_unfinished(known.content_sha256, about["name"], about["origin"])
+    assert (left is not None) == bool(goes_on)
     with record.unfinished(known.content_sha256, about) as (kept, waited):
         assert not waited and (kept.about["id"] == newest[0].data.tags["record"]) == bool(goes_on)
 
@@ -250,6 +251,15 @@ def test_a_deleted_experiment_and_a_broken_store_are_refused_in_one_line(trained
     with pytest.raises(PipelineError, match="is deleted: restore it with"):
         open_store("mnist")
     (tmp_path / "broken.db").write_text("no database at all, and long enough to be read as one" * 20)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'broken.db'}")
+    for place in ("a?b.db", "a%20b.db", "x.db?timeout=5"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / place}")
+        with pytest.raises(PipelineError, match=r"\Athe MLflow store [^\n]* has \? or % in its path[^\n]*\Z"):
+            open_store("mnist")
+        assert sorted(path.name for path in tmp_path.glob("[ax]*")) == []
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql+nosuch://somebody:secret@127.0.0.1/x")
+    with pytest.raises(PipelineError, match=r"\Athe MLflow store mysql\+nosuch://…@127.0.0.1/x refused \([^\n]*\Z"):
+        open_store("mnist")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'broken.db'}")
     with pytest.raises(
         PipelineError, match=r"\Athe MLflow store [^\n]*broken.db refused \([^\n]*not a database[^\n]*\Z"
