@@ -79,6 +79,7 @@ def entry_point(verb: Callable[[Any], float | None]) -> Callable[[], None]:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's word for Ctrl-C
         try:
             _check_words(sys.argv[1:])
+            sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in FLAGS)  # Hydra takes no word after one
             for path in [ROOT / "params.yaml", *sorted(CONF.rglob("*.yaml"))]:
                 check_yaml(path)
             _compose_and_call(verb)

@@ -91,7 +91,8 @@ def check_yaml(path: Path) -> None:
         raise PipelineError(f"{name}: {path.stat().st_size:,} bytes: give at most {LONGEST_YAML:,}")
     depth = 0
     try:
-        for event in yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader):
+        text = path.read_text(encoding="utf-8")
+        for event in yaml.parse(text, Loader=yaml.CSafeLoader):
             refusal = None
             if isinstance(event, yaml.AliasEvent):
                 refusal = "a YAML alias (*name): write the value out"
@@ -107,10 +108,20 @@ def check_yaml(path: Path) -> None:
                 line = event.start_mark.line + 1 if event.start_mark else "?"
                 raise PipelineError(f"{name}:{line}: {refusal}")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if odd := [key for key in _keys(yaml.load(text, Loader=yaml.CSafeLoader)) if not isinstance(key, str)]:
+            raise PipelineError(f"{name}: the key {odd[0]} is no name: give lines of key: value")
     except yaml.MarkedYAMLError as error:
         raise PipelineError(broken_yaml(error, path)) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise PipelineError(f"{name}: not YAML in UTF-8, {' '.join(str(error).split())}: mend it") from None
+
+
+def _keys(value: Any) -> Iterator[Any]:
+    """The keys of all mappings in a value."""
+    if isinstance(value, dict):
+        yield from value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else []:
+        yield from _keys(part)
 
 
 def broken_yaml(error: yaml.MarkedYAMLError, path: Path) -> str:

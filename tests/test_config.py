@@ -335,6 +335,17 @@ def test_a_sweep_of_too_many_jobs_is_refused_before_it_is_counted_out(copy):
     assert "seed=range(0,1e12): 1e+12 jobs: give values for at most" in refusal(copy, "-m", "seed=range(0,1e12)")
 
 
+def test_words_may_stand_before_and_after_the_option(copy):
+    assert "seed=range(0,1e12): 1e+12 jobs" in refusal(copy, "recipe=fast", "-m", "seed=range(0,1e12)")
+
+
+@pytest.mark.parametrize("key", ["null", "1", "true", "{a: b}"])
+def test_a_key_that_is_no_name_is_refused_with_its_file(copy, key):
+    with (copy / "conf/recipe/fast.yaml").open("a") as file:
+        file.write(f"{key}: 1\n")
+    assert refusal(copy, "recipe=fast").startswith("error: conf/recipe/fast.yaml:")
+
+
 def test_a_sweep_with_one_wrong_type_is_refused_before_its_first_job(copy):
     done = run(sys.executable, "-m", "pipeline.train", "-m", "train.epochs=1,many", cwd=copy)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stdout == ""

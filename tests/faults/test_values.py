@@ -245,7 +245,10 @@ def folder(tmp_path, monkeypatch) -> Path:
         monkeypatch.setattr(module, "CONF", tmp_path / "conf")
     monkeypatch.chdir(tmp_path)
     # Hydra ends all logging that was set up before: absl's, there once TensorFlow is, would close pytest's stderr.
-    monkeypatch.setattr(logging, "shutdown", lambda *_: None)
+    shutdown = logging.shutdown
+    monkeypatch.setattr(
+        logging, "shutdown", lambda of: shutdown([ref for ref in of if type(ref()).__module__ != "absl.logging"])
+    )
     monkeypatch.setenv("SECRET", SECRET)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "")
     for name in ("DVC_STAGE", "DVC_ROOT", sweep.PARENT):
@@ -315,13 +318,14 @@ def what_is_wrong(folder: Path, tried: Try) -> tuple[str, str]:
     left = [path for path in folder.rglob("*") if path not in before and path.is_file()]
     for name in {path.name for path in folder.iterdir()} - {"conf", "params.yaml"}:
         shutil.rmtree(name)
-    wiring = tried.edit and Path(tried.edit.file).parent.name == "conf"  # it tells Hydra to write nothing
+    # No values, but what Hydra is told: where to write, what to call. What it says of that is its own.
+    wiring = tried.edit is not None and Path(tried.edit.file).parent.name == "conf"
     wrong = [f"{left[0].name} left"] if left and not wiring else []
     wrong += [f"stderr: {errors.getvalue()!r}"] if errors.getvalue() else []
-    wrong += [f"warning: {warned[0].message}"] if warned else []
+    wrong += [f"warning: {warned[0].message}"] if warned and not wiring else []
     if isinstance(given, str):
         wrong += [] if given.startswith("error: ") and given.isprintable() and len(given) < 1_100 else ["no line"]
-        wrong += [] if names_what_is_given(given, tried) else [f"names nothing given: {given}"]
+        wrong += [] if wiring or names_what_is_given(given, tried) else [f"names nothing given: {given}"]
         wrong += ["secret"] if SECRET in given else []
         return "refused", "; ".join(wrong)
     if given is not None:
@@ -337,7 +341,8 @@ DEPENDING = ("row_strips=", "batch_shards=", "batch_size=", "model.", "model=", 
 
 def names_what_is_given(line: str, tried: Try) -> bool:
     """Whether a refusal names a key that was given, the file that was edited or a key in it."""
-    shown = [word.partition("=")[0][:50] for word in tried.words]
+    shown = [word.partition("=")[0][:50] or (word.partition("=")[1] and f"={word[1:6]}") for word in tried.words]
+    shown += ["''" for word in tried.words if word.startswith("=")]  # the key that it gives
     shown += ["".join(char if char.isprintable() else " " for char in key) for key in shown]
     if tried.edit:
         shown += [tried.edit.file, Path(tried.edit.file).stem]
