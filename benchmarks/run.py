@@ -4,7 +4,8 @@
     python -m benchmarks.run full      7 rounds, ten seeds of every recipe, cost against size; goes on where it stopped
     python -m benchmarks.run compare   times anew, against the stored ones
     python -m benchmarks.run parallel  a sweep of four seeds, one after the other and two at once
-    python -m benchmarks.run safety    what checkpoints cost, and what sharing first epochs saves a sweep
+    python -m benchmarks.run safety    what checkpoints cost, what sharing first epochs saves a sweep, what a smaller
+                                       processor changes
 
 A study is a list of trials, each with its figures, hardware, versions and commit.
 """
@@ -42,7 +43,7 @@ SHARED = {  # one_cycle depends on the number of epochs: nothing can be shared
     "each by itself": [*FOUR_LENGTHS, "optimizer.schedule=one_cycle"],
     "first epochs shared": FOUR_LENGTHS,
 }
-SEEDS, PEER_SEEDS, ROUNDS, FULL_ROUNDS = 10, 3, 3, 7
+SEEDS, PEER_SEEDS, PROCESSOR_SEEDS, ROUNDS, FULL_ROUNDS = 10, 3, 5, 3, 7
 ALL_DIGITS = "data.val_size=0"  # trained on all 60,000, as the published run was
 DECIDES = (
     "data",
@@ -93,6 +94,12 @@ def checkpoint_plan() -> Iterator[tuple[str, list[str]]]:
     for number in range(ROUNDS):
         for what in ("baseline", "accurate"):
             yield what, [f"seed={number}", "train.epochs=2", "--checkpoints"]
+
+
+def processor_plan() -> Iterator[tuple[str, list[str]]]:
+    """Seeds of `fast` as a processor without AVX-512 would train them; those with it are in the study of accuracy."""
+    for seed in range(PROCESSOR_SEEDS):
+        yield "fast", [f"seed={seed}", "--instructions=AVX2"]
 
 
 def run_study(path: Path, plan: Iterator[tuple[str, list[str]]], resume: bool) -> list[dict[str, Any]]:
@@ -229,6 +236,7 @@ def main() -> None:
             return
         if mode == "safety":
             run_study(RESULTS / "checkpoint.json", checkpoint_plan(), resume=True)
+            run_study(RESULTS / "processor.json", processor_plan(), resume=True)
             sweep_study(RESULTS / "shared.json", SHARED)
             return
         if mode == "parallel":
@@ -242,6 +250,7 @@ def main() -> None:
             run_study(RESULTS / "scaling.json", scaling_plan(), resume=True)
             sweep_study(RESULTS / "parallel.json", PARALLEL)
             run_study(RESULTS / "checkpoint.json", checkpoint_plan(), resume=True)
+            run_study(RESULTS / "processor.json", processor_plan(), resume=True)
             sweep_study(RESULTS / "shared.json", SHARED)
     except PipelineError as error:
         sys.exit(f"error: {error}")

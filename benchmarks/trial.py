@@ -1,6 +1,6 @@
 """One training in a process of its own: its figures as one line of JSON, the last on stdout.
 
-    python -m benchmarks.trial <peer or recipe> [--test] [--filters-times M] [key=value ...]
+    python -m benchmarks.trial <peer or recipe> [--test] [--filters-times M] [--instructions ISA] [key=value ...]
 
 It trains on the split that the key=value words ask for, and reads the test digits only with --test, once, after the
 last epoch. The clock of a peer and of a recipe runs over its epochs alone, without validation.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import tempfile
 import time
@@ -34,7 +35,10 @@ def main() -> None:
     parser.add_argument("--test", action="store_true")
     parser.add_argument("--checkpoints", action="store_true")
     parser.add_argument("--filters-times", type=float, default=1)
+    parser.add_argument("--instructions", help="the most that oneDNN may use of the processor, such as AVX2")
     given, words = parser.parse_known_args()
+    if given.instructions:
+        os.environ["ONEDNN_MAX_CPU_ISA"] = given.instructions  # read when TensorFlow is imported
     is_recipe = (CONF / "recipe" / f"{given.what}.yaml").is_file()
     if not is_recipe and given.what not in PEERS:
         parser.error(f"{given.what} is neither a recipe of conf/recipe nor {' nor '.join(PEERS)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -13,15 +14,27 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from pipeline.config import PipelineError
+
 CHATTER = (b"WARNING: All log messages before absl", b"I0000 ")
+
+# Bytes of addresses that TensorFlow takes at least, and a small network with it. With less its libraries abort, raise
+# whatever comes, or turn in a loop for ever.
+ADDRESSES = 4 << 30
 
 
 @contextmanager
 def quiet_import() -> Iterator[None]:
     """Drop the notes that TensorFlow's libraries write to stderr while they load; the rest comes through afterwards.
 
-    No setting of TensorFlow reaches these: they are written before its log level is read.
+    No setting of TensorFlow reaches these: they are written before its log level is read. Too small a limit of memory
+    is a PipelineError.
     """
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < ADDRESSES:
+        raise PipelineError(
+            f"ulimit -v is {limit >> 10:,} KiB: TensorFlow needs {ADDRESSES >> 10:,} at least: lift the limit"
+        )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # from then on: fatal errors only
     sys.stderr.flush()
     kept = os.dup(2)
