@@ -172,7 +172,8 @@ class Job(NamedTuple):
             left = left_unfinished(content, self.name, origin(config, identity))
             if run and left:  # another command has trained it since
                 shutil.rmtree(left)
-            if (run or not left) and tracking.discard_unfinished(self.parent, content) and not run:
+                left = None
+            if not left and tracking.discard_unfinished(self.parent, content) and not run:
                 print(f"{self.name}: left unfinished by an earlier try, trained again", flush=True)
             return run
         return None

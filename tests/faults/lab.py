@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from conftest import small_repository
-from harness import of_store
+from harness import UNSET, of_store
 from proxy import Proxy
 
 HERE = Path(__file__).resolve().parent
 UPLOADING = ".artifact.uploading."  # what a server leaves that is killed while it takes a file
 READY = 2  # a logged model, in the store's table
-UNSET = ("DVC_", "MLFLOW_", "MNIST_", "FAULTY_")  # as for a user
 
 
 class Ended(NamedTuple):
