@@ -196,14 +196,22 @@ def readme_table(studies: Studies) -> str:
 
 Last epoch; 95 %: Student's interval over seeds. Seconds are medians of {rounds} interleaved rounds, 15 epochs reckoned
 from 2, and × published is over those of the published script in plain Keras. By 5 views: the mean of the logits of a
-test digit as it is and moved by a pixel each way; by 1 view: as it is. {seen(studies)["hardware"]}.
+test digit as it is and moved by a pixel each way; by 1 view: as it is. {seen(studies, "hardware", "time", "accuracy")}.
 """
 
 
-def seen(studies: Studies) -> dict[str, str]:
-    """Every hardware, set of versions and commit among the trials."""
-    stored = [trial for trials in studies.values() for trial in trials if "hardware" in trial]
-    return {key: "; ".join(sorted({trial[key] for trial in stored})) for key in ("hardware", "versions", "commit")}
+def seen(studies: Studies, key: str, *among: str) -> str:
+    """Every hardware, set of versions or commit of these studies' trials."""
+    return "; ".join(sorted({trial[key] for study in among for trial in studies[study] if key in trial}))
+
+
+def hardware(studies: Studies) -> str:
+    """On what each study was measured: a figure of one machine says nothing of another's."""
+    measured = defaultdict(list)
+    for study in studies:
+        if machines := seen(studies, "hardware", study):
+            measured[machines].append(study)
+    return "; ".join(f"{machines} ({', '.join(names)})" for machines, names in measured.items())
 
 
 def scaling(studies: Studies) -> figures.Sizes:
@@ -349,14 +357,14 @@ def pictures(studies: Studies) -> dict[str, Figure]:
 
 
 def markdown(studies: Studies, drawn: Collection[str]) -> str:
-    about = seen(studies)
     shown = defaultdict(str) | {name: f"![{name.replace('_', ' ')}](benchmark/{name}.png)\n\n" for name in drawn}
     accuracy = [row for what, digits in GROUPS for row in accuracy_rows(studies, what, digits)]
     return f"""# Benchmark: the recipes beside plain Keras
 
 Made by `make benchmark` (times) and `make benchmark-full` (everything) from benchmarks/results; no figure is typed.
 
-- Hardware: {about["hardware"]}. Versions: {about["versions"]}. Commit: {about["commit"]}.
+- Hardware: {hardware(studies)}.
+- Versions: {seen(studies, "versions", *studies)}. Commit: {seen(studies, "commit", *studies)}.
 {missing(studies)}
 
 {shown["error_against_seconds"]}Test error, mean over seeds and lowest to highest seed, of training on {SPLIT:,} digits,
