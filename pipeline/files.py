@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import yaml
 from pipeline.config import CONF, ROOT, PipelineError
 
 REMAKE = "remove it and run `dvc repro`"
+HEADER = re.compile(r"#\s*@")  # begins a line of a file that speaks to Hydra
 LONGEST_YAML, DEEPEST_YAML = 100_000, 10  # bytes, and collections within one another
 
 
@@ -92,6 +94,11 @@ def check_yaml(path: Path) -> None:
     depth = 0
     try:
         text = path.read_text(encoding="utf-8")
+        for header in itertools.takewhile(
+            lambda line: not line or HEADER.match(line), map(str.strip, text.split("\n"))
+        ):
+            if header and not re.fullmatch(r"#+\s*@package +\S+", header):
+                raise PipelineError(f"{name}: the header {header}: give # @package _global_, as Hydra has it")
         for event in yaml.parse(text, Loader=yaml.CSafeLoader):
             refusal = None
             if isinstance(event, yaml.AliasEvent):

@@ -317,6 +317,21 @@ def test_a_broken_file_is_refused_by_its_name_and_line(copy, case):
     assert refusal(copy).startswith(expected.format(line=text.count("\n") + 1))
 
 
+@pytest.mark.parametrize(
+    "header", ["# @package&_global_", "# @package", "#@package _global_ again", "# @pack _global_"]
+)
+def test_a_broken_header_is_refused_by_its_file(copy, header):
+    file = copy / "conf" / "recipe" / "baseline.yaml"
+    whole = file.read_text()
+    assert whole.startswith("# @package _global_\n")
+    file.write_text(whole.replace("# @package _global_", header))
+    expected = f"error: conf/recipe/baseline.yaml: the header {header}: give # @package _global_, as Hydra has it"
+    try:
+        assert refusal(copy) == f"{expected}\n"
+    finally:
+        file.write_text(whole)
+
+
 @pytest.mark.parametrize("reference", ["${oc.env:HOME}", "${dataset}", "a${oc.select:dataset}"])
 def test_a_reference_to_another_value_is_refused_wherever_it_stands(composed, reference, monkeypatch):
     values = configuration.to_dict(composed)
