@@ -125,6 +125,26 @@ class CompareConfig(Config):
     b: str | None = MISSING
 
 
+@dataclass
+class NetworkConfig(RunConfig):
+    """Of the verbs that predict with a trained network."""
+
+    alias: str | None = MISSING
+    sure: float = MISSING
+
+
+@dataclass
+class PredictConfig(NetworkConfig):
+    input: Any = MISSING
+    show: bool = MISSING
+
+
+@dataclass
+class ServeConfig(NetworkConfig):
+    host: str = MISSING
+    port: int = MISSING
+
+
 def validate(config: Config) -> None:
     """Refuse the first value that is out of its range, by a PipelineError."""
     for key, value, accepted, expected in _limits(config):
@@ -219,6 +239,10 @@ def _limits(config: Config) -> Iterator[tuple[str, Any, bool, str]]:
     yield between("augment.stretch", augment.stretch, 0, 1)
     yield between("augment.shear", augment.shear, 0, 1)
     yield between("augment.shift", augment.shift, 0, min(shape))
+    if isinstance(config, NetworkConfig):
+        yield positive("sure", config.sure, 1)
+    if isinstance(config, ServeConfig):
+        yield whole("port", config.port, 0, 65535)
     yield between("augment.full_until", augment.full_until, 0, 1)
     yield "augment.last", augment.last, 0 <= augment.last <= 1, "a number from 0 to 1"
 
@@ -364,8 +388,15 @@ def register() -> None:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    for name, schema in (("schema", Config), ("run_schema", RunConfig), ("compare_schema", CompareConfig)):
-        ConfigStore.instance().store(name=name, node=schema)
+    schemas = {
+        "": Config,
+        "run_": RunConfig,
+        "compare_": CompareConfig,
+        "predict_": PredictConfig,
+        "serve_": ServeConfig,
+    }
+    for verb, schema in schemas.items():
+        ConfigStore.instance().store(name=f"{verb}schema", node=schema)
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
     OmegaConf.clear_resolver("oc.env")  # no environment variable gets into what is logged
 

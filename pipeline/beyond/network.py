@@ -1,0 +1,68 @@
+"""A trained network to predict with: a recipe's, an MLflow run's, or the champion's."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import engine, metrics, tracking
+from pipeline.beyond import registry
+from pipeline.beyond.sheet import FIELD
+from pipeline.config import ROOT, Config, PipelineError
+from pipeline.files import existing, load_csv
+from pipeline.model import load_model
+
+
+class Network(NamedTuple):
+    """A network, ready to predict."""
+
+    probabilities: Callable[[NDArray[np.uint8]], NDArray[np.float64]]  # uint8 [N, 28, 28] to [N, K]
+    sure_above: float  # a probability: below it, the prediction is "not sure"
+    words: str  # which one it is
+
+
+def load_network(config: Config, run: str | None, alias: str | None, sure: float) -> Network:
+    """Load the network of run `run`, of the registry's `alias`, or of the recipe; a PipelineError where there is none.
+
+    It is sure above the least probability at which a share `sure` of its validation digits is right.
+    """
+    if run and alias:
+        raise PipelineError(f"run={run} beside alias={alias}: give one of them")
+    if alias:
+        run = registry.run_of(alias, config.data.name)
+    if not run:
+        model = ROOT / "models" / config.name / "model.keras"
+        predictions = ROOT / "results" / "recipes" / config.name / "val_predictions.csv"
+        return _network(existing(model), existing(predictions), sure, f"recipe {config.name}")
+    with tempfile.TemporaryDirectory() as folder:
+        found = tracking.find_run(run, config.data.name)
+        model = tracking.recorded_model(found, Path(folder))
+        predictions = tracking.artifact(found, "val_predictions.csv", Path(folder))
+        words = f"MLflow run {run}" + (f", {alias}" if alias else "")
+        return _network(model, predictions, sure, words)
+
+
+def _network(model_file: Path, predictions: Path, sure: float, words: str) -> Network:
+    engine.start(seed=0)
+    model = load_model(model_file)
+    if model.input_shape[1:] != (FIELD, FIELD):
+        raise PipelineError(f"{words} takes images of {model.input_shape[1:]}, expected {FIELD, FIELD}: name another")
+    infer = engine.inference(model)
+    rows = load_csv(predictions, ["label", "prediction", "probability_0"])
+    confidence = np.array([max(value for key, value in row.items() if key.startswith("probability_")) for row in rows])
+    right = np.array([row["label"] == row["prediction"] for row in rows])
+    return Network(lambda images: metrics.softmax(infer(images)), sure_above(confidence, right, sure), words)
+
+
+def sure_above(confidence: NDArray[np.float64], right: NDArray[np.bool_], share: float) -> float:
+    """The least confidence [N] such that of all examples with as much, at least `share` are right; 1 where none is."""
+    order = np.argsort(-confidence, kind="stable")
+    of_surest = np.cumsum(right[order]) / np.arange(1, len(right) + 1)
+    falls = np.append(np.diff(confidence[order]) < 0, True)[: len(right)]  # equals are taken together
+    enough = np.flatnonzero((of_surest >= share) & falls)
+    return float(confidence[order][enough[-1]]) if len(enough) else 1.0

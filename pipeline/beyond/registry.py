@@ -1,0 +1,65 @@
+"""MLflow's registry of models: one name a data set, a version a run, and the alias `champion` for the best."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+
+from pipeline.config import PipelineError
+from pipeline.store import open_store, refusals_in_one_line
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+
+
+@refusals_in_one_line()
+def register(run: Run, name: str) -> str:
+    """The version of `name` that holds the model of a run: made once, found again after."""
+    client, experiment = open_store(name)
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if version.run_id == run.info.run_id:
+            return str(version.version)
+    logged = client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'")
+    ready = [model for model in logged if model.status.name == "READY"]
+    if not ready:
+        raise PipelineError(f"{run.info.run_id} has no model in MLflow: `python -m pipeline.sync` sends what waits")
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+    model = ready[0]
+    return str(client.create_model_version(name, model.model_uri, run.info.run_id, model_id=model.model_id).version)
+
+
+@refusals_in_one_line()
+def point(alias: str, name: str, version: str) -> None:
+    """Let `alias` stand for a version, and for no other."""
+    open_store(name)[0].set_registered_model_alias(name, alias, version)
+
+
+@refusals_in_one_line()
+def drop(alias: str, name: str) -> None:
+    open_store(name)[0].delete_registered_model_alias(name, alias)
+
+
+@refusals_in_one_line()
+def found(alias: str, name: str) -> Any | None:
+    """The version that `alias` stands for, or None."""
+    client, _ = open_store(name)
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def run_of(alias: str, name: str) -> str:
+    """The id of the run whose model `alias` stands for; without any, a PipelineError."""
+    version = found(alias, name)
+    if version is None:
+        raise PipelineError(f"the registry has no {alias} of {name}: `python -m pipeline.promote run=<id>` makes one")
+    return str(version.run_id)

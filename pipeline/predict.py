@@ -1,0 +1,76 @@
+"""Read the digits of photographs, scans or drawings: input=<file>, a folder, or 'input=[a.png,b.png]'."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.beyond import sheet
+from pipeline.command import entry_point, job_folder
+from pipeline.config import PipelineError, PredictConfig
+from pipeline.console import quiet_import
+from pipeline.files import replacing
+from pipeline.tables import percent
+
+
+@entry_point
+def predict(config: PredictConfig) -> None:
+    files = _files(config.input)
+    with quiet_import():
+        from pipeline.beyond import network
+
+    cnn = network.load_network(config, config.run, config.alias, config.sure)
+    print(f"by {cnn.words}; sure from {percent(cnn.sure_above)} on")
+    refused = []
+    for number, file in enumerate(files, 1):
+        try:
+            page = sheet.read_sheet(sheet.read_image(file))
+        except PipelineError as error:
+            refused.append(str(error) if str(file) in str(error) else f"{file}: {error}")
+            continue
+        _answer(str(file), page, cnn, job_folder() / f"{number}_{file.stem}.png" if config.show else None)
+    if refused:
+        raise PipelineError("; ".join(refused))
+
+
+def _files(given: Any) -> list[Path]:
+    """The image files that input=… names."""
+    words = given if isinstance(given, list) else [given]
+    if not words or not all(isinstance(word, str) and word for word in words):
+        raise PipelineError(f"input={given}: give input=<image>, a folder of images, or 'input=[a.png,b.png]'")
+    files: list[Path] = []
+    for path in map(Path, words):
+        if path.is_dir():
+            files += sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise PipelineError(f"{path} is not there: give an image, or a folder of images")
+    if not files:
+        raise PipelineError(f"{', '.join(words)} holds no file: give an image, or a folder of images")
+    return files
+
+
+def _answer(name: str, page: sheet.Sheet, cnn: Any, picture: Path | None) -> None:
+    """Print a line a digit, and draw the page where that is asked for."""
+    found = cnn.probabilities(page.digits)
+    digits, confidence = found.argmax(1), found.max(1)
+    captions = [
+        f"{digit}" if sure >= cnn.sure_above else f"{digit}?" for digit, sure in zip(digits, confidence, strict=True)
+    ]
+    print(f"{name}: {' '.join(captions)}")
+    for number, (digit, sure) in enumerate(zip(digits, confidence, strict=True), 1):
+        second = found[number - 1].argsort()[-2]
+        doubt = f", not sure (or {second}, {percent(found[number - 1, second])})" if sure < cnn.sure_above else ""
+        print(f"  {number}: {digit}, {percent(sure)}{doubt}")
+    if picture:
+        from pipeline import plots
+        from pipeline.beyond.drawing import plot_sheet
+
+        with replacing(picture) as temporary:
+            plot_sheet(page, captions, confidence >= cnn.sure_above).savefig(temporary, **plots.PNG)
+        print(f"wrote {picture}")
+
+
+if __name__ == "__main__":
+    predict()

@@ -1,0 +1,243 @@
+"""Digits found on pages: their number, order and form, whatever the light, the pen and the paper."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from pipeline.beyond import outside, sheet
+from pipeline.config import PipelineError
+
+
+def page_of(rows, pen=8, size=120):
+    """A page with rows of the project's own digits, and where each stands: grey [H, W], boxes of the cells."""
+    hands = outside.load_json(outside.STROKES)
+    page = np.full((size * len(rows), size * max(map(len, rows))), 225, np.uint8)
+    for i, row in enumerate(rows):
+        for j, digit in enumerate(row):
+            hand = ("round", "slanted", "angular")[(i + j) % 3]
+            cell = outside.draw(hands[hand][digit], pen, size)
+            page[i * size : (i + 1) * size, j * size : (j + 1) * size] = cell
+    return page
+
+
+def in_cells(found, rows, size=120):
+    """The digits whose cells the boxes lie in, in the order of the boxes."""
+    assert len(found.boxes) == sum(map(len, rows))
+    read = []
+    for box in found.boxes:
+        row, column = (box.top + box.bottom) // 2 // size, (box.left + box.right) // 2 // size
+        assert row * size <= box.top < box.bottom <= (row + 1) * size
+        read.append(rows[row][column])
+    return "".join(read)
+
+
+ROWS = ["0123456789", "31415926", "2718281828"]
+
+
+@pytest.mark.parametrize("pen", [3, 8, 14])
+def test_digits_are_found_in_reading_order(pen):
+    assert in_cells(sheet.read_sheet(page_of(ROWS, pen)), ROWS) == "".join(ROWS)
+
+
+@pytest.mark.parametrize("light", ["even", "from one side", "a shadow's edge", "noise", "light on dark"])
+def test_light_and_paper_change_neither_number_nor_form(light):
+    plain = page_of(ROWS)
+    width = plain.shape[1]
+    page = plain.astype(float)
+    if light == "from one side":
+        page *= np.linspace(1, 0.45, width)
+    elif light == "a shadow's edge":
+        page *= 0.55 + 0.45 / (1 + np.exp((np.arange(width) - width / 2) / 60))
+    elif light == "noise":
+        page += np.random.default_rng(0).normal(0, 8, page.shape)
+    elif light == "light on dark":
+        page = 255 - page
+    found = sheet.read_sheet(np.clip(page, 0, 255).astype(np.uint8))
+    assert in_cells(found, ROWS) == "".join(ROWS)
+    reference = sheet.read_sheet(plain).digits
+    moved = [np.roll(found.digits, by, (1, 2)).astype(int) for by in itertools.product((-1, 0, 1), repeat=2)]
+    apart = np.min([np.abs(digits - reference).mean((1, 2)) for digits in moved], axis=0) / reference.mean((1, 2))
+    assert np.median(apart) < 0.1 and apart.max() < 0.45  # of the ink: edges, and a pixel more or less in height
+
+
+def test_a_photograph_taken_askew_is_read_line_by_line():
+    tilted = ndimage.rotate(page_of(ROWS), 4, reshape=True, cval=225, order=1)
+    found = sheet.read_sheet(tilted)
+    centres = [((box.left + box.right) / 2, (box.top + box.bottom) / 2) for box in found.boxes]
+    assert len(centres) == sum(map(len, ROWS))
+    start = 0
+    for row in ROWS:
+        line = centres[start : start + len(row)]
+        assert line == sorted(line)
+        start += len(row)
+
+
+def test_a_digit_has_the_form_of_mnist():
+    for page in outside.drawn().pages:
+        [digit] = sheet.read_sheet(page).digits
+        rows, columns = (np.flatnonzero((digit > 64).any(axis)) for axis in (1, 0))
+        assert max(np.ptp(rows), np.ptp(columns)) + 1 in (19, 20)
+        assert np.allclose(ndimage.center_of_mass(digit.astype(float)), 14, atol=0.75)
+        assert digit.max() == 255
+        assert len(np.unique(digit)) > 10  # its edges are smooth
+
+
+def test_mnist_itself_stays_as_it_is():
+    ink = np.zeros((20, 14))
+    ink[2:20, 6:9] = 1
+    ink[:3, :9] = 0.6
+    field = sheet.centred(ink)
+    again = sheet.read_sheet(field).digits[0]
+    assert np.abs(again.astype(int) - field).mean() < 4
+
+
+def test_a_thin_pen_is_widened_to_the_least_that_mnist_has_and_a_wide_one_left():
+    widths = {}
+    for pen in outside.PENS:
+        digits = [sheet.read_sheet(page).digits[0] for page in outside.drawn(pen).pages]
+        widths[pen] = np.mean([sheet.stroke_width(digit / 255) for digit in digits])
+    assert 1.2 < widths["thin"] < 2.6 < widths["thick"]
+
+
+def test_the_stroke_width_of_bars_is_theirs():
+    for width in (4, 7, 12):
+        bar = np.zeros((200, 60))
+        bar[10:190, 20 : 20 + width] = 1
+        assert sheet.stroke_width(bar) == pytest.approx(width, abs=1)
+
+
+@pytest.mark.parametrize("grey", [60, 120])
+@pytest.mark.parametrize("margins", [(60, 60, 60, 60), (150, 150, 150, 150), (0, 0, 0, 100), (0, 0, 0, 300)])
+def test_a_sheet_on_a_table_is_read(grey, margins):
+    top, left, bottom, right = margins
+    page = page_of(["01234", "56789"], size=240)
+    table = np.full((page.shape[0] + top + bottom, page.shape[1] + left + right), grey, float)
+    table[top : top + page.shape[0], left : left + page.shape[1]] = page
+    table += np.random.default_rng(0).normal(0, 4, table.shape)
+    found = sheet.read_sheet(np.clip(table, 0, 255).astype(np.uint8))
+    assert len(found.boxes) == 10
+
+
+@pytest.mark.parametrize("digit", "178")
+@pytest.mark.parametrize("margin", [12, 25])
+def test_a_thick_digit_cut_out_tightly_is_one_digit(digit, margin):
+    page = outside.draw(outside.load_json(outside.STROKES)["round"][digit], 14, 300)
+    rows, columns = (np.flatnonzero((page < 130).any(axis)) for axis in (1, 0))
+    part = page[rows[0] - margin : rows[-1] + margin + 1, columns[0] - margin : columns[-1] + margin + 1]
+    assert len(sheet.read_sheet(part).boxes) == 1
+
+
+def test_a_five_alone_whose_bar_is_apart_is_one_digit():
+    page = np.full((500, 1000), 255, np.uint8)
+    page[100:116, 300:420] = 0
+    page[140:400, 300:316] = 0
+    assert len(sheet.read_sheet(page).boxes) == 1
+
+
+def test_a_one_under_the_bar_of_a_seven_stays_apart():
+    page = np.full((200, 300), 230, np.uint8)
+    page[40:50, 40:120] = 20
+    for row in range(50, 150):
+        page[row, 110 - (row - 50) // 2 : 120 - (row - 50) // 2] = 20
+    page[70:150, 116:125] = 20
+    assert len(sheet.read_sheet(page).boxes) == 2
+
+
+@pytest.mark.parametrize("mode", ["1", "P"])
+def test_a_large_scan_of_few_colours_is_as_good_as_a_grey_one(mode):
+    page = np.full((3000, 4800), 255, np.uint8)
+    for number in range(8):
+        page[1000:2000, 400 + 501 * number : 404 + 501 * number] = 0
+    file = io.BytesIO()
+    Image.fromarray(page).convert(mode).save(file, "PNG")
+    assert len(sheet.read_sheet(sheet.read_image(file.getvalue(), "scan")).boxes) == 8
+
+
+def test_parts_of_one_digit_are_joined_and_specks_are_dropped():
+    page = np.full((200, 300), 255, np.uint8)
+    page[40:46, 50:100] = 0  # the bar of a five, apart from the rest
+    page[56:150, 50:60] = 0
+    page[60:150, 200:212] = 0
+    page[5:8, 280:283] = 0
+    assert len(sheet.read_sheet(page).boxes) == 2
+
+
+def test_the_same_page_is_found_in_every_format_and_mode():
+    page = page_of(["27"])
+    reference = sheet.read_sheet(page).digits
+    grey = Image.fromarray(page)
+    clear = Image.merge("LA", (Image.new("L", grey.size, 0), Image.fromarray(255 - page)))
+    wide = Image.fromarray(page.astype(np.uint16) * 200)
+    for image, kind in [
+        (grey, "PNG"),
+        (grey, "BMP"),
+        (grey, "TIFF"),
+        (grey.convert("P"), "GIF"),
+        (grey.convert("RGB"), "WEBP"),
+        (grey.convert("CMYK"), "JPEG"),
+        (clear, "PNG"),
+        (wide, "PNG"),
+    ]:
+        file = io.BytesIO()
+        image.save(file, kind, **({"quality": 95} if kind in ("JPEG", "WEBP") else {}))
+        found = sheet.read_sheet(sheet.read_image(file.getvalue(), kind)).digits
+        assert len(found) == 2, (kind, image.mode)
+        assert np.abs(found.astype(int) - reference).mean() < 6, (kind, image.mode)
+
+
+def test_a_photograph_lying_on_its_side_is_turned_up():
+    page = page_of(["27"])
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.fromarray(np.rot90(page)).save(file, "JPEG", exif=exif, quality=95)
+    assert sheet.read_image(file.getvalue(), "photo").shape == page.shape
+
+
+def png_of(width, height):
+    """A PNG that promises so many pixels and holds none."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunk = lambda kind, of: struct.pack(">I", len(of)) + kind + of + struct.pack(">I", zlib.crc32(kind + of))  # noqa: E731
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (b"", "no image"),
+        (b"digits", "no image"),
+        (b"%PDF-1.7 and more", "no image"),
+        (png_of(100, 100)[:60], "no image"),
+        (png_of(20_000, 5_000), "20,000 x 5,000 pixels"),
+        (png_of(2**31 - 1, 2**31 - 1), "pixels"),
+    ],
+)
+def test_what_is_no_image_is_refused_in_one_line(given, said):
+    with pytest.raises(PipelineError, match=said) as refusal:
+        sheet.read_image(given, "photo.png")
+    assert "photo.png" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("kind", ["white", "black", "noise", "a faint line"])
+def test_an_empty_page_is_refused(kind):
+    page = np.full((300, 400), 0 if kind == "black" else 250, np.uint8)
+    if kind == "noise":
+        page = np.random.default_rng(0).integers(215, 255, page.shape).astype(np.uint8)
+    elif kind == "a faint line":
+        page[100:110, 100:300] = 235
+    with pytest.raises(PipelineError, match="empty"):
+        sheet.read_sheet(page)
+
+
+def test_a_page_full_of_spots_is_refused():
+    page = np.where(np.random.default_rng(0).random((1600, 1600)) < 0.005, 0, 255).astype(np.uint8)
+    with pytest.raises(PipelineError, match="shapes, expected 1,000 digits at most"):
+        sheet.read_sheet(page)
