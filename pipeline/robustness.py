@@ -1,0 +1,86 @@
+"""What a recipe's network makes of corrupted digits, of digits from elsewhere, and of labels that may be wrong.
+
+Also a stage of DVC's for each recipe that params.yaml lists under `robustness`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline import data
+from pipeline.command import entry_point, job_folder
+from pipeline.config import ROOT, Config, in_dvc_stage
+from pipeline.console import quiet_import
+from pipeline.files import replacing, save_csv, save_json
+from pipeline.tables import percent
+
+SHARE_SURE = 0.999
+SHOWN = 10  # digits of a kind in the picture
+SUSPECTS = 50  # digits with the least probable labels, of validation and of test
+
+
+@entry_point
+def robustness(config: Config) -> None:
+    test, val = (data.load_digits(ROOT / "data" / "processed" / f"{name}.npz", config.data) for name in ("test", "val"))
+    folder = ROOT / "results" / "robustness" / config.name if in_dvc_stage() else job_folder()
+    with quiet_import():
+        from pipeline.beyond import hardship, network
+
+    cnn = network.load_network(config, run=None, alias=None, sure=SHARE_SURE)
+    found: dict[str, Any] = {
+        "recipe": config.name,
+        "seed": config.seed,
+        "sure_above": cnn.sure_above,
+        "corruptions": hardship.under_corruption(cnn.probabilities, test.images, test.labels, config.seed),
+        "guises": hardship.in_other_guise(cnn.probabilities, test.images, test.labels),
+        "elsewhere": hardship.elsewhere(cnn.probabilities, cnn.sure_above),
+    }
+    save_json(folder / "robustness.json", found)
+    _draw_corrupted(folder / "corrupted.png", test, found)
+    for name, digits in (("test", test), ("validation", val)):
+        probabilities = cnn.probabilities(digits.images)
+        place, given = hardship.suspects(digits.labels, probabilities, SUSPECTS)
+        columns = {
+            "index": digits.source_index[place],
+            "label": digits.labels[place],
+            "prediction": probabilities[place].argmax(1),
+            "probability_of_label": (f"{value:.6g}" for value in given),
+        }
+        save_csv(folder / f"suspects_{name}.csv", columns)
+        _draw_suspects(folder / f"suspects_{name}.png", digits, place, probabilities[place].argmax(1), name)
+    shares = [of["right"] / of["digits"] for of in found["corruptions"].values()]
+    print(
+        f"{config.name}: {percent(sum(shares) / len(shares))} over {len(shares)} kinds of test digits; wrote {folder}"
+    )
+
+
+def _draw_corrupted(path: Path, test: data.Digits, found: dict[str, Any]) -> None:
+    from pipeline import plots
+    from pipeline.beyond.corruptions import corrupted
+
+    some = test.images[:SHOWN]
+    rows = {
+        f"{name}: {percent(of['right'] / of['digits'])}": [
+            (image, "") for image in corrupted(some, name, found["seed"])
+        ]
+        for name, of in found["corruptions"].items()
+    }
+    with replacing(path) as temporary:
+        plots.plot_digit_rows(rows).savefig(temporary, **plots.PNG)
+
+
+def _draw_suspects(path: Path, digits: data.Digits, place: Any, predictions: Any, of: str) -> None:
+    from pipeline import plots
+
+    titles = [
+        f"#{digits.source_index[i]}: {digits.labels[i]}?\n{of_it} it says"
+        for i, of_it in zip(place, predictions, strict=True)
+    ]
+    sheet = plots.plot_digits(digits.images[place], titles, 10, f"the {of} digits whose labels it believes least")
+    with replacing(path) as temporary:
+        sheet.savefig(temporary, **plots.PNG)
+
+
+if __name__ == "__main__":
+    robustness()

@@ -1,0 +1,214 @@
+"""Predicting, promoting, serving and robustness, as commands in a clone that was run through on generated digits."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import requests
+from conftest import dvc, generated_digits, git, pipeline, ran, run, runs, store
+from PIL import Image
+
+pytestmark = pytest.mark.pipeline
+
+
+@pytest.fixture(scope="module")
+def pages(clone, tmp_path_factory):
+    """Ten of the generated digits as images, by what they show."""
+    folder = tmp_path_factory.mktemp("pages")
+    images, labels = generated_digits(10, seed=5)
+    for image, label in zip(images, labels, strict=True):
+        Image.fromarray(image).save(folder / f"{label}.png")
+    return folder
+
+
+def read_off(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    """What `predict` printed of each file: its digits."""
+    return {
+        line.split(":")[0].rpartition("/")[2]: line.split(": ")[1]
+        for line in done.stdout.splitlines()[1:]
+        if ".png:" in line
+    }
+
+
+def test_predict_reads_files_folders_and_lists_alike(clone, pages):
+    whole = pipeline(clone, "predict", f"input={pages}", "recipe=baseline", "show=true")
+    assert whole.returncode == 0, whole.stderr
+    found = read_off(whole)
+    assert sorted(found) == [f"{digit}.png" for digit in range(10)]
+    [one] = [pipeline(clone, "predict", f"input={pages / '3.png'}", "recipe=baseline")]
+    some = pipeline(clone, "predict", f"input=[{pages / '3.png'},{pages / '7.png'}]", "recipe=baseline")
+    assert read_off(one) == {"3.png": found["3.png"]}
+    assert read_off(some) == {"3.png": found["3.png"], "7.png": found["7.png"]}
+    drawn = re.findall(r"^wrote (.+)$", whole.stdout, re.MULTILINE)
+    assert len(drawn) == 10
+    for file in drawn:
+        with Image.open(clone / file) as sheet:
+            assert sheet.width > 500 and sheet.height > 500
+
+
+def test_predict_says_what_the_network_says_of_the_prepared_digits(clone, pages):
+    code = f"""
+import json, numpy as np
+from pathlib import Path
+from pipeline.beyond import sheet
+from pipeline import engine, metrics
+from pipeline.model import load_model
+pages = [sheet.read_image(Path({str(pages)!r}) / f"{{k}}.png") for k in range(10)]
+digits = np.stack([sheet.read_sheet(page).digits[0] for page in pages])
+probabilities = metrics.softmax(engine.predict(load_model(Path("models/baseline/model.keras")), digits))
+print(json.dumps([probabilities.argmax(1).tolist(), probabilities.max(1).tolist()]))
+"""
+    digits, confidence = json.loads(run(sys.executable, "-c", code, cwd=clone).stdout)
+    done = pipeline(clone, "predict", f"input={pages}", "recipe=baseline")
+    said = re.findall(r"^  1: (\d), ([\d.]+) %", done.stdout, re.MULTILINE)
+    assert [int(digit) for digit, _ in said] == digits
+    assert np.allclose([float(of) for _, of in said], 100 * np.array(confidence), atol=0.006)
+
+
+def test_predict_names_what_it_cannot_read_and_reads_the_rest(clone, pages, tmp_path):
+    (tmp_path / "notes.png").write_text("no image")
+    Image.fromarray(np.full((100, 100), 255, np.uint8)).save(tmp_path / "empty.png")
+    given = f"input=[{tmp_path / 'notes.png'},{pages / '3.png'},{tmp_path / 'empty.png'}]"
+    done = pipeline(clone, "predict", given, "recipe=baseline")
+    assert done.returncode == 1
+    assert list(read_off(done)) == ["3.png"]
+    [line] = done.stderr.splitlines()
+    assert "notes.png is no image" in line and "empty.png: the page is empty" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "give input=<image>"),
+        (["input="], "give input=<image>"),
+        (["input=[]"], "give input=<image>"),
+        (["input=1e3"], "give input=<image>"),
+        (["input='~nobody/x.png'"], "~nobody/x.png is not there"),
+        (["input={page}", "sure=2"], "sure=2.0 is out of range"),
+        (["input={page}", "sure=nan"], "sure=nan is out of range"),
+        (["input=absent.png"], "absent.png"),
+        (["input=docs"], "docs"),
+        (["input={page}", "alias=champion"], "the registry has no champion of mnist"),
+        (["input={page}", "run=" + 32 * "0"], "is no run of"),
+        (["input={page}", "run=" + 32 * "0", "alias=champion"], "give one of them"),
+        (["input={page}", "recipe=fast"], "models/fast/model.keras"),
+    ],
+)
+def test_predict_refuses_in_one_line(clone, pages, words, said):
+    done = pipeline(clone, "predict", *(word.format(page=pages / "3.png") for word in words))
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: ") and said in line
+
+
+@pytest.fixture(scope="module")
+def contenders(clone):
+    """Run ids of a network that learnt little, and of the one of DVC's stage."""
+    weak = pipeline(clone, "train", "recipe=baseline", "train.epochs=1", "train.examples=20")
+    assert weak.returncode == 0, weak.stderr
+    [weak_id] = re.findall(r"MLflow run (\w{32})", weak.stdout)
+    strong_id = next(run.info.run_id for run in runs(clone, "tags.dvc_stage = 'train@baseline'"))
+    return weak_id, strong_id
+
+
+def champion(clone):
+    return store(clone).get_model_version_by_alias("mnist", "champion").run_id
+
+
+def test_the_champion_moves_where_the_test_says_better_and_only_there(clone, contenders):
+    weak, strong = contenders
+    first = pipeline(clone, "promote", f"run={weak}")
+    assert first.returncode == 0 and first.stdout.endswith("the first\n"), first.stderr
+    assert champion(clone) == weak
+    moved = pipeline(clone, "promote", f"run={strong}")
+    assert moved.returncode == 0, moved.stderr
+    assert "this run is better than the champion" in moved.stdout
+    assert "100 test digits" in moved.stdout and "p " in moved.stdout
+    assert champion(clone) == strong
+    stays = pipeline(clone, "promote", f"run={weak}")
+    assert "the champion is better than this run" in stays.stdout
+    assert f"models:/mnist@challenger is version 1, run {weak}; the champion stays version 2" in stays.stdout
+    assert champion(clone) == strong
+    again = pipeline(clone, "promote", f"run={strong}")
+    assert "already" in again.stdout
+    assert len(store(clone).search_model_versions("name = 'mnist'")) == 2  # each registered once
+
+
+def test_the_champion_loads_in_plain_mlflow_and_gives_the_logits_of_its_file(clone, contenders):
+    code = """
+import mlflow, numpy as np
+from pathlib import Path
+from pipeline import engine
+from pipeline.model import load_model
+mlflow.set_tracking_uri("sqlite:///mlflow.db")
+digits = np.load("data/processed/test.npz")["images"]
+loaded = mlflow.pyfunc.load_model("models:/mnist@champion").predict(digits)
+own = engine.predict(load_model(Path("models/baseline/model.keras")), digits)
+print(np.abs(np.asarray(loaded) - own).max())
+"""
+    done = run(sys.executable, "-c", code, cwd=clone, TF_CPP_MIN_LOG_LEVEL="3")
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) < 1e-3
+
+
+def test_promote_refuses_what_is_no_run_of_a_training(clone):
+    assert pipeline(clone, "promote").stderr.startswith("error: no run given")
+    done = pipeline(clone, "promote", "run=" + 32 * "0")
+    assert done.returncode == 1 and "is no run of" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_predict_by_the_champion_and_by_its_run_are_alike(clone, contenders, pages):
+    by_alias, by_run = (
+        pipeline(clone, "predict", f"input={pages}", word) for word in ("alias=champion", f"run={contenders[1]}")
+    )
+    assert by_alias.returncode == 0, by_alias.stderr
+    assert read_off(by_alias) == read_off(by_run) and "champion" in by_alias.stdout
+
+
+def test_serve_answers_until_it_is_interrupted_and_its_port_is_its_own(clone, pages):
+    command = [sys.executable, "-m", "pipeline.serve", "recipe=baseline", "port=0"]
+    with subprocess.Popen(command, cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        address = re.search(r"draw at (http://127\.0\.0\.1:(\d+)),", server.stdout.readline())
+        page = (pages / "3.png").read_bytes()
+        answer = requests.post(f"{address[1]}/predict", data=page, headers={"Content-Type": "image/png"}, timeout=60)
+        assert answer.status_code == 200 and len(answer.json()["digits"]) == 1
+        second = pipeline(clone, "serve", "recipe=baseline", f"port={address[2]}")
+        assert second.returncode == 1 and f"port={address[2]}" in second.stderr and len(second.stderr.splitlines()) == 1
+        server.send_signal(signal.SIGINT)
+        assert server.wait(20) in (0, 1, 130)
+        assert "Traceback" not in server.stderr.read()
+
+
+@pytest.mark.parametrize("word", ["host=", "host=0.0.0.0", "port=70000", "port=-1", "host=no.such.host.example"])
+def test_serve_refuses_an_address_in_one_line(clone, word):
+    done = pipeline(clone, "serve", "recipe=baseline", word)
+    assert done.returncode == 1 and word.partition("=")[0] in done.stderr
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+
+
+def test_robustness_is_a_stage_of_dvc_that_one_word_turns_on(clone, digits):
+    assert ran(dvc(clone, digits, "repro")) == []
+    settings = (clone / "dvc.yaml").read_text()
+    assert "robustness: []" in settings
+    (clone / "dvc.yaml").write_text(settings.replace("robustness: []", "robustness: [baseline]"))
+    try:
+        done = dvc(clone, digits, "repro")
+        assert done.returncode == 0, done.stderr
+        assert ran(done) == ["robustness@baseline"]
+        assert ran(dvc(clone, digits, "repro")) == []
+        found = json.loads((clone / "results/robustness/baseline/robustness.json").read_text())
+        of_test = json.loads((clone / "results/recipes/baseline/metrics.json").read_text())
+        assert found["corruptions"]["identity"] == {"right": 100 - of_test["test_errors_one_view"], "digits": 100}
+        assert found["elsewhere"]["scikit-learn"]["digits"] == 1797
+        suspects = (clone / "results/robustness/baseline/suspects_test.csv").read_text().splitlines()
+        believed = [float(line.split(",")[3]) for line in suspects[1:]]
+        assert len(believed) == 50 and believed == sorted(believed)
+    finally:
+        git(clone, "checkout", "--", ".")
+        git(clone, "clean", "-fdq", "results")
