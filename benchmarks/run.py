@@ -104,7 +104,7 @@ def processor_plan() -> Iterator[tuple[str, list[str]]]:
 
 def run_study(path: Path, plan: Iterator[tuple[str, list[str]]], resume: bool) -> list[dict[str, Any]]:
     """Run the trials of a plan, or those that `path` does not hold yet, storing each as it ends."""
-    surroundings = _surroundings()
+    surroundings = measured_on()
     planned = [(what, words, _source(what)) for what, words in plan]
     stored = load_json(path)["trials"] if resume and path.is_file() else []
     here = [trial for trial in stored if all(trial[key] == surroundings[key] for key in ("hardware", "versions"))]
@@ -153,7 +153,7 @@ def start_study(path: Path) -> None:
             _run(*command, refused="refusal" in what)
             if number:
                 trials.append({"what": what, "process_seconds": round(time.perf_counter() - begin, 2)})
-    surroundings = _surroundings()
+    surroundings = measured_on()
     save_json(path, {"trials": [trial | surroundings for trial in trials]})
 
 
@@ -171,7 +171,7 @@ def sweep_study(path: Path, sweeps: dict[str, list[str]]) -> None:
                 busy = after.children_user + after.children_system - before.children_user - before.children_system
                 figures = {"process_seconds": round(took, 2), "cores_busy": round(busy / took, 3)}
                 trials.append({"what": what, "round": number} | figures)
-    surroundings = _surroundings()
+    surroundings = measured_on()
     save_json(path, {"trials": [trial | surroundings for trial in trials]})
 
 
@@ -217,7 +217,7 @@ def _source(what: str) -> str:
     return hashlib.sha256(b"".join(content)).hexdigest()[:12]
 
 
-def _surroundings() -> dict[str, str]:
+def measured_on() -> dict[str, str]:
     with quiet_import():
         hardware = surroundings.hardware()
     commit = surroundings.git("rev-parse", "--short", "HEAD")

@@ -7,6 +7,7 @@ makes the pictures of docs/ui, from the store of this clone. tests/test_browser.
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from typing import Any
 
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 
@@ -31,6 +33,12 @@ const shown = tables.flatMap(e => [...e.querySelectorAll('a')]).filter(e => e.te
 shown.forEach(e => e.scrollIntoView({block: 'center'}))
 return shown.length > 0
 """
+# All at once: an answer to the next stroke replaces what is shown.
+SHOWN = """
+return [...document.querySelectorAll('figure')].map(figure => [
+  figure.querySelector('b').textContent, [...figure.querySelectorAll('tr')].map(row => row.cells[2].textContent)])
+"""
+ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 120  # seconds for a page to show what it should, on a busy machine
 
 
@@ -72,6 +80,35 @@ def browser() -> Iterator[WebDriver]:
         yield driver
     finally:
         driver.quit()
+
+
+def draw(driver: WebDriver, digit: str, left: float, hand: str = "round") -> None:
+    """Draw a digit of reference/strokes.json on the page of `pipeline.serve`, with the mouse, from `left` (0 to 1)."""
+    strokes = json.loads((ROOT / "reference" / "strokes.json").read_text(encoding="utf-8"))[hand][digit]
+    page = driver.find_element(By.ID, "page")
+    width, height = page.size["width"], page.size["height"]
+    size = 0.6 * height
+    for stroke in strokes:
+        places = [
+            (left * width + size * x / 100 - width / 2, size * y / 100 + 0.2 * height - height / 2) for x, y in stroke
+        ]
+        actions = ActionChains(driver, duration=20)
+        actions.move_to_element_with_offset(page, *map(round, places[0])).click_and_hold()
+        for x, y in places[1:]:
+            actions.move_to_element_with_offset(page, round(x), round(y))
+        actions.release().perform()
+
+
+def shown(driver: WebDriver, count: int) -> list[tuple[str, list[float]]]:
+    """What the page shows once it shows `count` digits: of each, the digit and its ten probabilities in percent."""
+    found: list[tuple[str, list[str]]] = []
+
+    def all_there() -> bool:
+        found[:] = driver.execute_script(SHOWN)
+        return len(found) == count
+
+    until(all_there, f"{count} digits to be shown")
+    return [(digit, [float(of) for of in probabilities]) for digit, probabilities in found]
 
 
 def until(holds: Callable[[], object], what: str) -> None:

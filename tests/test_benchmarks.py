@@ -165,7 +165,7 @@ def test_a_study_goes_on_where_it_stopped_and_runs_again_what_has_changed(tmp_pa
         return {"epoch_seconds": [1.0]}
 
     monkeypatch.setattr(run, "run_trial", trial)
-    monkeypatch.setattr(run, "_surroundings", lambda: HERE)
+    monkeypatch.setattr(run, "measured_on", lambda: HERE)
     monkeypatch.setattr(run, "_source", source.get)
     path, plan = tmp_path / "study.json", [("a", ["seed=0"]), ("b", ["seed=0"])]
     with pytest.raises(KeyboardInterrupt):

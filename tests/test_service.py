@@ -1,0 +1,262 @@
+"""The server: its answers, and what it says to clients that lie, hang or send too much. A real server."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import socket
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import requests
+import uvicorn
+from conftest import ROOT
+from PIL import Image
+
+from pipeline.beyond import outside, service
+from pipeline.beyond.network import Network
+from pipeline.beyond.sheet import read_sheet
+
+sys.path.insert(0, str(ROOT / "docs"))
+
+import browse
+
+
+def by_ink(images: np.ndarray) -> np.ndarray:
+    """Instead of a network: the more ink, the larger the digit. It fails on purpose where the first pixel is 77."""
+    if (images[:, 0, 0] == 77).any():
+        raise RuntimeError("a fault of the network")
+    logits = -np.abs(np.arange(10) - images.mean((1, 2))[:, None] / 10)
+    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+
+NETWORK = Network(by_ink, 0.3, "a test's network")
+
+
+@pytest.fixture(scope="module")
+def address():
+    app = service.build_app(NETWORK, ["127.0.0.1", "localhost"])
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, ws="none"))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    listener.close()
+
+
+def post(address, body, kind="application/json", **more):
+    return requests.post(f"{address}/predict", data=body, headers={"Content-Type": kind, **more}, timeout=30)
+
+
+def good(address):
+    """The answer to a request that is right: given to it whatever came before."""
+    answer = post(address, json.dumps({"inputs": np.full((2, 28, 28), 30).tolist()}))
+    assert answer.status_code == 200 and answer.json()["digits"] == [3, 3]
+    return answer.json()
+
+
+def test_arrays_get_digits_probabilities_and_whether_they_are_sure(address):
+    images = np.stack([np.full((28, 28), value) for value in (0, 44, 95)])
+    answer = post(address, json.dumps({"inputs": images.tolist()})).json()
+    expected = by_ink(images)
+    assert answer["digits"] == [0, 4, 9]
+    assert np.allclose(answer["probabilities"], expected, atol=1e-6)
+    assert answer["sure"] == (expected.max(1) >= 0.3).tolist()
+
+
+def test_an_image_gets_what_was_found_where(address):
+    page = np.concatenate(outside.drawn().pages[:3], 1)
+    file = io.BytesIO()
+    Image.fromarray(page).save(file, "PNG")
+    answer = post(address, file.getvalue(), "image/png").json()
+    sheet = read_sheet(page)
+    assert answer["boxes"] == [list(box) for box in sheet.boxes] and len(sheet.boxes) == 3
+    assert np.array_equal(answer["seen"], sheet.digits)
+    assert answer["digits"] == by_ink(sheet.digits).argmax(1).tolist()
+
+
+def test_many_clients_at_once_each_get_their_own(address):
+    wrong = []
+
+    def ask(value):
+        answer = post(address, json.dumps({"inputs": np.full((1, 28, 28), 10 * value).tolist()})).json()
+        if answer["digits"] != [value]:
+            wrong.append((value, answer))
+
+    threads = [threading.Thread(target=ask, args=(number % 10,)) for number in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_the_page_loads_nothing_from_elsewhere(address):
+    page = requests.get(address, timeout=10)
+    assert page.status_code == 200 and "<canvas" in page.text
+    assert page.headers["Content-Security-Policy"].startswith("default-src 'none'")
+    assert "://" not in page.text
+    assert requests.get(f"{address}/health", timeout=10).json() == {"network": "a test's network"}
+
+
+def test_another_host_is_refused(address):
+    for host in ("evil.example", "127.0.0.1.evil.example", "10.evil.example"):
+        assert requests.get(address, headers={"Host": host}, timeout=10).status_code == 400
+    assert requests.get(address.replace("127.0.0.1", "localhost"), timeout=10).status_code == 200
+
+
+def test_a_fault_of_the_network_is_said_and_is_not_the_end(address):
+    answer = post(address, json.dumps({"inputs": np.full((1, 28, 28), 77).tolist()}))
+    assert answer.status_code == 500 and answer.json() == {"error": "this is a fault of the server (RuntimeError)"}
+    good(address)
+
+
+@pytest.mark.skipif(not browse.installed(), reason="Chromium and its driver are not installed (.ci/run does)")
+def test_digits_drawn_in_a_browser_are_found_and_shown(address):
+    with browse.browser() as driver:
+        driver.get(address)
+        for number, digit in enumerate("205"):
+            browse.draw(driver, digit, left=0.05 + 0.3 * number)
+        shown = browse.shown(driver, 3)
+        assert len(shown) == 3
+        assert all(0 <= int(digit) <= 9 and len(bars) == 10 for digit, bars in shown)
+        assert all(abs(sum(bars) - 100) < 1 for _, bars in shown)
+        driver.find_element("id", "clear").click()
+        browse.shown(driver, 0)
+        browse.draw(driver, "7", left=0.4)
+        [(digit, bars)] = browse.shown(driver, 1)
+        assert int(digit) == np.argmax(bars)
+
+
+ROW = [0] * 28
+SQUARE = [ROW] * 28
+
+
+def hostile(number: int) -> tuple[bytes, str]:
+    """A request that is not right: a body and its content type."""
+    rng = random.Random(number)
+    page = io.BytesIO()
+    Image.fromarray(np.full((40, 40), 255, np.uint8)).save(page, "PNG")
+    image = page.getvalue()
+    spoilt = bytearray(image)
+    spoilt[rng.randrange(33)] ^= rng.randrange(1, 256)  # its signature, or its header with the checksum
+    number_like = rng.choice(
+        ["1e999", "-1", "256", "1.5", "NaN", "Infinity", "true", "null", '"7"', "[]", "{}", "1" * 5000]
+    )
+    shape = rng.choice([[], [[]], [ROW], SQUARE, [SQUARE[:27]], [[ROW[:27]] * 28], [SQUARE, SQUARE[:3]], [[SQUARE]]])
+    text = rng.choice(["../../etc/passwd", "<script>alert(1)</script>", "${oc.env:HOME}", "\u0000", "é" * 1000])
+    return rng.choice(
+        [
+            (rng.randbytes(rng.randint(0, 3000)), rng.choice(["application/json", "image/png", "image/svg+xml"])),
+            (b"[" * rng.randint(1, 200_000), "application/json"),
+            (b'{"a":' * rng.randint(1, 100_000), "application/json"),
+            (json.dumps({"inputs": [SQUARE]}).encode()[: -rng.randint(1, 2000)], "application/json"),
+            (
+                f'{{"inputs": [[{", ".join([str(ROW)] * 27)}, [{", ".join(["0"] * 27)}, {number_like}]]]}}'.encode(),
+                "application/json",
+            ),
+            (json.dumps({"inputs": shape}).encode(), "application/json"),
+            (json.dumps({"inputs": text}).encode(), "application/json"),
+            (
+                json.dumps(
+                    rng.choice([None, 7, [], [SQUARE], {"instances": [SQUARE]}, {"inputs": {"a": SQUARE}}])
+                ).encode(),
+                "application/json",
+            ),
+            (
+                image,
+                rng.choice(["text/plain", "", "multipart/form-data", "application/x-www-form-urlencoded", "image"]),
+            ),
+            (image, "image/png"),  # an empty page
+            (bytes(spoilt), "image/png"),
+            (image[: rng.randint(0, len(image) - 1)], "image/jpeg"),
+        ]
+    )
+
+
+def test_two_thousand_hostile_requests_get_one_line_each_and_the_next_good_one_its_answer(address):
+    session, first = requests.Session(), good(address)
+    for number in range(2_000):
+        body, kind = hostile(number)
+        answer = session.post(f"{address}/predict", data=body, headers={"Content-Type": kind}, timeout=30)
+        assert 400 <= answer.status_code < 500, (number, kind, body[:100], answer.text)
+        said = answer.json()
+        assert list(said) == ["error"] and isinstance(said["error"], str), number
+        assert "\n" not in said["error"] and "Traceback" not in said["error"] and len(said["error"]) < 500, number
+        if number % 100 == 0:
+            assert good(address) == first
+
+
+@pytest.mark.parametrize(
+    "path", ["/../../etc/passwd", "/predict/..%2f..%2fetc", "/%00", "/docs", "/openapi.json", "/static/x"]
+)
+def test_there_is_nothing_else_to_be_had(address, path):
+    answer = requests.get(address + path, timeout=10)
+    assert answer.status_code == 404 and answer.json() == {"error": "Not Found"}
+    good(address)
+
+
+def test_what_is_too_large_is_refused_before_it_is_all_there(address):
+    answer = post(address, b"0" * (service.MOST_BYTES + 1))
+    assert answer.status_code == 413 and "more than 16,000,000 bytes" in answer.json()["error"]
+    good(address)
+
+
+def test_slow_clients_hold_nobody_up_and_are_sent_away(address, monkeypatch):
+    monkeypatch.setattr(service, "PATIENCE", 1.0)
+    host, port = address.removeprefix("http://").split(":")
+    slow = [socket.create_connection((host, int(port))) for _ in range(50)]
+    for connection in slow:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n[")
+    begin = time.monotonic()
+    good(address)
+    assert time.monotonic() - begin < 1
+    for connection in slow:
+        connection.settimeout(10)
+        assert connection.recv(100).startswith(b"HTTP/1.1 408")
+        connection.close()
+
+
+def test_strings_of_many_lengths_take_no_memory(address):
+    inputs = ["a" * 8_000_000, *[""] * 1_000_000]
+    answer = post(address, json.dumps({"inputs": inputs}))
+    assert answer.status_code == 400 and answer.json()["error"].startswith("expected")
+    good(address)
+
+
+def test_a_page_of_thousands_of_spots_holds_nobody_up(address):
+    page = np.full((1600, 1600), 255, np.uint8)
+    page[5::11, 5::11] = 0
+    file = io.BytesIO()
+    Image.fromarray(page).save(file, "PNG")
+    begin = time.monotonic()
+    assert post(address, file.getvalue(), "image/png").status_code == 400
+    assert time.monotonic() - begin < 20
+    good(address)
+
+
+def test_a_client_that_leaves_leaves_no_traceback(address, capfd):
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n[1,")
+    good(address)
+    assert capfd.readouterr().err == ""
+
+
+def test_broken_http_is_not_the_end(address):
+    host, port = address.removeprefix("http://").split(":")
+    for said in (
+        b"\x00" * 1000,
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -5\r\n\r\n",
+    ):
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(said)
+            assert connection.recv(200).startswith(b"HTTP/1.1 4")
+    good(address)
