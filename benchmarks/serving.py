@@ -139,7 +139,7 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def main(recipe: str, run: str) -> None:
-    images = data.load_digits(ROOT / "data" / "processed" / "test.npz", compose().data).images
+    images = data.load_examples(ROOT / "data" / "processed" / "test.npz", compose().data).images
     trials = []
     for number in range(ROUNDS):
         for what in PATHS:

@@ -62,15 +62,15 @@ def main() -> None:
 
 
 def _fit_recipe(
-    recipe: str, config: Config, train: data.Digits, times: float, checkpoints: bool
+    recipe: str, config: Config, train: data.Examples, times: float, checkpoints: bool
 ) -> tuple[dict[str, Any], Predict]:
     with quiet_import():
         from pipeline import checkpoint, engine, model
 
     config.model.filters = round(config.model.filters * times)
-    nobody = data.Digits(train.images[:0], train.labels[:0], train.source_index[:0])
+    nobody = data.Examples(train.images[:0], train.labels[:0], train.source_index[:0])
     engine.start(config.seed)
-    cnn = model.build_cnn(config.model, config.data.image_shape, config.data.classes)
+    cnn = model.build_cnn(config.model, config.data.image_shape, len(config.data.classes))
     figures: dict[str, Any] = {"num_params": cnn.count_params(), "epoch_seconds": []}
     saving = []
     # On the disk where a training saves them: a folder for temporary files may be in memory.
@@ -87,7 +87,7 @@ def _fit_recipe(
     return figures, lambda images, views: engine.predict(cnn, images, views)
 
 
-def _fit_peer(peer: str, config: Config, train: data.Digits, times: float) -> tuple[dict[str, Any], Predict]:
+def _fit_peer(peer: str, config: Config, train: data.Examples, times: float) -> tuple[dict[str, Any], Predict]:
     with quiet_import():
         import keras
 

@@ -1,4 +1,4 @@
-"""Random affine digits, a whole batch in one operation.
+"""Random affine examples, a whole batch in one operation.
 
 Shapes: B batch, H rows, W columns.
 """
@@ -20,7 +20,7 @@ def strengths(augment: Augment, steps: int) -> NDArray[np.float32]:
     """The share of the largest amounts at every step, float32 [steps].
 
     Whole at first; from the share `full_until` of the steps on it falls linearly toward `last`, so that the last
-    weights, and the running figures of batch norm, are of digits nearly as they are.
+    weights, and the running figures of batch norm, are of examples nearly as they are.
     """
     position = (np.arange(steps) + 0.5) / steps  # 0..1, the middle of the step
     fallen = np.clip((position - augment.full_until) / (1 - augment.full_until), 0, 1)
@@ -28,11 +28,11 @@ def strengths(augment: Augment, steps: int) -> NDArray[np.float32]:
 
 
 def random_affine(images: tf.Tensor, seed: tf.Tensor, augment: Augment, strength: tf.Tensor | float = 1.0) -> tf.Tensor:
-    """Rotate, scale, stretch, shear and shift every digit by its own random amounts, about its centre.
+    """Rotate, scale, stretch, shear and shift every example by its own random amounts, about its centre.
 
     Args:
       images: uint8 [B, H, W].
-      seed: int32 [2]; the same seed gives the same digits.
+      seed: int32 [2]; the same seed gives the same examples.
       augment: the largest amounts, each drawn uniformly from minus to plus it: rotation in degrees, scale as a
         share of the size, stretch as one of the width, shear in pixels sideways a pixel down, shift in pixels down
         and sideways.
@@ -55,7 +55,7 @@ def random_affine(images: tf.Tensor, seed: tf.Tensor, augment: Augment, strength
 
 
 def shifted(images: tf.Tensor, down: float, right: float) -> tf.Tensor:
-    """Move uint8 digits [B, H, W] by so many pixels, paper coming in."""
+    """Move uint8 examples [B, H, W] by so many pixels, paper coming in."""
     still = tf.zeros(tf.shape(images)[0])
     one = still + 1
     return affine(images, still, one, one, still, still + down, still + right)
@@ -70,7 +70,7 @@ def affine(
     down: tf.Tensor,
     right: tf.Tensor,
 ) -> tf.Tensor:
-    """Move uint8 digits [B, H, W] by float32 [B] amounts: radians, factors (of the size; of the width, and the height
+    """Move uint8 examples [B, H, W] by float32 [B] amounts: radians, factors (of the size; of the width, and the height
     by its inverse), and pixels."""
     height, width = images.shape[1:]
     # The operation wants the inverse map, from a pixel of the result (column x, row y) to one of the source:

@@ -47,11 +47,11 @@ def _compare_runs(config: CompareConfig) -> None:
     of = "test" if all(map(tracking.test_set_reads, runs)) else "validation"
     if of == "validation" and any(run.data.params.get("data.val_examples") == "0" for run in runs):
         raise PipelineError(
-            "a run has no validation digits: evaluate all on the test digits (pipeline.evaluate run=<id>)"
+            "a run has no validation examples: evaluate all on the test examples (pipeline.evaluate run=<id>)"
         )
     folder = job_folder()
     with tempfile.TemporaryDirectory() as temporary:
-        sides, digits, labels = _sides(list(found.values()), of, Path(temporary))
+        sides, examples, labels = _sides(list(found.values()), of, Path(temporary))
     verdicts = comparison.verdicts(sides, config.evaluate.confidence, of)
     reads = sum(map(tracking.test_set_reads, runs))
     text = comparison.markdown(sides, verdicts, config.evaluate.confidence, of, reads)
@@ -61,7 +61,7 @@ def _compare_runs(config: CompareConfig) -> None:
     files = [
         folder / "comparison.md",
         folder / "comparison.json",
-        *_draw_sides(folder, sides, digits, labels, of, config),
+        *_draw_sides(folder, sides, examples, labels, of, config),
     ]
     name = " against ".join(side.name for side in sides)
     run_id = tracking.log_comparison(config.data.name, f"compare {name}"[:200], files, text, runs)
@@ -72,7 +72,7 @@ def _compare_runs(config: CompareConfig) -> None:
 def _sides(
     found: list[list[Any]], of: str, folder: Path
 ) -> tuple[list[comparison.Side], NDArray[np.int64], NDArray[np.int64]]:
-    """The sides by their runs' predictions, with the digits that those are of and their labels."""
+    """The sides by their runs' predictions, with the examples that those are of and their labels."""
     from pipeline import tracking
 
     predictions = {}
@@ -81,7 +81,7 @@ def _sides(
         own.mkdir()
         file = tracking.artifact(run, "predictions.csv" if of == "test" else "val_predictions.csv", own)
         predictions[run.info.run_id] = read_predictions(file)
-    digits, labels = comparison.same_digits(predictions, of)
+    examples, labels = comparison.same_examples(predictions, of)
     sides = []
     for runs in found:
         traits = [tracking.traits(run) for run in runs]
@@ -99,36 +99,36 @@ def _sides(
                 network(configured).multiply_adds,
             )
         )
-    return comparison.told_apart(sides), digits, labels
+    return comparison.told_apart(sides), examples, labels
 
 
 def _draw_sides(
     folder: Path,
     sides: Sequence[comparison.Side],
-    digits: NDArray[np.int64],
+    examples: NDArray[np.int64],
     labels: NDArray[np.int64],
     of: str,
     config: Config,
 ) -> list[Path]:
-    """Draw accuracies by side and, of the first two, the digits that tell them apart: the files drawn."""
+    """Draw accuracies by side and, of the first two, the examples that tell them apart: the files drawn."""
     from pipeline import plots
 
-    # Only to draw the digits: what is compared are predictions, made and counted by evaluate.
+    # Only to draw the examples: what is compared are predictions, made and counted by evaluate.
     name = {"test": "test.npz", "validation": "val.npz"}[of]
-    stored = data.load_digits(ROOT / "data" / "processed" / name, config.data)
+    stored = data.load_examples(ROOT / "data" / "processed" / name, config.data)
     place = {int(index): row for row, index in enumerate(stored.source_index)}
     a, b = sides[:2]
-    shown = comparison.telling_digits(a, b)
+    shown = comparison.telling_examples(a, b)
     figures = {"comparison": plots.plot_sides({side.name: side.accuracies for side in sides}, of)}
     if sum(map(len, shown.values())) > 0 and all(
-        int(digits[i]) in place for of_kind in shown.values() for i in of_kind
+        int(examples[i]) in place for of_kind in shown.values() for i in of_kind
     ):
 
         def captioned(i: int) -> tuple[NDArray[np.uint8], str]:
-            caption = f"#{digits[i]}: {labels[i]}\n{comparison.hits(a, b, i)}".rstrip()
-            return stored.images[place[int(digits[i])]], caption
+            caption = f"#{examples[i]}: {labels[i]}\n{comparison.hits(a, b, i)}".rstrip()
+            return stored.images[place[int(examples[i])]], caption
 
-        figures["digits"] = plots.plot_digit_rows(
+        figures["examples"] = plots.plot_example_rows(
             {kind: [captioned(i) for i in of_kind] for kind, of_kind in shown.items()}
         )
     for file, figure in figures.items():
@@ -139,11 +139,12 @@ def _draw_sides(
 
 def _compare_recipes(config: Config) -> None:
     recipes = ROOT / "results" / "recipes"
-    published_log = load_csv(PUBLISHED_LOG, ["epoch", "train_accuracy", "val_accuracy"])
     found = {name: load_json(recipes / name / "metrics.json") for name in config.recipes}
-    histories = {PUBLISHED: published_log}
+    histories, rows = {}, []
+    if config.data.published:
+        histories[PUBLISHED] = load_csv(PUBLISHED_LOG, ["epoch", "train_accuracy", "val_accuracy"])
+        rows.append(published_row(histories[PUBLISHED], config.evaluate.confidence))
     histories |= {name: load_csv(recipes / name / "history.csv", ["epoch"]) for name in config.recipes}
-    rows = [published_row(published_log, config.evaluate.confidence)]
     rows += [recipe_row(name, of_recipe) for name, of_recipe in found.items()]
     sentence = verdict(rows)
     answers = _answers(config)
@@ -162,13 +163,13 @@ def _compare_recipes(config: Config) -> None:
 
 
 def _answers(config: Config) -> list[str]:
-    """Which of every two recipes is better on the test digits, one run each: a sentence a pair."""
+    """Which of every two recipes is better on the test examples, one run each: a sentence a pair."""
     predictions = {
         name: read_predictions(ROOT / "results" / "recipes" / name / "predictions.csv") for name in config.recipes
     }
     if len(predictions) < 2:
         return []
-    _, labels = comparison.same_digits(predictions, "test")
+    _, labels = comparison.same_examples(predictions, "test")
     sides = [
         comparison.Side(name, {}, (given.predictions == labels)[None], [], 0, 0) for name, given in predictions.items()
     ]

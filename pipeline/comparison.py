@@ -1,6 +1,6 @@
 """Sides to compare, what differs between them, and which is better: pure figures and words.
 
-Shapes: N digits, the same ones for every run; n runs of a side.
+Shapes: N examples, the same ones for every run; n runs of a side.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pipeline import statistics
 from pipeline.config import PipelineError
 from pipeline.tables import as_text, markdown_table, p_value, percent, points
 
-SHOWN = 8  # digits of a kind in the picture
+SHOWN = 8  # examples of a kind in the picture
 
 
 class Predictions(NamedTuple):
-    """What one run predicts, one row a digit."""
+    """What one run predicts, one row an example."""
 
-    digit: NDArray[np.int64]  # [N], its place among the published ones
+    example: NDArray[np.int64]  # [N], its place among the published ones
     labels: NDArray[np.int64]  # [N]
     predictions: NDArray[np.int64]  # [N]
 
@@ -37,7 +37,7 @@ class Side(NamedTuple):
     right: NDArray[np.bool_]  # [n, N]
     seconds: list[float]  # in training, a figure a run
     num_params: int
-    multiply_adds: int  # of one digit
+    multiply_adds: int  # of one example
 
     @property
     def accuracies(self) -> list[float]:
@@ -57,15 +57,15 @@ class Verdict(NamedTuple):
     sentence: str
 
 
-def same_digits(all_predictions: Mapping[str, Predictions], of: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Digits and labels [N] that all runs share; other digits are not comparable, a PipelineError."""
+def same_examples(all_predictions: Mapping[str, Predictions], of: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Examples and labels [N] that all runs share; other examples are not comparable, a PipelineError."""
     (first, reference), *others = all_predictions.items()
     for run, given in others:
-        if not (np.array_equal(given.digit, reference.digit) and np.array_equal(given.labels, reference.labels)):
+        if not (np.array_equal(given.example, reference.example) and np.array_equal(given.labels, reference.labels)):
             raise PipelineError(
-                f"{run} and {first} predicted other {of} digits: not comparable; train both on the same split"
+                f"{run} and {first} predicted other {of} examples: not comparable; train both on the same split"
             )
-    return reference.digit, reference.labels
+    return reference.example, reference.labels
 
 
 def differences(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:
@@ -111,9 +111,9 @@ def _test(a: Side, b: Side, confidence: float) -> Test | None:
 
 
 def _verdict(a: Side, b: Side, test: Test | None, p: float, tests: int, confidence: float, of: str) -> Verdict:
-    n, digits = f"n = {len(a.right)} + {len(b.right)}", f"{a.right.shape[1]:,} {of} digits"
+    n, examples = f"n = {len(a.right)} + {len(b.right)}", f"{a.right.shape[1]:,} {of} examples"
     if test is None:
-        sentence = _one_seed_sentence(a, b, digits)
+        sentence = _one_seed_sentence(a, b, examples)
         return Verdict(a.name, b.name, None, p, sentence)
     worse, better = (a.name, b.name) if test.difference > 0 else (b.name, a.name)
     low, high = sorted((np.sign(test.difference) * test.low, np.sign(test.difference) * test.high))
@@ -122,7 +122,7 @@ def _verdict(a: Side, b: Side, test: Test | None, p: float, tests: int, confiden
     sentence += f"{points(abs(test.difference))} points" + (f" for {better}" if not shown and test.difference else "")
     interval = f"{100 * confidence:g} % {points(low)} to {points(high)}"
     sentence += f" ({'all runs of a side alike' if math.isnan(low) else interval}), {p_value(p)}"
-    sentence += (f", adjusted for {tests} tests" if tests > 1 else "") + f", {n}, {digits}"
+    sentence += (f", adjusted for {tests} tests" if tests > 1 else "") + f", {n}, {examples}"
     if isinstance(test, statistics.Pair):
         sentence += "; of these two runs, not of other seeds"
         return Verdict(a.name, b.name, test, p, sentence)
@@ -136,20 +136,20 @@ def _verdict(a: Side, b: Side, test: Test | None, p: float, tests: int, confiden
     return Verdict(a.name, b.name, test, p, sentence)
 
 
-def _one_seed_sentence(a: Side, b: Side, digits: str) -> str:
+def _one_seed_sentence(a: Side, b: Side, examples: str) -> str:
     one, several = (a, b) if len(a.right) == 1 else (b, a)
     [accuracy], many = one.accuracies, several.accuracies
     where = "inside" if min(many) <= accuracy <= max(many) else "above" if accuracy > max(many) else "below"
     return (
         f"{one.name} has one seed, which shows nothing of other seeds: its {percent(accuracy)} lies {where} the "
         f"range of the {len(many)} of {several.name}, {percent(min(many))} to {percent(max(many))} "
-        f"({digits}); train more seeds of it (sweep=seeds) for a test"
+        f"({examples}); train more seeds of it (sweep=seeds) for a test"
     )
 
 
-def telling_digits(a: Side, b: Side) -> dict[str, NDArray[np.int64]]:
-    """Places of the digits that tell the two apart the most, each way, and of those that both have wrong."""
-    of_a, of_b = a.right.mean(0), b.right.mean(0)  # of each digit, the share of the side's runs that have it right
+def telling_examples(a: Side, b: Side) -> dict[str, NDArray[np.int64]]:
+    """Places of the examples that tell the two apart the most, each way, and of those that both have wrong."""
+    of_a, of_b = a.right.mean(0), b.right.mean(0)  # of each example, the share of the side's runs that have it right
     if len(a.right) == len(b.right) == 1:
         kinds = [f"{a.name} right, {b.name} wrong", f"{b.name} right, {a.name} wrong", "both wrong"]
     else:
@@ -163,7 +163,7 @@ def telling_digits(a: Side, b: Side) -> dict[str, NDArray[np.int64]]:
 
 
 def hits(a: Side, b: Side, place: int) -> str:
-    """How many runs of each side have a digit right; nothing where a side is one run."""
+    """How many runs of each side have an example right; nothing where a side is one run."""
     if len(a.right) == len(b.right) == 1:
         return ""
     return " : ".join(f"{side.right[:, place].sum()} of {len(side.right)}" for side in (a, b))
@@ -203,14 +203,14 @@ def markdown(sides: Sequence[Side], found: Sequence[Verdict], confidence: float,
     differing = [["", *(side.name for side in sides)], *([key, *values] for key, values in differences(sides))]
     discordant = "\n".join(
         f"- {as_text(verdict.a)} alone is right on {verdict.test.only_a}, {as_text(verdict.b)} alone on "
-        f"{verdict.test.only_b} digits"
+        f"{verdict.test.only_b} examples"
         for verdict in found
         if isinstance(verdict.test, statistics.Pair)
     )
     looked = (
-        f"Compared on the test digits, which were read {reads} x for these runs."
+        f"Compared on the test examples, which were read {reads} x for these runs."
         if of == "test"
-        else "Compared on the validation digits: not every run was evaluated on the test digits."
+        else "Compared on the validation examples: not every run was evaluated on the test examples."
     )
     return (
         "\n\n".join(

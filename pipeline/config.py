@@ -19,7 +19,7 @@ MISSING: Any = "???"  # OmegaConf's mark of a value that has to be given
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")  # what a data set consists of
 MOST_LAYERS = 50  # of a kind
 MOST_WEIGHTS = 100_000_000  # 2 GB in training: they, their gradients, Adam's moments
-MOST_ACTIVATIONS = 2_000_000  # of a digit: 4 GB for the 500 that are predicted at once
+MOST_ACTIVATIONS = 2_000_000  # of an example: 4 GB for the 500 that are predicted at once
 SHOWN = 200  # characters of a refused value
 
 
@@ -31,12 +31,14 @@ class PipelineError(Exception):
 class Data:
     name: str = MISSING
     image_shape: list[int] = MISSING
-    classes: int = MISSING
+    classes: list[str] = MISSING
+    published: bool = MISSING
     val_size: int = MISSING
     split_seed: int = MISSING
     fraction: float = MISSING
     files: dict[str, str] = MISSING
     sources: list[str] = MISSING
+    sha256_of: str = MISSING
     sha256: dict[str, str] = MISSING
 
 
@@ -57,6 +59,7 @@ class Model:
     pooling: str = MISSING
     units: list[int] = MISSING
     pixel_scale: float = MISSING
+    precision: str = MISSING
 
 
 @dataclass
@@ -126,6 +129,11 @@ class CompareConfig(Config):
 
 
 @dataclass
+class AdoptConfig(Config):
+    path: str | None = MISSING
+
+
+@dataclass
 class NetworkConfig(RunConfig):
     """Of the verbs that predict with a trained network."""
 
@@ -180,7 +188,10 @@ def _limits(config: Config) -> Iterator[tuple[str, Any, bool, str]]:
     shape = data.image_shape
     sizes = [size for size in shape if isinstance(size, int) and 1 <= size <= 1000]  # a list may hold lists
     yield "data.image_shape", shape, len(sizes) == len(shape) == 2, "two whole numbers from 1 to 1000"
-    yield whole("data.classes", data.classes, 2, 256)  # a label is a byte
+    distinct = len(set(data.classes)) == len(data.classes) and 2 <= len(data.classes) <= 256  # a label is a byte
+    short = all(isinstance(name, str) and name.isprintable() and 0 < len(name) <= 40 for name in data.classes)
+    yield "data.classes", data.classes, distinct and short, "2 to 256 different names of at most 40 characters"
+    yield one_of("data.sha256_of", data.sha256_of, "arrays", "files")
     for key, name in (("name", config.name), ("dataset", config.dataset), ("data.name", data.name)):
         yield names(key, name, [name])
     yield names("recipes", config.recipes, config.recipes)
@@ -217,12 +228,13 @@ def _limits(config: Config) -> Iterator[tuple[str, Any, bool, str]]:
     yield "model.units", model.units, few, f"at most {MOST_LAYERS} whole numbers from 1 to 100000"
     of = network(config)
     rest = [of.height, of.width]
-    yield "model.convolutions", rest, min(rest) >= 1, "fewer or smaller ones: these leave no pixel of the digit"
+    yield "model.convolutions", rest, min(rest) >= 1, "fewer or smaller ones: these leave no pixel of the example"
     at_most = f"fewer or smaller layers: at most {MOST_WEIGHTS:,} weights"
     yield "model", f"{of.weights:,} weights", of.weights <= MOST_WEIGHTS, at_most
     yield positive("model.pixel_scale", model.pixel_scale, 1)
+    yield one_of("model.precision", model.precision, "float32", "mixed_bfloat16")
     yield whole("optimizer.batch_size", optimizer.batch_size, 1, 2**16)
-    at_most = f"fewer or smaller layers: at most {MOST_ACTIVATIONS:,} values that they compute for a digit"
+    at_most = f"fewer or smaller layers: at most {MOST_ACTIVATIONS:,} values that they compute for an example"
     yield "model", f"{of.activations:,} values", of.activations <= MOST_ACTIVATIONS, at_most
     batch, most = min(optimizer.batch_size, examples or optimizer.batch_size), 500 * MOST_ACTIVATIONS // of.activations
     yield "optimizer.batch_size", optimizer.batch_size, batch <= most, f"at most {most}, which this network can hold"
@@ -263,8 +275,8 @@ class Network(NamedTuple):
     height: int  # that the convolutions leave
     width: int
     weights: int
-    activations: int  # values that the layers give, for one digit
-    multiply_adds: int  # of the convolutions and dense layers, for one digit
+    activations: int  # values that the layers give, for one example
+    multiply_adds: int  # of the convolutions and dense layers, for one example
 
 
 def network(config: Config) -> Network:
@@ -282,7 +294,7 @@ def network(config: Config) -> Network:
         total += height * width * kernel
         height, width, channels = height // layer.pool, width // layer.pool, filters
     inputs = channels * (height * width if model.pooling == "flatten" else 1)
-    for units in [*model.units, config.data.classes]:
+    for units in [*model.units, len(config.data.classes)]:
         weights += (inputs + 1) * units
         activations += units
         total += inputs * units
@@ -392,6 +404,7 @@ def register() -> None:
         "": Config,
         "run_": RunConfig,
         "compare_": CompareConfig,
+        "adopt_": AdoptConfig,
         "predict_": PredictConfig,
         "serve_": ServeConfig,
     }

@@ -53,7 +53,7 @@ def quiet_import() -> Iterator[None]:
 
 
 class TrainingProgress:
-    """Shows epoch, running accuracy, images a second and time left. `size` is digits an epoch, `done` epochs behind.
+    """Shows epoch, running accuracy, images a second and time left. `size` is examples an epoch, `done` epochs behind.
 
     The moving bar is for a terminal that no other job writes to.
     """
@@ -77,7 +77,7 @@ class TrainingProgress:
         self.bar.close()
 
     def batch(self, done: int, accuracy: float) -> None:
-        """`done` digits of the running epoch."""
+        """`done` examples of the running epoch."""
         self.bar.set_description(f"{self.name} epoch {self.epoch}/{self.epochs}, train {100 * accuracy:.2f} %", False)
         self.bar.update((self.epoch - 1) * self.size + done - self.bar.n)
 

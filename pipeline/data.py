@@ -1,4 +1,4 @@
-"""Digits: reading and checking the published files, splitting, storing.
+"""Examples: reading and checking the published files, splitting, storing.
 
 Shapes: N examples, H rows, W columns, K classes.
 Images are uint8 [N, H, W], 0 (paper) to 255 (ink); labels are uint8 [N], 0 to K - 1.
@@ -27,10 +27,10 @@ LIMIT = 64 << 20  # bytes of a file, packed and unpacked: all of MNIST has 52 Mi
 TOO_MUCH = f"holds more than {LIMIT >> 20} MiB"
 
 
-class Digits(NamedTuple):
+class Examples(NamedTuple):
     images: NDArray[np.uint8]  # [N, H, W]
     labels: NDArray[np.uint8]  # [N]
-    source_index: NDArray[np.int32]  # [N], the position among the published training or test digits
+    source_index: NDArray[np.int32]  # [N], the position among the published training or test examples
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -74,13 +74,16 @@ def unpacked(content: bytes) -> bytes:
     return values
 
 
-def read_source(path: Path, files: Mapping[str, str]) -> dict[str, NDArray[np.uint8]]:
-    """Read the four arrays from Keras's mnist.npz or from a folder of it or of the four IDX files, gzipped or not.
+def read_source(path: Path, data: Data) -> dict[str, NDArray[np.uint8]]:
+    """Read the four arrays of `data` from an .npz file as Keras's, or from a folder of it (<name>.npz) or of the four
+    IDX files, gzipped or not; where the hashes are of files, of these as they were published alone.
 
-    `files` maps each of ARRAYS to its IDX file name. What cannot be read is a PipelineError.
+    What cannot be read is a PipelineError.
     """
-    if path.is_dir() and (path / "mnist.npz").is_file():
-        path = path / "mnist.npz"
+    if data.sha256_of == "files":
+        return {key: _read_published(path / f"{name}.gz", data.sha256[key]) for key, name in data.files.items()}
+    if path.is_dir() and (path / f"{data.name}.npz").is_file():
+        path = path / f"{data.name}.npz"
     if path.is_file():
         archive = _load_npz(path)
         names = KERAS_NAMES if "x_train" in archive else dict(zip(ARRAYS, ARRAYS, strict=True))
@@ -90,7 +93,7 @@ def read_source(path: Path, files: Mapping[str, str]) -> dict[str, NDArray[np.ui
     if not path.is_dir():
         raise PipelineError(f"{path} is neither a file nor a folder")
     arrays = {}
-    for key, name in files.items():
+    for key, name in data.files.items():
         found = [file for file in (path / name, path / f"{name}.gz") if file.is_file()]
         if not found:
             raise PipelineError(f"{path} has neither {name} nor {name}.gz")
@@ -98,17 +101,29 @@ def read_source(path: Path, files: Mapping[str, str]) -> dict[str, NDArray[np.ui
     return arrays
 
 
+def _read_published(path: Path, digest: str) -> NDArray[np.uint8]:
+    if not path.is_file():
+        raise PipelineError(f"{path} is not there, which has to be as it was published")
+    actual = hashlib.sha256(read_bounded(path)).hexdigest()
+    if actual != digest:
+        raise PipelineError(f"{path} has SHA-256 {actual[:12]}…, expected {digest[:12]}…")
+    return read_idx(path)
+
+
 def verify(arrays: Mapping[str, NDArray[np.uint8]], data: Data) -> None:
-    """Raise a PipelineError unless the arrays have the shapes, range and SHA-256 (of bytes in C order) of `data`."""
+    """Raise a PipelineError unless the arrays have the shapes, range and SHA-256 (of bytes in C order) of `data`.
+
+    Hashes of files were compared when these were read.
+    """
     for part in ("train", "test"):
         images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
         for name, array, shape in (("labels", labels, ()), ("images", images, data.image_shape)):
             if array.dtype != np.uint8 or array.shape != (labels.size, *shape):
                 expected = f"uint8{[labels.size, *shape]}"
                 raise PipelineError(f"{part}_{name} is {array.dtype}{list(array.shape)}, expected {expected}")
-        if labels.size and labels.max() >= data.classes:
-            raise PipelineError(f"{part}_labels has the label {labels.max()}, expected 0 to {data.classes - 1}")
-    for key in ARRAYS:
+        if labels.size and labels.max() >= len(data.classes):
+            raise PipelineError(f"{part}_labels has the label {labels.max()}, expected 0 to {len(data.classes) - 1}")
+    for key in ARRAYS if data.sha256_of == "arrays" else ():
         actual, digest = array_sha256(arrays[key]), data.sha256.get(key, "none")
         if actual != digest:
             raise PipelineError(f"{key} has SHA-256 {actual[:12]}…, expected {digest[:12]}…")
@@ -124,7 +139,7 @@ def stratified_split(labels: NDArray[np.uint8], size: int, seed: int) -> tuple[N
     Each class gives its share of `size`, rounded so that the shares add up (largest remainders first).
     """
     if not 0 <= size <= len(labels):
-        raise PipelineError(f"cannot draw {size} of {len(labels)} digits: give data.val_size 0 to {len(labels)}")
+        raise PipelineError(f"cannot draw {size} of {len(labels)} examples: give data.val_size 0 to {len(labels)}")
     classes, counts = np.unique(labels, return_counts=True)
     shares = counts * size / max(len(labels), 1)
     whole = np.floor(shares).astype(int)
@@ -137,21 +152,21 @@ def stratified_split(labels: NDArray[np.uint8], size: int, seed: int) -> tuple[N
 
 
 def stratified_fraction(labels: NDArray[np.uint8], fraction: float, seed: int) -> NDArray[np.int32]:
-    """Ascending positions of a share of the digits, drawn by class."""
+    """Ascending positions of a share of the examples, drawn by class."""
     return stratified_split(labels, round(len(labels) * fraction), seed)[1]
 
 
-def take(images: NDArray[np.uint8], labels: NDArray[np.uint8], index: NDArray[np.int32]) -> Digits:
-    return Digits(images[index], labels[index], index)
+def take(images: NDArray[np.uint8], labels: NDArray[np.uint8], index: NDArray[np.int32]) -> Examples:
+    return Examples(images[index], labels[index], index)
 
 
-def first(digits: Digits, count: int | None) -> Digits:
+def first(examples: Examples, count: int | None) -> Examples:
     """So many of them; all for None."""
-    return Digits(digits.images[:count], digits.labels[:count], digits.source_index[:count])
+    return Examples(examples.images[:count], examples.labels[:count], examples.source_index[:count])
 
 
-def split(raw: Mapping[str, NDArray[np.uint8]], settings: Data) -> dict[str, Digits]:
-    """Draw validation from the training digits, by class; a `fraction` below 1 thins training and test first."""
+def split(raw: Mapping[str, NDArray[np.uint8]], settings: Data) -> dict[str, Examples]:
+    """Draw validation from the training examples, by class; a `fraction` below 1 thins training and test first."""
     labels, test_labels = raw["train_labels"], raw["test_labels"]
     kept = stratified_fraction(labels, settings.fraction, settings.split_seed)
     test = stratified_fraction(test_labels, settings.fraction, settings.split_seed)
@@ -159,7 +174,7 @@ def split(raw: Mapping[str, NDArray[np.uint8]], settings: Data) -> dict[str, Dig
     if not len(rest) or not len(test):
         raise PipelineError(
             f"data.fraction={settings.fraction} and data.val_size={settings.val_size} leave {len(rest)} training and "
-            f"{len(test)} test digits: give a larger fraction, or a smaller val_size"
+            f"{len(test)} test examples: give a larger fraction, or a smaller val_size"
         )
     return {
         "train": take(raw["train_images"], labels, kept[rest]),
@@ -207,35 +222,37 @@ def load_raw(path: Path, data: Data) -> dict[str, NDArray[np.uint8]]:
     return arrays
 
 
-def load_digits(path: Path, data: Data) -> Digits:
+def load_examples(path: Path, data: Data) -> Examples:
     """Load what preprocess wrote; a missing, empty or damaged file is a PipelineError."""
     arrays = _load_own_npz(path)
-    if set(arrays) != set(Digits._fields):
+    if set(arrays) != set(Examples._fields):
         raise PipelineError(f"{path} is damaged, it lacks arrays: {REMAKE}")
-    digits = Digits(**arrays)
-    size = len(digits.labels)
+    examples = Examples(**arrays)
+    size = len(examples.labels)
     for name, shape, kind in (
         ("images", (size, *data.image_shape), np.uint8),
         ("labels", (size,), np.uint8),
         ("source_index", (size,), np.int32),
     ):
-        array = getattr(digits, name)
+        array = getattr(examples, name)
         if array.shape != shape or array.dtype != kind:
             raise PipelineError(
                 f"{path} holds {name} {array.dtype}{list(array.shape)}, expected {kind.__name__}{list(shape)}: {REMAKE}"
             )
     if not size and path.stem != "val":  # a split may set none aside for validation
-        raise PipelineError(f"{path} holds no digit: give a larger data.fraction, {REMAKE}")
-    if size and digits.labels.max() >= data.classes:
-        raise PipelineError(f"{path} holds the label {digits.labels.max()}, expected 0 to {data.classes - 1}: {REMAKE}")
-    return digits
+        raise PipelineError(f"{path} holds no example: give a larger data.fraction, {REMAKE}")
+    if size and examples.labels.max() >= len(data.classes):
+        raise PipelineError(
+            f"{path} holds the label {examples.labels.max()}, expected 0 to {len(data.classes) - 1}: {REMAKE}"
+        )
+    return examples
 
 
-def save_predictions(path: Path, digits: Digits, probabilities: NDArray[np.float64]) -> None:
-    """Write a CSV row a digit: its index, label, prediction, and probabilities [N, K] to six significant digits."""
+def save_predictions(path: Path, examples: Examples, probabilities: NDArray[np.float64]) -> None:
+    """Write a CSV row an example: its index, label, prediction, and probabilities [N, K] to six significant digits."""
     columns: dict[str, Iterable[Any]] = {
-        "index": digits.source_index,
-        "label": digits.labels,
+        "index": examples.source_index,
+        "label": examples.labels,
         "prediction": probabilities.argmax(1),
     }
     for k, column in enumerate(probabilities.T):

@@ -1,4 +1,4 @@
-"""For whoever changes the network or the loop: where a step's time goes, and whether digits can be memorised."""
+"""For whoever changes the network or the loop: where a step's time goes, and whether examples can be memorised."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import tensorflow as tf
 
 from pipeline.augment import strengths
 from pipeline.config import Config
-from pipeline.data import Digits
+from pipeline.data import Examples
 from pipeline.engine import Epoch, Schedule, Trainer, start
 from pipeline.model import build_cnn
 from pipeline.optimizer import learning_rates
 
 
-def profile(config: Config, digits: Digits) -> str:
+def profile(config: Config, examples: Examples) -> str:
     """Run training steps under TensorFlow's profiler: a table of operations, those that take most first.
 
     Times are summed over threads, so with two operations at once they add up to more than the time that passes.
@@ -29,13 +29,13 @@ def profile(config: Config, digits: Digits) -> str:
 
     steps, size = config.train.profile_steps, config.optimizer.batch_size
     start(config.seed)
-    model = build_cnn(config.model, config.data.image_shape, config.data.classes)
+    model = build_cnn(config.model, config.data.image_shape, len(config.data.classes))
     trainer = Trainer(model, config.optimizer, config.augment, config.seed)
-    chosen = np.resize(np.arange(len(digits.labels), dtype=np.int32), (steps + 1) * size)
+    chosen = np.resize(np.arange(len(examples.labels), dtype=np.int32), (steps + 1) * size)
     schedule = Schedule(learning_rates(config.optimizer, steps + 1), strengths(config.augment, steps + 1))
 
     def run(first: int, last: int) -> None:
-        images, labels = tf.constant(digits.images), tf.constant(digits.labels, tf.int32)
+        images, labels = tf.constant(examples.images), tf.constant(examples.labels, tf.int32)
         trainer.run_steps(images, labels, chosen, schedule, np.int32(first), np.int32(last), np.int32(0))
 
     run(steps, steps + 1)  # compiles
@@ -66,14 +66,14 @@ def profile(config: Config, digits: Digits) -> str:
 
 
 def memorised(history: Sequence[Epoch], size: int) -> str:
-    """Whether all of `size` training digits were right in the last epoch, or the likely reason why not."""
+    """Whether all of `size` training examples were right in the last epoch, or the likely reason why not."""
     losses = [epoch.train_loss for epoch in history]
     right = round(history[-1].train_accuracy * size)
     if right == size:
         since = next(e.epoch for e in history if all(later.train_accuracy == 1 for later in history[e.epoch - 1 :]))
-        return f"memorised all {size} digits, since epoch {since}"
+        return f"memorised all {size} examples, since epoch {since}"
     course = (
-        f"{right} of {size} digits right, loss {losses[0]:.3f} at first, {min(losses):.3f} at best, {losses[-1]:.3f}"
+        f"{right} of {size} examples right, loss {losses[0]:.3f} at first, {min(losses):.3f} at best, {losses[-1]:.3f}"
     )
     if min(losses) > 0.95 * losses[0]:
         return f"{course}: it does not fall: no gradient reaches the weights, or optimizer.learning_rate is far off"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline.augment import VIEWS, random_affine, shifted, strengths
 from pipeline.checkpoint import State
 from pipeline.config import Augment, Config, Optimizer, PipelineError
-from pipeline.data import Digits
+from pipeline.data import Examples
 from pipeline.model import fuse_batch_norm, in_strips, join_strips
 from pipeline.optimizer import Adam, learning_rates
 
@@ -32,8 +32,8 @@ class Epoch(NamedTuple):
     """One row of history.csv. Losses are the mean cross-entropy in nats; accuracies are shares, 0 to 1.
 
     The training figures are running ones, as Keras prints them: taken while the weights still move, on augmented
-    digits where the recipe augments. The validation figures are taken at the end of the epoch, and are absent (NaN)
-    where no digits were set aside.
+    examples where the recipe augments. The validation figures are taken at the end of the epoch, and are absent (NaN)
+    where no examples were set aside.
     """
 
     epoch: int
@@ -65,7 +65,7 @@ def start(seed: int) -> None:
 
 
 class Trainer:
-    """Trains `model` in place on digits held in memory."""
+    """Trains `model` in place on examples held in memory."""
 
     def __init__(
         self, model: keras.Model, optimizer: Optimizer, augment: Augment, seed: int, state: State | None = None
@@ -160,9 +160,9 @@ class Trainer:
         epoch: int,
         on_progress: Callable[[int, float], None],
     ) -> tuple[float, float]:
-        """Visit every digit once, in an order of this epoch's own: running loss and accuracy.
+        """Visit every example once, in an order of this epoch's own: running loss and accuracy.
 
-        `epoch` counts from 0, `schedule` is this epoch's; `on_progress` gets digits seen and running accuracy.
+        `epoch` counts from 0, `schedule` is this epoch's; `on_progress` gets examples seen and running accuracy.
         A loss or weights that are not finite are a PipelineError.
         """
         size, steps = len(labels), len(schedule.learning_rate)
@@ -194,8 +194,8 @@ class Trainer:
 def fit(
     model: keras.Model,
     config: Config,
-    train: Digits,
-    val: Digits,
+    train: Examples,
+    val: Examples,
     on_progress: Callable[[int, float], None],
     done: int = 0,
     state: State | None = None,
@@ -209,7 +209,7 @@ def fit(
     steps = math.ceil(len(train.labels) / size)
     if 0 < len(train.labels) % size < config.optimizer.batch_shards:
         raise PipelineError(
-            f"{len(train.labels)} digits leave a last batch smaller than "
+            f"{len(train.labels)} examples leave a last batch smaller than "
             f"optimizer.batch_shards={config.optimizer.batch_shards}: give another optimizer.batch_size than {size}"
         )
     trainer = Trainer(model, config.optimizer, config.augment, config.seed, state)
@@ -237,9 +237,9 @@ def assess(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> tuple[floa
 
 
 def inference(model: keras.Model, views: int = 1) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """The logits, float32 [N, K], that `model` gives for digits uint8 [N, H, W], batch norm by its running figures.
+    """The logits, float32 [N, K], that `model` gives for examples uint8 [N, H, W], batch norm by its running figures.
 
-    With several `views` of a digit (augment.VIEWS, the first so many) they are the mean over these.
+    With several `views` of an example (augment.VIEWS, the first so many) they are the mean over these.
     """
 
     @tf.function(reduce_retracing=True)

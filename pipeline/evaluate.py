@@ -1,4 +1,4 @@
-"""Stage 4: read the test digits, once, for the model of one recipe, or of one MLflow run (run=<id>)."""
+"""Stage 4: read the test examples, once, for the model of one recipe, or of one MLflow run (run=<id>)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import data
+from pipeline.card import card
 from pipeline.command import entry_point, output_folders, overrides
 from pipeline.config import ROOT, Config, PipelineError, RunConfig
 from pipeline.console import quiet_import
@@ -17,7 +18,7 @@ HISTORY = ("epoch", "train_accuracy", "val_accuracy")
 
 @entry_point
 def evaluate(config: RunConfig) -> None:
-    test = data.load_digits(ROOT / "data" / "processed" / "test.npz", config.data)
+    test = data.load_examples(ROOT / "data" / "processed" / "test.npz", config.data)
     results = output_folders(config).results
     if config.run:
         with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +54,7 @@ def _of_run(run_id: str, data_name: str, folder: Path) -> Any:  # sending.Evalua
     return sending.Evaluation(config, model.load_model(model_file), model_file, digest, history_file, run_id)
 
 
-def _evaluate(of: Any, test: data.Digits, results: Path) -> None:
+def _evaluate(of: Any, test: data.Examples, results: Path) -> None:
     from pipeline import engine, metrics, sending
 
     config, cnn = of.config, of.model
@@ -62,15 +63,19 @@ def _evaluate(of: Any, test: data.Digits, results: Path) -> None:
     figures = _figures(config, test, probabilities, history[-1])
     figures["test_errors_one_view"] = metrics.errors(test.labels, engine.predict(cnn, test.images).argmax(1))
     per_class = metrics.class_figures(
-        metrics.confusion_matrix(test.labels, probabilities.argmax(1), config.data.classes)
+        metrics.confusion_matrix(test.labels, probabilities.argmax(1), len(config.data.classes))
     )
     data.save_predictions(results / "predictions.csv", test, probabilities)
-    save_csv(results / "per_class.csv", {"class": range(config.data.classes), **per_class._asdict()})
+    save_csv(results / "per_class.csv", {"class": config.data.classes, **per_class._asdict()})
     plots = _draw(results / "plots", config, test, probabilities, history)
     about = {"recipe": config.name, "num_params": cnn.count_params(), "epochs": len(history)}
     save_json(results / "metrics.json", {**about, **figures, "model_sha256": of.model_sha256})
+    recall = dict(zip(config.data.classes, per_class.recall, strict=True))
+    with replacing(results / "model_card.md") as temporary:
+        text = card(config, cnn.count_params(), len(history), figures, recall)
+        temporary.write_text(text, encoding="utf-8")
 
-    files = [results / "predictions.csv", results / "per_class.csv", results / "metrics.json"]
+    files = [results / name for name in ("predictions.csv", "per_class.csv", "metrics.json", "model_card.md")]
     of_test = {key: value for key, value in figures.items() if key.startswith("test_")}
     where = sending.log_evaluation(of, test, of_test, len(history), files, plots)
     print(
@@ -79,7 +84,7 @@ def _evaluate(of: Any, test: data.Digits, results: Path) -> None:
     )
 
 
-def _figures(config: Config, test: data.Digits, probabilities: Any, last: dict[str, float]) -> dict[str, Any]:
+def _figures(config: Config, test: data.Examples, probabilities: Any, last: dict[str, float]) -> dict[str, Any]:
     from pipeline import metrics
 
     predictions = probabilities.argmax(1)
@@ -102,33 +107,36 @@ def _figures(config: Config, test: data.Digits, probabilities: Any, last: dict[s
 
 
 def _draw(
-    folder: Path, config: Config, test: data.Digits, probabilities: Any, history: list[dict[str, float]]
+    folder: Path, config: Config, test: data.Examples, probabilities: Any, history: list[dict[str, float]]
 ) -> list[Path]:
     """Draw everything into `folder`: the files drawn."""
     from pipeline import metrics, plots
 
     labels, predictions = test.labels, probabilities.argmax(1)
+    names = config.data.classes
     worst = metrics.worst_mistakes(labels, probabilities, most=24)
-    confusion = metrics.confusion_matrix(labels, predictions, config.data.classes)
+    confusion = metrics.confusion_matrix(labels, predictions, len(names))
     reliability = metrics.calibration(labels, probabilities, config.evaluate.calibration_bins)
     first = range(min(8, len(labels)))
     figures = {
         "learning_curves": plots.plot_history(history, config.name),
-        "confusion_matrix": plots.plot_confusion_matrix(confusion, f"{config.name}, {len(labels):,} test digits"),
+        "confusion_matrix": plots.plot_confusion_matrix(
+            confusion, names, f"{config.name}, {len(labels):,} test examples"
+        ),
         "reliability": plots.plot_reliability(
             reliability, f"{config.name}: calibration error {100 * reliability.error:.2f} points"
         ),
-        "worst_mistakes": plots.plot_digits(
+        "worst_mistakes": plots.plot_examples(
             test.images[worst],
-            [f"#{test.source_index[i]}: {labels[i]}, not {predictions[i]}" for i in worst],
+            [f"#{test.source_index[i]}: {names[labels[i]]}, not {names[predictions[i]]}" for i in worst],
             6,
-            f"{config.name}: the test digits it was most wrong about",
+            f"{config.name}: the test examples it was most wrong about",
         ),
-        "gallery": plots.plot_digits(
+        "gallery": plots.plot_examples(
             test.images[first],
-            [f"{predictions[i]} (is {labels[i]})" for i in first],
+            [f"{names[predictions[i]]} (is {names[labels[i]]})" for i in first],
             4,
-            f"{config.name}: the first test digits, prediction and truth",
+            f"{config.name}: the first test examples, prediction and truth",
             [predictions[i] != labels[i] for i in first],
         ),
     }

@@ -1,4 +1,4 @@
-"""Stage 1: bring the published digits, from the user's own copy or the first source that has them."""
+"""Stage 1: bring the published arrays, from the user's own copy or the first source that has them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def find_arrays(settings: Data, own: str | None, downloads: Path) -> Arrays:
         try:
             return _verified(Path(own).expanduser(), settings, "MNIST_SOURCE")
         except PipelineError as error:
-            raise PipelineError(f"{error}: give a folder of the four IDX files, or mnist.npz") from None
+            raise PipelineError(f"{error}: give a folder of the four IDX files, or the .npz") from None
     kept = downloads / settings.name
     if kept.exists():
         try:
@@ -64,7 +64,7 @@ def find_arrays(settings: Data, own: str | None, downloads: Path) -> Arrays:
             try:
                 with _deadline():
                     _download(source, folder, settings)
-                    arrays = data.read_source(folder, settings.files)
+                    arrays = data.read_source(folder, settings)
                     data.verify(arrays, settings)
             except (PipelineError, OSError, ValueError, HTTPError) as error:
                 if isinstance(error, OSError) and error.errno in _OWN_FAULTS:
@@ -77,6 +77,8 @@ def find_arrays(settings: Data, own: str | None, downloads: Path) -> Arrays:
             folder.rename(kept)
             print(f"downloaded from {source}")
             return arrays
+    if not settings.sources:
+        raise PipelineError(f"{kept} is gone, and {settings.name} was not published: pipeline.adopt makes it again")
     raise PipelineError(
         f"none of {len(refusals)} sources gave {settings.name} (named above): connect to the network, or set "
         "MNIST_SOURCE=<file or folder> to a copy you have"
@@ -85,7 +87,7 @@ def find_arrays(settings: Data, own: str | None, downloads: Path) -> Arrays:
 
 def _verified(path: Path, settings: Data, origin: str) -> Arrays:
     try:
-        arrays = data.read_source(path, settings.files)
+        arrays = data.read_source(path, settings)
         data.verify(arrays, settings)
     except PipelineError as error:
         raise PipelineError(f"{origin} is not {settings.name}: {error}") from None
@@ -119,7 +121,7 @@ def _download(source: str, folder: Path, settings: Data) -> None:
 
 def _addresses(source: str, settings: Data) -> Iterator[tuple[str, str]]:
     if "{file}" not in source:
-        yield source, "mnist.npz"
+        yield source, f"{settings.name}.npz"
     else:
         for file in settings.files.values():
             url = source.format(file=file)

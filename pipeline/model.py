@@ -26,12 +26,14 @@ BATCH_NORM_MOMENTUM = 0.95  # Keras's 0.99 is still near its start after the 50 
 def build_cnn(model: Model, image_shape: Sequence[int], classes: int) -> keras.Model:
     """Build convolutions, pooling, hidden dense layers and one logit a class.
 
-    The network takes raw digits, uint8 [B, H, W] in 0..255, and gives logits, float32 [B, K]: scaling is inside.
+    The network takes raw examples, uint8 [B, H, W] in 0..255, and gives logits, float32 [B, K]: scaling is inside.
+    Logits and weights are float32 whatever the precision, which is one of Keras's policies, of what lies between.
     With one 'valid' convolution of 64 filters, no batch norm, 'flatten' and units 64, 64 it is the published one.
     """
     images = layers.Input(tuple(image_shape), dtype="uint8", name="images")  # [B, H, W]
     x = layers.Reshape((*image_shape, 1), name="channel")(images)  # [B, H, W, 1]
-    x = layers.Rescaling(model.pixel_scale, name="pixels")(x)
+    of = {"dtype": model.precision}
+    x = layers.Rescaling(model.pixel_scale, name="pixels", **of)(x)
     for number, layer in enumerate(model.convolutions, start=1):
         x = layers.Conv2D(
             model.filters * layer.multiple,
@@ -40,16 +42,17 @@ def build_cnn(model: Model, image_shape: Sequence[int], classes: int) -> keras.M
             padding=layer.padding,
             use_bias=not model.batch_norm,  # batch norm has a bias of its own
             name=f"convolution_{number}",
+            **of,
         )(x)
         if layer.pool > 1:  # first, so that what follows has fewer pixels to move
-            x = layers.MaxPooling2D(layer.pool)(x)
+            x = layers.MaxPooling2D(layer.pool, **of)(x)
         if model.batch_norm:
-            x = layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM)(x)
-        x = layers.ReLU()(x)
+            x = layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, **of)(x)
+        x = layers.ReLU(**of)(x)
     # [B, H', W', C] -> [B, features]
-    x = layers.Flatten()(x) if model.pooling == "flatten" else layers.GlobalAveragePooling2D()(x)
+    x = layers.Flatten(**of)(x) if model.pooling == "flatten" else layers.GlobalAveragePooling2D(**of)(x)
     for number, units in enumerate(model.units, start=1):
-        x = layers.Dense(units, activation="relu", name=f"hidden_{number}")(x)
+        x = layers.Dense(units, activation="relu", name=f"hidden_{number}", **of)(x)
     logits = layers.Dense(classes, name="logits")(x)  # [B, K]
     return keras.Model(images, logits)
 
@@ -58,7 +61,7 @@ class FusedBatchNorm(layers.Layer):
     """A batch norm layer in training, its own variables moved, as one operation where Keras's is a dozen."""
 
     def __init__(self, norm: layers.BatchNormalization) -> None:
-        super().__init__(name=f"fused_{norm.name}")
+        super().__init__(name=f"fused_{norm.name}", dtype=norm.dtype_policy)
         self.norm = norm
 
     def call(self, x: tf.Tensor, mask: None = None) -> tf.Tensor:  # clone_model hands a mask on
@@ -98,8 +101,9 @@ def in_strips(cnn: keras.Model, count: int) -> keras.Model:
     parts = []
     for number, (top, bottom) in enumerate(pairwise(edges)):
         strip = pixels[:, top : bottom + convolution.kernel_size[0] - 1]
-        features = layers.Flatten()(layers.ReLU()(convolution(strip)))
-        part = layers.Dense(dense.units, use_bias=number == 0, name=f"strip_{number}")
+        of = {"dtype": dense.dtype_policy}
+        features = layers.Flatten(**of)(layers.ReLU(**of)(convolution(strip)))
+        part = layers.Dense(dense.units, use_bias=number == 0, name=f"strip_{number}", **of)
         parts.append(part(features))
         part.set_weights([kernels[number], bias][: len(part.weights)])
     x = layers.Activation(dense.activation)(layers.Add()(parts))

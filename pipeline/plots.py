@@ -31,10 +31,10 @@ PNG: dict[str, Any] = {"dpi": 120, "metadata": {"Software": None}}  # for savefi
 History = Sequence[Mapping[str, float]]  # rows of history.csv
 
 
-def plot_digits(
+def plot_examples(
     images: NDArray[np.uint8], titles: Sequence[str], columns: int, heading: str, wrong: Sequence[bool] = ()
 ) -> Figure:
-    """A sheet of digits, black ink on white, each under its title; red where `wrong`."""
+    """A sheet of examples, black ink on white, each under its title; red where `wrong`."""
     rows = max(1, -(-len(images) // columns))
     with rc_context(STYLE):
         figure = Figure(figsize=(1.15 * columns + 0.3, 1.4 * rows + 0.5), layout="constrained")
@@ -48,9 +48,9 @@ def plot_digits(
         return figure
 
 
-def plot_confusion_matrix(confusion: NDArray[np.int64], title: str) -> Figure:
-    """Counts [K true, K predicted]; the colour shows the mistakes alone, the diagonal is grey."""
-    classes = range(len(confusion))
+def plot_confusion_matrix(confusion: NDArray[np.int64], names: Sequence[str], title: str) -> Figure:
+    """Counts [K true, K predicted], by the names of the classes; colour shows mistakes alone, the diagonal is grey."""
+    classes, labels = range(len(confusion)), [_text(name) for name in names]
     with rc_context(STYLE | {"axes.spines.top": True, "axes.spines.right": True}):
         figure = Figure(figsize=(5.6, 5.2), layout="constrained")
         axes = figure.subplots()
@@ -61,12 +61,14 @@ def plot_confusion_matrix(confusion: NDArray[np.int64], title: str) -> Figure:
                 if confusion[row, column]:
                     colour = GREY if row == column else "black"
                     axes.text(column, row, confusion[row, column], ha="center", va="center", color=colour)
-        axes.set(title=title, xlabel="predicted", ylabel="true", xticks=classes, yticks=classes)
+        axes.set(title=title, xlabel="predicted", ylabel="true")
+        axes.set_xticks(classes, labels, rotation=0 if max(map(len, labels)) <= 2 else 90)
+        axes.set_yticks(classes, labels)
         return figure
 
 
 def plot_reliability(calibration: Calibration, title: str) -> Figure:
-    """Accuracy against confidence, by bin, with the number of digits in each bin below."""
+    """Accuracy against confidence, by bin, with the number of examples in each bin below."""
     bins = len(calibration.size)
     edges = np.linspace(0, 1, bins + 1)
     with rc_context(STYLE):
@@ -77,7 +79,7 @@ def plot_reliability(calibration: Calibration, title: str) -> Figure:
         upper.set(title=title, ylabel="accuracy in the bin", ylim=(-0.02, 1.02))
         upper.legend(frameon=False)
         lower.bar(edges[:-1], calibration.size, width=1 / bins, align="edge", color=BLUE)
-        lower.set(xlabel="confidence", ylabel="digits", yscale="symlog", xlim=(0, 1))
+        lower.set(xlabel="confidence", ylabel="examples", yscale="symlog", xlim=(0, 1))
         return figure
 
 
@@ -173,15 +175,15 @@ def plot_sides(accuracies: Mapping[str, Sequence[float]], of: str) -> Figure:
         return figure
 
 
-def plot_digit_rows(rows: Mapping[str, Sequence[tuple[NDArray[np.uint8], str]]]) -> Figure:
-    """Rows of digits, uint8 [H, W] each with its title, under the heading of the row."""
+def plot_example_rows(rows: Mapping[str, Sequence[tuple[NDArray[np.uint8], str]]]) -> Figure:
+    """Rows of examples, uint8 [H, W] each with its title, under the heading of the row."""
     most = max(map(len, rows.values()))
     with rc_context(STYLE):
         figure = Figure(figsize=(1.15 * most + 0.3, 1.75 * len(rows)), layout="constrained")
         parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
-        for part, (heading, digits) in zip(parts, rows.items(), strict=True):
-            part.suptitle(_text(heading if digits else f"{heading}: none"), fontsize=9)
-            for axes, (image, title) in zip(part.subplots(1, most, squeeze=False)[0], digits, strict=False):
+        for part, (heading, examples) in zip(parts, rows.items(), strict=True):
+            part.suptitle(_text(heading if examples else f"{heading}: none"), fontsize=9)
+            for axes, (image, title) in zip(part.subplots(1, most, squeeze=False)[0], examples, strict=False):
                 axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
                 axes.set_title(title, fontsize=8)
             for axes in part.axes:

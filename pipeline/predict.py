@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.beyond import sheet
+from pipeline.beyond import images, sheet
 from pipeline.command import entry_point, job_folder
 from pipeline.config import PipelineError, PredictConfig
 from pipeline.console import quiet_import
@@ -24,11 +24,16 @@ def predict(config: PredictConfig) -> None:
     refused = []
     for number, file in enumerate(files, 1):
         try:
-            page = sheet.read_sheet(sheet.read_image(file))
+            page = sheet.read_sheet(images.read_image(file))
         except PipelineError as error:
             refused.append(str(error) if str(file) in str(error) else f"{file}: {error}")
             continue
-        _answer(str(file), page, cnn, job_folder() / f"{number}_{file.stem}.png" if config.show else None)
+        _answer(
+            str(file),
+            page,
+            cnn,
+            job_folder() / f"{number}_{file.stem}.png" if config.show else None,
+        )
     if refused:
         raise PipelineError("; ".join(refused))
 
@@ -53,16 +58,19 @@ def _files(given: Any) -> list[Path]:
 
 def _answer(name: str, page: sheet.Sheet, cnn: Any, picture: Path | None) -> None:
     """Print a line a digit, and draw the page where that is asked for."""
-    found = cnn.probabilities(page.digits)
+    found, names = cnn.probabilities(page.digits), cnn.classes
     digits, confidence = found.argmax(1), found.max(1)
     captions = [
-        f"{digit}" if sure >= cnn.sure_above else f"{digit}?" for digit, sure in zip(digits, confidence, strict=True)
+        names[digit] if sure >= cnn.sure_above else f"{names[digit]}?"
+        for digit, sure in zip(digits, confidence, strict=True)
     ]
     print(f"{name}: {' '.join(captions)}")
     for number, (digit, sure) in enumerate(zip(digits, confidence, strict=True), 1):
         second = found[number - 1].argsort()[-2]
-        doubt = f", not sure (or {second}, {percent(found[number - 1, second])})" if sure < cnn.sure_above else ""
-        print(f"  {number}: {digit}, {percent(sure)}{doubt}")
+        doubt = (
+            f", not sure (or {names[second]}, {percent(found[number - 1, second])})" if sure < cnn.sure_above else ""
+        )
+        print(f"  {number}: {names[digit]}, {percent(sure)}{doubt}")
     if picture:
         from pipeline import plots
         from pipeline.beyond.drawing import plot_sheet

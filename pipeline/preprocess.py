@@ -1,4 +1,4 @@
-"""Stage 2: split the training digits, keep the test digits apart, and draw some."""
+"""Stage 2: split the training examples, keep the test examples apart, and draw some."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ def preprocess(config: Config) -> None:
     raw = data.load_raw(ROOT / "data" / "raw" / f"{config.data.name}.npz", config.data)
     splits = data.split(raw, config.data)
     folder = ROOT / "data" / "processed" if in_dvc_stage() else job_folder()
-    for name, digits in splits.items():
-        data.save_arrays(folder / f"{name}.npz", **digits._asdict())
+    for name, examples in splits.items():
+        data.save_arrays(folder / f"{name}.npz", **examples._asdict())
     save_json(folder / "split.json", data.split_record(config.data))
-    _draw_samples(raw, ROOT / "results" if in_dvc_stage() else folder)
-    print(", ".join(f"{name} {len(digits.labels):,}" for name, digits in splits.items()), "digits")
+    _draw_samples(raw, config.data.classes, ROOT / "results" if in_dvc_stage() else folder)
+    print(", ".join(f"{name} {len(examples.labels):,}" for name, examples in splits.items()), "examples")
 
 
-def _draw_samples(raw: dict[str, np.ndarray], folder: Path) -> None:
-    """The first training digit, and the first of each class, as they are: grey, upright."""
+def _draw_samples(raw: dict[str, np.ndarray], names: list[str], folder: Path) -> None:
+    """The first training example, and the first of each class, as they are: grey, upright."""
     from pipeline import plots
 
     labels = raw["train_labels"]
     chosen = [0, *(int(np.argmax(labels == value)) for value in np.unique(labels))]
-    titles = ["the first", *(f"label {labels[i]}" for i in chosen[1:])]
-    figure = plots.plot_digits(raw["train_images"][chosen], titles, 6, "training digits")
+    titles = ["the first", *(f"label {names[labels[i]]}" for i in chosen[1:])]
+    figure = plots.plot_examples(raw["train_images"][chosen], titles, 6, "training examples")
     with replacing(folder / "samples.png") as temporary:
         figure.savefig(temporary, **plots.PNG)
 

@@ -5,10 +5,16 @@ Better is by McNemar's test on the test digits, each seen once, as the champion 
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+from typing import Any
+
 from pipeline import comparison, data
 from pipeline.command import entry_point
 from pipeline.config import ROOT, PipelineError, RunConfig
 from pipeline.console import quiet_import
+from pipeline.files import load_json
+from pipeline.tables import markdown_table, percent
 
 
 @entry_point
@@ -16,7 +22,7 @@ def promote(config: RunConfig) -> None:
     if config.run is None:
         raise PipelineError("no run given: give run=<id>, from a ranking or `mlflow ui`")
     name, run = config.data.name, config.run
-    test = data.load_digits(ROOT / "data" / "processed" / "test.npz", config.data)
+    test = data.load_examples(ROOT / "data" / "processed" / "test.npz", config.data)
     with quiet_import():
         from pipeline import tracking
         from pipeline.beyond import registry
@@ -27,13 +33,13 @@ def promote(config: RunConfig) -> None:
         print(f"models:/{name}@champion is version {champion.version}, run {run}, already")
         return
     if champion is None:
-        version = registry.register(found, name)
+        version = registry.register(found, name, _card(found))
         registry.point(registry.CHAMPION, name, version)
         print(f"models:/{name}@champion is version {version}, run {run}: the first")
         return
     verdict = _compared(champion.run_id, run, test, config)
     better = bool(verdict.test and verdict.test.difference > 0 and verdict.p < 1 - config.evaluate.confidence)
-    version = registry.register(found, name)
+    version = registry.register(found, name, _card(found))
     alias = registry.CHAMPION if better else registry.CHALLENGER
     registry.point(alias, name, version)
     if better and (challenger := registry.found(registry.CHALLENGER, name)) and challenger.version == version:
@@ -42,7 +48,27 @@ def promote(config: RunConfig) -> None:
     print(f"{verdict.sentence}\nmodels:/{name}@{alias} is version {version}, run {run}{stays}")
 
 
-def _compared(champion: str, run: str, test: data.Digits, config: RunConfig) -> comparison.Verdict:
+def _card(found: Any) -> str:  # MLflow's Run
+    """The model's card, as evaluate wrote it, and what `robustness` counted of the same model."""
+    from pipeline import tracking
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            text = tracking.artifact(found, "model_card.md", Path(folder)).read_text(encoding="utf-8")
+        except PipelineError:
+            text = f"Not evaluated: python -m pipeline.evaluate run={found.info.run_id}\n"
+    counted = ROOT / "results" / "robustness" / found.data.tags["recipe"] / "robustness.json"
+    if counted.is_file() and (of := load_json(counted))["model_sha256"] == found.data.tags["model_sha256"]:
+        rows = [["test images", "right"]]
+        rows += [
+            [kind, f"{percent(one['right'] / one['digits'])}"]
+            for kind, one in {**of["corruptions"], **of["guises"]}.items()
+        ]
+        text += f"\n## Robustness\n\n{markdown_table(rows)}\n"
+    return text
+
+
+def _compared(champion: str, run: str, test: data.Examples, config: RunConfig) -> comparison.Verdict:
     from pipeline.beyond.network import load_network
 
     sides = []

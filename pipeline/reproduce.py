@@ -72,10 +72,10 @@ def _recorded(run: str, data_name: str, folder: Path) -> Recorded:
 def _train_again(run: str, recorded: Recorded) -> None:
     config, tags = recorded.config, recorded.tags
     data.check_split(load_json(ROOT / "data" / "processed" / "split.json"), config.data, SPLIT[0].parent)
-    digits, val = (data.load_digits(file, config.data) for file in SPLIT)
+    examples, val = (data.load_examples(file, config.data) for file in SPLIT)
     if len(recorded.val_predictions) != len(val.labels):
         raise PipelineError(
-            f"{run} has predictions of {len(recorded.val_predictions)} digits, expected {len(val.labels)}"
+            f"{run} has predictions of {len(recorded.val_predictions)} examples, expected {len(val.labels)}"
         )
     now = identity(config, SPLIT)
     with quiet_import():
@@ -88,7 +88,7 @@ def _train_again(run: str, recorded: Recorded) -> None:
     }
     differing = _differing(tags, here)
     print("\n".join(differing) or "code, data, versions and hardware are those of the run", flush=True)
-    split = training.Split(data.first(digits, config.train.examples), val)
+    split = training.Split(data.first(examples, config.train.examples), val)
     folder = Folders(job_folder(), job_folder())
     trained = training.train_tracked(config, split, now, folder, f"reproduce {tags['recipe']} {run[:12]}")
     again = sha256(trained.model_file)
@@ -132,6 +132,8 @@ def _differing(tags: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
 
 
 def _beside_published(config: Config) -> None:
+    if not config.data.published:
+        raise PipelineError(f"no run of {config.data.name} was published here: give run=<id>")
     published = load_csv(PUBLISHED_LOG, ["epoch", "train_accuracy"])
     group = identity(compose("recipe=baseline"), SPLIT).group
     with quiet_import():

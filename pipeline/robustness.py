@@ -12,7 +12,7 @@ from pipeline import data
 from pipeline.command import entry_point, job_folder
 from pipeline.config import ROOT, Config, in_dvc_stage
 from pipeline.console import quiet_import
-from pipeline.files import replacing, save_csv, save_json
+from pipeline.files import existing, replacing, save_csv, save_json, sha256
 from pipeline.tables import percent
 
 SHARE_SURE = 0.999
@@ -22,7 +22,9 @@ SUSPECTS = 50  # digits with the least probable labels, of validation and of tes
 
 @entry_point
 def robustness(config: Config) -> None:
-    test, val = (data.load_digits(ROOT / "data" / "processed" / f"{name}.npz", config.data) for name in ("test", "val"))
+    test, val = (
+        data.load_examples(ROOT / "data" / "processed" / f"{name}.npz", config.data) for name in ("test", "val")
+    )
     folder = ROOT / "results" / "robustness" / config.name if in_dvc_stage() else job_folder()
     with quiet_import():
         from pipeline.beyond import hardship, network
@@ -31,11 +33,13 @@ def robustness(config: Config) -> None:
     found: dict[str, Any] = {
         "recipe": config.name,
         "seed": config.seed,
+        "model_sha256": sha256(existing(ROOT / "models" / config.name / "model.keras")),
         "sure_above": cnn.sure_above,
         "corruptions": hardship.under_corruption(cnn.probabilities, test.images, test.labels, config.seed),
         "guises": hardship.in_other_guise(cnn.probabilities, test.images, test.labels),
-        "elsewhere": hardship.elsewhere(cnn.probabilities, cnn.sure_above),
     }
+    if config.data.classes == list("0123456789"):
+        found["elsewhere"] = hardship.elsewhere(cnn.probabilities, cnn.sure_above)
     save_json(folder / "robustness.json", found)
     _draw_corrupted(folder / "corrupted.png", test, found)
     for name, digits in (("test", test), ("validation", val)):
@@ -48,14 +52,16 @@ def robustness(config: Config) -> None:
             "probability_of_label": (f"{value:.6g}" for value in given),
         }
         save_csv(folder / f"suspects_{name}.csv", columns)
-        _draw_suspects(folder / f"suspects_{name}.png", digits, place, probabilities[place].argmax(1), name)
+        _draw_suspects(
+            folder / f"suspects_{name}.png", config.data.classes, digits, place, probabilities[place].argmax(1), name
+        )
     shares = [of["right"] / of["digits"] for of in found["corruptions"].values()]
     print(
-        f"{config.name}: {percent(sum(shares) / len(shares))} over {len(shares)} kinds of test digits; wrote {folder}"
+        f"{config.name}: {percent(sum(shares) / len(shares))} over {len(shares)} kinds of test images; wrote {folder}"
     )
 
 
-def _draw_corrupted(path: Path, test: data.Digits, found: dict[str, Any]) -> None:
+def _draw_corrupted(path: Path, test: data.Examples, found: dict[str, Any]) -> None:
     from pipeline import plots
     from pipeline.beyond.corruptions import corrupted
 
@@ -67,17 +73,17 @@ def _draw_corrupted(path: Path, test: data.Digits, found: dict[str, Any]) -> Non
         for name, of in found["corruptions"].items()
     }
     with replacing(path) as temporary:
-        plots.plot_digit_rows(rows).savefig(temporary, **plots.PNG)
+        plots.plot_example_rows(rows).savefig(temporary, **plots.PNG)
 
 
-def _draw_suspects(path: Path, digits: data.Digits, place: Any, predictions: Any, of: str) -> None:
+def _draw_suspects(path: Path, names: list[str], digits: data.Examples, place: Any, predictions: Any, of: str) -> None:
     from pipeline import plots
 
     titles = [
-        f"#{digits.source_index[i]}: {digits.labels[i]}?\n{of_it} it says"
+        f"#{digits.source_index[i]}: {names[digits.labels[i]]}?\n{names[of_it]} it says"
         for i, of_it in zip(place, predictions, strict=True)
     ]
-    sheet = plots.plot_digits(digits.images[place], titles, 10, f"the {of} digits whose labels it believes least")
+    sheet = plots.plot_examples(digits.images[place], titles, 10, f"the {of} images whose labels it believes least")
     with replacing(path) as temporary:
         sheet.savefig(temporary, **plots.PNG)
 

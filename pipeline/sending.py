@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from pipeline import model as networks
 from pipeline import tracking
 from pipeline.config import Config, PipelineError, to_dict
-from pipeline.data import Digits
+from pipeline.data import Examples
 from pipeline.files import load_csv, replacing, sha256
 from pipeline.record import Record, Row, home, now, remove_sent, unfinished, waiting
 from pipeline.store import open_store, refusals_in_one_line
@@ -74,7 +74,7 @@ class Sender:
                 send_waiting()
 
     def begin(self, config: Config, some: NDArray[np.uint8]) -> None:
-        """Put into the record what is known before training, with a sheet of `some` digits, uint8 [N, H, W], before
+        """Put into the record what is known before training, with a sheet of `some` examples, uint8 [N, H, W], before
         and after the largest augmentation of the recipe."""
         from pipeline import augment, plots
 
@@ -85,8 +85,8 @@ class Sender:
             record.add_text("git.diff", changes)
         varied = augment.random_affine(some, [config.seed, 0], config.augment).numpy()
         titles = ["as it is"] * len(some) + ["augmented"] * len(some)
-        heading = f"{config.name}: training digits, and how training varies them"
-        sheet = plots.plot_digits(np.concatenate([some, varied]), titles, len(some), heading)
+        heading = f"{config.name}: training examples, and how training varies them"
+        sheet = plots.plot_examples(np.concatenate([some, varied]), titles, len(some), heading)
         with replacing(record.folder / "artifacts" / "augmented.png") as temporary:
             sheet.savefig(temporary, **plots.PNG)
         self.send()
@@ -114,7 +114,7 @@ class Sender:
 
 
 def about_training(
-    config: Config, name: str, parent: str | None, identity: Identity, train: Digits, val: Digits
+    config: Config, name: str, parent: str | None, identity: Identity, train: Examples, val: Examples
 ) -> dict[str, Any]:
     """What is known of a run before training. `parent` is the run id of the sweep that it belongs to."""
     tags = about("pipeline.train") | {"recipe": config.name} | identity._asdict()
@@ -234,7 +234,7 @@ def _parts(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def _log_model(client: MlflowClient, experiment: str, run_id: str, record: Record) -> None:
-    """Log the record's model, once, with a signature that takes raw digits."""
+    """Log the record's model, once, with a signature that takes raw examples."""
     for logged in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
         if logged.status.name == "READY":
             return
@@ -303,7 +303,12 @@ class Evaluation(NamedTuple):
 
 
 def log_evaluation(
-    of: Evaluation, test: Digits, figures: Mapping[str, float], step: int, files: Sequence[Path], plots: Sequence[Path]
+    of: Evaluation,
+    test: Examples,
+    figures: Mapping[str, float],
+    step: int,
+    files: Sequence[Path],
+    plots: Sequence[Path],
 ) -> str:
     """Log test figures at `step`, and files, into the run that trained the model: where they are, in words."""
     config = of.config
@@ -368,11 +373,11 @@ def _adopt(folder: Path, of: Evaluation) -> None:
     record.add_file(of.history_file)
 
 
-def describe(context: str, digits: Digits) -> dict[str, str]:
+def describe(context: str, examples: Examples) -> dict[str, str]:
     """A data set as a run's input: its name, digest and form, without the path of somebody's home."""
     source = CodeDatasetSource({"file": f"data/processed/{context}.npz"})
-    digest = hashlib.sha256(digits.images.tobytes() + digits.labels.tobytes()).hexdigest()[:32]
-    described = NumpyDataset(digits.images, source, digits.labels, context, digest).to_dict()
+    digest = hashlib.sha256(examples.images.tobytes() + examples.labels.tobytes()).hexdigest()[:32]
+    described = NumpyDataset(examples.images, source, examples.labels, context, digest).to_dict()
     return {field: described[field] for field in ("name", "digest", "source_type", "source", "schema", "profile")}
 
 

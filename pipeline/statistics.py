@@ -1,8 +1,8 @@
-"""Is A better than B? Tests and intervals for two runs on the same digits, and for two groups of seeds.
+"""Is A better than B? Tests and intervals for two runs on the same examples, and for two groups of seeds.
 
-Two questions, two kinds of tests. Two single runs differ on certain digits: McNemar's test says whether other digits
-of the same kind would favour the same run. Two groups of seeds differ in their means: the permutation test says
-whether other seeds would favour the same group, on these digits. Neither answers the other's question.
+Two questions, two kinds of tests. Two single runs differ on certain examples: McNemar's test says whether other
+examples of the same kind would favour the same run. Two groups of seeds differ in their means: the permutation test
+says whether other seeds would favour the same group, on these examples. Neither answers the other's question.
 
 Shapes: N examples, n runs of a group. Accuracies are shares, 0 to 1; a difference is B's less A's.
 """
@@ -34,9 +34,9 @@ class Mean(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two runs on the same digits."""
+    """Two runs on the same examples."""
 
-    only_a: int  # digits that A alone has right
+    only_a: int  # examples that A alone has right
     only_b: int
     difference: float
     low: float
@@ -78,10 +78,10 @@ def prediction_interval(values: Sequence[float], confidence: float) -> Interval:
 
 
 def compare_runs(a_right: NDArray[np.bool_], b_right: NDArray[np.bool_], confidence: float) -> Pair:
-    """Two runs on the same N digits, by which of them each has right, bool [N] each.
+    """Two runs on the same N examples, by which of them each has right, bool [N] each.
 
-    The test is McNemar's exact one (1947): of the digits that one alone has right, half would be each one's, were
-    there no difference. The interval is Agresti and Min's (2005, doi 10.1002/sim.1781), half a digit added to each
+    The test is McNemar's exact one (1947): of the examples that one alone has right, half would be each one's, were
+    there no difference. The interval is Agresti and Min's (2005, doi 10.1002/sim.1781), half an example added to each
     cell of the two by two table.
     """
     only_a, only_b, n = int(np.sum(a_right & ~b_right)), int(np.sum(b_right & ~a_right)), len(a_right)
@@ -102,7 +102,7 @@ def compare_groups(a: Sequence[float], b: Sequence[float], confidence: float) ->
     n, m = len(a), len(b)
     difference = float(np.mean(b) - np.mean(a))
     # Differences that are equal but for the rounding of their sums count as equal: scipy allows 1e-14 of the value,
-    # and accuracies of 10,000 digits are 1e-4 apart.
+    # and accuracies of 10,000 examples are 1e-4 apart.
     found = stats.permutation_test(
         (np.asarray(a), np.asarray(b)), _difference, n_resamples=EXACT, batch=2_000, vectorized=True, rng=0
     )

@@ -1,7 +1,7 @@
 """A sweep: one parent run in MLflow, a child for every combination of values, and a ranking renewed after each child.
 
 Hydra makes the combinations and launches them. What was trained is known by content (configuration, data and code): the
-same command again trains what is missing. Children are ranked by validation accuracy; the test digits are not read.
+same command again trains what is missing. Children are ranked by validation accuracy; the test examples are not read.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Job(NamedTuple):
     parent: str
     name: str
 
-    def run(self, config: Config, digits: Split, identity: Identity, outputs: Folders) -> float:
+    def run(self, config: Config, examples: Split, identity: Identity, outputs: Folders) -> float:
         """Train, or answer from the store what was trained already: the validation accuracy."""
         from pipeline import tracking, training
 
@@ -155,7 +155,9 @@ class Job(NamedTuple):
                     return run.data.metrics.get("val_accuracy", math.nan)
                 bar = jobs_at_once() == 1
                 shared = None if depends_on_length(config) else self._shared(config, identity)
-                trained = training.train_tracked(config, digits, identity, outputs, self.name, self.parent, bar, shared)
+                trained = training.train_tracked(
+                    config, examples, identity, outputs, self.name, self.parent, bar, shared
+                )
                 return trained.history[-1].val_accuracy
         finally:
             with while_the_tracker_answers():
@@ -316,12 +318,12 @@ def markdown(children: Sequence[Child]) -> str:
         place = str(rank) if child.status == "FINISHED" else child.status.lower()
         accuracies = [percent(child.val_accuracy), percent(child.train_accuracy)]
         rows.append([place, child.name, *accuracies, f"{child.seconds:.1f}", f"{child.num_params:,}", child.run_id])
-    text = f"{markdown_table(rows)}\n\nLast epoch, ranked by validation accuracy. The test digits were not read.\n"
+    text = f"{markdown_table(rows)}\n\nLast epoch, ranked by validation accuracy. The test examples were not read.\n"
     best = children[0] if children else None
     if best and best.status == "FINISHED" and best.val_examples:
         limits = wilson_interval(round(best.val_accuracy * best.val_examples), best.val_examples, CONFIDENCE)
         text += (
-            f"The choice of {best.val_examples:,} digits alone leaves the best between {percent(limits.low)} and "
+            f"The choice of {best.val_examples:,} examples alone leaves the best between {percent(limits.low)} and "
             f"{percent(limits.high)} ({100 * CONFIDENCE:g} %, Wilson); another seed moves it as well.\n"
         )
     groups = by_group(children)

@@ -1,4 +1,4 @@
-"""Stage 3: train one recipe on the training digits, watching the validation digits. The test digits are not read.
+"""Stage 3: train one recipe on the training examples, watching the validation examples. The test examples are not read.
 
 With -m, or one of the presets in conf/sweep, it trains every combination of values, as children of one MLflow run.
 """
@@ -18,23 +18,23 @@ def train(config: Config) -> float:
     folder = ROOT / "data" / "processed"
     data.check_split(load_json(folder / "split.json"), config.data, folder)
     files = [folder / "train.npz", folder / "val.npz"]
-    digits, val = (data.load_digits(file, config.data) for file in files)
-    digits = data.first(digits, config.train.examples)
+    examples, val = (data.load_examples(file, config.data) for file in files)
+    examples = data.first(examples, config.train.examples)
 
     with quiet_import():
         from pipeline import debug, training
 
     if config.train.profile_steps:
-        print(debug.profile(config, digits))
+        print(debug.profile(config, examples))
         return 0.0
-    split, outputs = training.Split(digits, val), output_folders(config)
+    split, outputs = training.Split(examples, val), output_folders(config)
     if job := sweep.job():
         return job.run(config, split, identity(config, files), outputs)
     words = [word for word in overrides() if not word.startswith("recipe=")]
     name = config.name if in_dvc_stage() else " ".join([config.name, *words])
     trained = training.train_tracked(config, split, identity(config, files), outputs, name)
     if config.train.examples and config.train.epochs > 1:
-        print(debug.memorised(trained.history, len(digits.labels)))
+        print(debug.memorised(trained.history, len(examples.labels)))
     print(f"wrote {trained.model_file}; {trained.where}")
     return trained.history[-1].val_accuracy
 

@@ -17,14 +17,14 @@ from pipeline.console import TrainingProgress
 from pipeline.files import load_csv, save_csv, save_json, save_yaml, sha256
 from pipeline.surroundings import Identity
 
-SHOWN = 12  # digits drawn before and after augmentation
+SHOWN = 12  # examples drawn before and after augmentation
 
 
 class Split(NamedTuple):
     """What training reads."""
 
-    train: data.Digits
-    val: data.Digits
+    train: data.Examples
+    val: data.Examples
 
 
 class Shared(NamedTuple):
@@ -42,7 +42,7 @@ class Trained(NamedTuple):
 
 def train_tracked(
     config: Config,
-    digits: Split,
+    examples: Split,
     identity: Identity,
     outputs: Folders,
     name: str,
@@ -56,8 +56,8 @@ def train_tracked(
     on after its last whole epoch, in the same run.
     """
     engine.start(config.seed)
-    cnn = model.build_cnn(config.model, config.data.image_shape, config.data.classes)
-    about = sending.about_training(config, name, parent, identity, *digits)
+    cnn = model.build_cnn(config.model, config.data.image_shape, len(config.data.classes))
+    about = sending.about_training(config, name, parent, identity, *examples)
     with record.unfinished(identity.content_sha256, about) as (run, waited):
         made_before = waited or _dvc_missed(outputs.model / "model.keras")
         if made_before and (found := _made_before(config, identity, outputs)):
@@ -67,9 +67,9 @@ def train_tracked(
             if run.about["status"] == "FINISHED":
                 history = _bring_back(run, outputs)
             else:
-                sender.begin(config, digits.train.images[:SHOWN])
-                history = _train(cnn, config, digits, identity, sender, bar, shared)
-                made = _write(cnn, config, digits, outputs, history, run)
+                sender.begin(config, examples.train.images[:SHOWN])
+                history = _train(cnn, config, examples, identity, sender, bar, shared)
+                made = _write(cnn, config, examples, outputs, history, run)
                 run.note(made=made, status="FINISHED", end=record.now())
                 run.finish()
     return Trained(sender.end, history, outputs.model / "model.keras")
@@ -78,14 +78,14 @@ def train_tracked(
 def _train(
     cnn: Any,
     config: Config,
-    digits: Split,
+    examples: Split,
     identity: Identity,
     sender: sending.Sender,
     bar: bool,
     shared: Shared | None,
 ) -> list[engine.Epoch]:
     """Train what is left to train; after each epoch the checkpoint comes first, then the record, then MLflow."""
-    run, size = sender.record, len(digits.train.labels)
+    run, size = sender.record, len(examples.train.labels)
     folders = [run.folder, *([shared.folder] if shared else [])]
     origin = surroundings.origin(config, identity)
     found = checkpoint.newest(folders, origin, config.train.epochs)
@@ -97,7 +97,7 @@ def _train(
         TrainingProgress(run.about["name"], config.train.epochs, size, len(rows), bar) as progress,
         record.SystemSamples(run.about["start"]) as samples,
     ):
-        for epoch, seconds, state_of in engine.fit(cnn, config, *digits, progress.batch, len(rows), state):
+        for epoch, seconds, state_of in engine.fit(cnn, config, *examples, progress.batch, len(rows), state):
             rows.append({**epoch._asdict(), "epoch_seconds": seconds, "time": record.now()})
             file = checkpoint.save(run.folder, origin, checkpoint.Checkpoint(rows, state_of()))
             if shared and epoch.epoch in shared.epochs:
@@ -123,15 +123,15 @@ def metrics_row(row: dict[str, Any], size: int) -> record.Row:
 
 
 def _write(
-    cnn: Any, config: Config, digits: Split, outputs: Folders, history: list[engine.Epoch], run: record.Record
+    cnn: Any, config: Config, examples: Split, outputs: Folders, history: list[engine.Epoch], run: record.Record
 ) -> dict[str, str]:
     """Write what training made, to `outputs` and into the record: the tags that say what it is."""
     model_file = outputs.model / "model.keras"
     model.save_model(model_file, cnn)
     columns = zip(*history, strict=True)
     save_csv(outputs.results / "history.csv", dict(zip(engine.Epoch._fields, columns, strict=True)))
-    probabilities = metrics.softmax(engine.predict(cnn, digits.val.images))
-    data.save_predictions(outputs.results / "val_predictions.csv", digits.val, probabilities)
+    probabilities = metrics.softmax(engine.predict(cnn, examples.val.images))
+    data.save_predictions(outputs.results / "val_predictions.csv", examples.val, probabilities)
     made = {"weights_sha256": tracking.weights_sha256(model_file), "model_sha256": sha256(model_file)}
     tags = {key: value for key, value in run.about["tags"].items() if not key.startswith("mlflow.")} | made
     run.about["params"]["model.num_params"] = str(cnn.count_params())

@@ -137,7 +137,7 @@ def git(folder: Path, *words: str) -> str:
     return subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
-def dvc(folder: Path, source: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def dvc(folder: Path, source: Path | str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return run(sys.executable, "-m", "dvc", *words, cwd=folder, PATH=path, MNIST_SOURCE=str(source), **variables)
 

@@ -56,10 +56,10 @@ def test_predict_says_what_the_network_says_of_the_prepared_digits(clone, pages)
     code = f"""
 import json, numpy as np
 from pathlib import Path
-from pipeline.beyond import sheet
+from pipeline.beyond import images, sheet
 from pipeline import engine, metrics
 from pipeline.model import load_model
-pages = [sheet.read_image(Path({str(pages)!r}) / f"{{k}}.png") for k in range(10)]
+pages = [images.read_image(Path({str(pages)!r}) / f"{{k}}.png") for k in range(10)]
 digits = np.stack([sheet.read_sheet(page).digits[0] for page in pages])
 probabilities = metrics.softmax(engine.predict(load_model(Path("models/baseline/model.keras")), digits))
 print(json.dumps([probabilities.argmax(1).tolist(), probabilities.max(1).tolist()]))
@@ -129,7 +129,7 @@ def test_the_champion_moves_where_the_test_says_better_and_only_there(clone, con
     moved = pipeline(clone, "promote", f"run={strong}")
     assert moved.returncode == 0, moved.stderr
     assert "this run is better than the champion" in moved.stdout
-    assert "100 test digits" in moved.stdout and "p " in moved.stdout
+    assert "100 test examples" in moved.stdout and "p " in moved.stdout
     assert champion(clone) == strong
     stays = pipeline(clone, "promote", f"run={weak}")
     assert "the champion is better than this run" in stays.stdout

@@ -25,7 +25,7 @@ def groups(clone) -> list[str]:
 def test_two_groups_are_compared_on_validation_until_the_test_digits_are_read(clone, groups):
     done = pipeline(clone, "compare", f"a={groups[0]}", f"b={groups[1]}")
     assert done.returncode == 0, done.stderr
-    assert "n = 3 + 3, 50 validation digits" in done.stdout and "baseline model.filters=2" in done.stdout
+    assert "n = 3 + 3, 50 validation examples" in done.stdout and "baseline model.filters=2" in done.stdout
     assert "so few runs cannot show any: the least p of n = 3 + 3 is 0.10" in done.stdout
     [run_id] = re.findall(r"MLflow run (\w{32})", done.stdout)
     client = store(clone)
@@ -48,9 +48,9 @@ def test_two_runs_are_compared_on_the_test_digits_once_both_were_evaluated(clone
         done = pipeline(clone, "evaluate", f"run={run_id}")
         assert done.returncode == 0 and f"test set read 1 x for MLflow run {run_id}" in done.stdout, done.stderr
     done = pipeline(clone, "compare", f"a={one}", f"b={other}")
-    assert done.returncode == 0 and "100 test digits" in done.stdout and "read 2 x for these runs" in done.stdout
+    assert done.returncode == 0 and "100 test examples" in done.stdout and "read 2 x for these runs" in done.stdout
     a, b = (json.loads(Path(store(clone).download_artifacts(i, "metrics.json")).read_text()) for i in (one, other))
-    [alone] = re.findall(r"alone is right on (\d+), .* alone on (\d+) digits", done.stdout)
+    [alone] = re.findall(r"alone is right on (\d+), .* alone on (\d+) examples", done.stdout)
     assert int(alone[1]) - int(alone[0]) == a["test_errors"] - b["test_errors"]
 
 

@@ -30,11 +30,11 @@ def test_two_runs_by_mcnemar():
     a, b = single("a", list(range(25))), single("b", list(range(100, 110)))
     # 25 against 10 discordant: p = .017; 15 / 1002 +- 1.96 sqrt(36 - 15² / 1002) / 1002.
     assert answer(a, b).startswith("b is better than a: +1.50 points (95 % +0.33 to +2.67), p = 0.017, n = 1 + 1")
-    assert answer(a, b).endswith("1,000 test digits; of these two runs, not of other seeds")
+    assert answer(a, b).endswith("1,000 test examples; of these two runs, not of other seeds")
     assert answer(b, a).startswith("b is better than a: +1.50 points (95 % +0.33 to +2.67), p = 0.017")
     c = single("c", list(range(200, 215)))
     assert answer(a, c, of="validation").startswith("no difference shown between a and c: +1.00 points for c (95 % ")
-    assert "p = 0.154" in answer(a, c) and "1,000 validation digits" in answer(a, c, of="validation")
+    assert "p = 0.154" in answer(a, c) and "1,000 validation examples" in answer(a, c, of="validation")
 
 
 def test_two_groups_by_their_seeds():
@@ -42,8 +42,8 @@ def test_two_groups_by_their_seeds():
     # 1 of the 252 orders, either way round; Welch: variances 2.5e-6, t(8) = 2.306.
     half = 2.306 * math.sqrt(2 * 2.5e-6 / 5) * 100
     expected = f"b is better than a: +1.00 points (95 % +{1 - half:.2f} to +{1 + half:.2f}), p = 0.008, n = 5 + 5"
-    assert answer(a, b) == f"{expected}, 1,000 test digits"
-    assert answer(b, a) == f"{expected}, 1,000 test digits"
+    assert answer(a, b) == f"{expected}, 1,000 test examples"
+    assert answer(b, a) == f"{expected}, 1,000 test examples"
 
 
 def test_no_difference_says_how_many_seeds_it_would_take():
@@ -109,19 +109,19 @@ def test_the_table_holds_means_intervals_and_costs():
 def test_runs_on_other_digits_are_not_comparable():
     digits, labels = np.arange(5), np.array([1, 2, 3, 4, 5])
     given = {"a": Predictions(digits, labels, labels), "b": Predictions(digits, labels, labels[::-1])}
-    assert [list(of) for of in comparison.same_digits(given, "test")] == [list(digits), list(labels)]
+    assert [list(of) for of in comparison.same_examples(given, "test")] == [list(digits), list(labels)]
     for other in (Predictions(digits + 1, labels, labels), Predictions(digits[:4], labels[:4], labels[:4])):
-        with pytest.raises(PipelineError, match="c and a predicted other test digits: not comparable"):
-            comparison.same_digits(given | {"c": other}, "test")
+        with pytest.raises(PipelineError, match="c and a predicted other test examples: not comparable"):
+            comparison.same_examples(given | {"c": other}, "test")
 
 
 def test_telling_digits_are_those_that_tell_the_two_apart():
     a = Side("a", {}, np.array([[1, 1, 0, 0, 0], [1, 1, 0, 0, 1]], bool), [], 0, 0)
     b = Side("b", {}, np.array([[1, 0, 1, 0, 0], [1, 1, 1, 0, 0]], bool), [], 0, 0)
-    found = {kind: list(places) for kind, places in comparison.telling_digits(a, b).items()}
+    found = {kind: list(places) for kind, places in comparison.telling_examples(a, b).items()}
     assert found == {"a right more often": [1, 4], "b right more often": [2], "both wrong in most runs": [3]}
     assert [comparison.hits(a, b, place) for place in (1, 4)] == ["2 of 2 : 1 of 2", "1 of 2 : 0 of 2"]
     one, other = a._replace(right=a.right[1:]), b._replace(right=b.right[1:])
-    found = {kind: list(places) for kind, places in comparison.telling_digits(one, other).items()}
+    found = {kind: list(places) for kind, places in comparison.telling_examples(one, other).items()}
     assert found == {"a right, b wrong": [4], "b right, a wrong": [2], "both wrong": [3]}
     assert comparison.hits(one, other, 4) == ""

@@ -113,8 +113,9 @@ LIMITS = {  # what is given: what is asked for instead
     "train.profile_steps=-1": "a whole number from 0 to 1000",
     "data.image_shape=[]": "two whole numbers from 1 to 1000",
     "data.image_shape=[28, [28]]": "two whole numbers from 1 to 1000",
-    "data.classes=1": "a whole number from 2 to 256",
-    "data.classes=257": "a whole number from 2 to 256",
+    "data.classes=['a']": "2 to 256 different names of at most 40 characters",
+    "data.classes=['a', 'a']": "2 to 256 different names of at most 40 characters",
+    "data.sha256_of=x": "arrays or files",
     "data.val_size=-1": SEED,
     "data.split_seed=-1": SEED,
     "data.fraction=0.0": "a number above 0, at most 1",
@@ -127,6 +128,7 @@ LIMITS = {  # what is given: what is asked for instead
     "model.units=[64, 0]": UNITS,
     "model.units=[[1]]": UNITS,
     "model.pixel_scale=1.5": "a number above 0, at most 1",
+    "model.precision=float16": "float32 or mixed_bfloat16",
     "optimizer.batch_size=0": "a whole number from 1 to 65536",
     "optimizer.batch_shards=17": "a whole number from 1 to 16",
     "optimizer.row_strips=27": "a whole number from 1 to 26",
@@ -181,7 +183,7 @@ CASES += [
     (
         "model={filters: 10000, pooling: average, units: []}",
         "model=6,760,794 values",  # 28² and 26² x 10,000 and 10
-        "fewer or smaller layers: at most 2,000,000 values that they compute for a digit",
+        "fewer or smaller layers: at most 2,000,000 values that they compute for an example",
     ),
     ("optimizer.batch_size=65536", "optimizer.batch_size=65536", "at most 22631, which this network can hold"),
     ("data.sources=[[a]]", "data.sources=[['a']]", "a list of addresses"),

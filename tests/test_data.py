@@ -17,7 +17,7 @@ from conftest import generated_digits, write_idx
 
 from pipeline import data
 from pipeline.config import Data, PipelineError
-from pipeline.data import Digits
+from pipeline.data import Examples
 from pipeline.files import sha256
 
 IDX = struct.pack(">HBB3I", 0, 8, 3, 2, 2, 3) + bytes(range(12))  # two images of 2 x 3 pixels
@@ -33,12 +33,12 @@ def arrays() -> dict[str, np.ndarray]:
 @pytest.fixture
 def settings(arrays) -> Data:
     sha256 = {key: data.array_sha256(array) for key, array in arrays.items()}
-    return Data("mnist", [28, 28], 10, 5, 0, 1.0, FILES, [], sha256)
+    return Data("mnist", [28, 28], [str(digit) for digit in range(10)], True, 5, 0, 1.0, FILES, [], "arrays", sha256)
 
 
 @pytest.fixture
-def digits() -> Digits:
-    return Digits(*generated_digits(20, 0), np.arange(100, 120, dtype=np.int32))
+def digits() -> Examples:
+    return Examples(*generated_digits(20, 0), np.arange(100, 120, dtype=np.int32))
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
@@ -85,22 +85,22 @@ def fill(folder: Path, kind: str, arrays: dict[str, np.ndarray]) -> Path:
 
 @pytest.mark.parametrize("kind", ["npz of Keras", "folder of it", "our npz", "folder of IDX", "gzipped"])
 def test_a_source_gives_the_four_arrays_in_every_form(tmp_path, arrays, settings, kind):
-    read = data.read_source(fill(tmp_path, kind, arrays), FILES)
+    read = data.read_source(fill(tmp_path, kind, arrays), settings)
     assert tuple(read) == data.ARRAYS
     for key in arrays:
         np.testing.assert_array_equal(read[key], arrays[key], strict=True)
     data.verify(read, settings)
 
 
-def test_a_source_that_is_not_there_or_lacks_an_array_is_refused_by_name(tmp_path, arrays):
+def test_a_source_that_is_not_there_or_lacks_an_array_is_refused_by_name(tmp_path, arrays, settings):
     with pytest.raises(PipelineError, match="nosuch is neither a file nor a folder"):
-        data.read_source(tmp_path / "nosuch", FILES)
+        data.read_source(tmp_path / "nosuch", settings)
     (fill(tmp_path, "folder of IDX", arrays) / "b-idx1").unlink()
     with pytest.raises(PipelineError, match=r"has neither b-idx1 nor b-idx1\.gz"):
-        data.read_source(tmp_path, FILES)
+        data.read_source(tmp_path, settings)
     np.savez(tmp_path / "mnist.npz", x_train=arrays["train_images"], y_train=arrays["train_labels"])
     with pytest.raises(PipelineError, match="lacks the arrays x_test, y_test"):
-        data.read_source(tmp_path, FILES)
+        data.read_source(tmp_path, settings)
 
 
 def test_one_changed_pixel_is_refused_by_the_name_of_its_array(arrays, settings):
@@ -149,14 +149,14 @@ def test_the_seed_alone_decides_a_split():
 
 @pytest.mark.parametrize("size", [-1, 201])
 def test_a_split_of_more_digits_than_there_are_is_refused(size):
-    with pytest.raises(PipelineError, match=f"cannot draw {size} of 200 digits: give data.val_size 0 to 200"):
+    with pytest.raises(PipelineError, match=f"cannot draw {size} of 200 examples: give data.val_size 0 to 200"):
         data.stratified_split(np.zeros(200, np.uint8), size, 0)
 
 
 def test_saved_digits_read_back_and_have_the_same_bytes_each_time(tmp_path, digits, settings):
     for name in ("a.npz", "b.npz"):
         data.save_arrays(tmp_path / name, **digits._asdict())
-    read = data.load_digits(tmp_path / "a.npz", settings)
+    read = data.load_examples(tmp_path / "a.npz", settings)
     for array, expected in zip(read, digits, strict=True):
         np.testing.assert_array_equal(array, expected, strict=True)
     assert sha256(tmp_path / "a.npz") == sha256(tmp_path / "b.npz")
@@ -185,7 +185,7 @@ def test_saved_digits_read_back_and_have_the_same_bytes_each_time(tmp_path, digi
 def test_digits_of_another_shape_or_range_are_refused(tmp_path, digits, settings, changes, message):
     data.save_arrays(tmp_path / "train.npz", **(digits._asdict() | changes))
     with pytest.raises(PipelineError, match=rf"train\.npz .*{message}.*: remove it and run `dvc repro`"):
-        data.load_digits(tmp_path / "train.npz", settings)
+        data.load_examples(tmp_path / "train.npz", settings)
 
 
 def damages(path: Path) -> Iterator[None]:
@@ -206,7 +206,7 @@ def test_no_damage_to_our_file_gives_other_digits_or_anything_but_a_refusal(tmp_
     refused = 0
     for _ in damages(tmp_path / "train.npz"):
         try:
-            read = data.load_digits(tmp_path / "train.npz", settings)
+            read = data.load_examples(tmp_path / "train.npz", settings)
         except PipelineError as error:
             assert "train.npz" in str(error) and "`dvc repro`" in str(error)
             refused += 1
@@ -219,7 +219,7 @@ def test_no_damage_to_a_published_archive_gives_anything_but_a_refusal(tmp_path,
     path, refused = fill(tmp_path, "npz of Keras", arrays), 0
     for _ in damages(path):
         try:
-            data.verify(data.read_source(path, FILES), settings)
+            data.verify(data.read_source(path, settings), settings)
         except PipelineError:
             refused += 1
     assert refused > 300
@@ -233,7 +233,7 @@ def test_an_array_file_and_a_missing_one_are_refused(tmp_path, digits, settings)
         ("nosuch.npz", "is missing: run `dvc repro` first"),
     ):
         with pytest.raises(PipelineError, match=message):
-            data.load_digits(tmp_path / name, settings)
+            data.load_examples(tmp_path / name, settings)
 
 
 def test_raw_arrays_are_those_of_the_configuration_or_refused(tmp_path, arrays, settings):
@@ -260,7 +260,7 @@ def test_a_split_made_with_another_value_is_refused(settings, key, value):
 
 
 def test_predictions_read_back_to_six_digits(tmp_path):
-    digits = Digits(np.zeros((2, 28, 28), np.uint8), np.array([1, 0], np.uint8), np.array([7, 9], np.int32))
+    digits = Examples(np.zeros((2, 28, 28), np.uint8), np.array([1, 0], np.uint8), np.array([7, 9], np.int32))
     data.save_predictions(tmp_path / "p.csv", digits, np.array([[0.25, 0.75], [1 - 1.23456789e-7, 1.23456789e-7]]))
     with (tmp_path / "p.csv").open() as file:
         assert list(csv.reader(file)) == [

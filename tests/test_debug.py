@@ -7,7 +7,7 @@ import pytest
 from conftest import generated_digits
 
 from pipeline import debug, engine
-from pipeline.data import Digits
+from pipeline.data import Examples
 from pipeline.engine import Epoch
 
 
@@ -23,18 +23,18 @@ def history(*figures: tuple[float, float]) -> list[Epoch]:
 @pytest.mark.parametrize(
     ("figures", "expected"),
     [
-        ([(2.3, 0.1), (0.1, 1.0), (0.2, 0.99), (0.1, 1.0), (0.1, 1.0)], "memorised all 64 digits, since epoch 4"),
+        ([(2.3, 0.1), (0.1, 1.0), (0.2, 0.99), (0.1, 1.0), (0.1, 1.0)], "memorised all 64 examples, since epoch 4"),
         (
             [(2.3, 0.1), (2.31, 0.1), (2.29, 0.125)],
-            "8 of 64 digits right, loss 2.300 at first, 2.290 at best, 2.290: it does not",
+            "8 of 64 examples right, loss 2.300 at first, 2.290 at best, 2.290: it does not",
         ),
         (
             [(2.3, 0.1), (1.0, 0.5), (1.6, 0.25)],
-            "16 of 64 digits right, loss 2.300 at first, 1.000 at best, 1.600: it rises",
+            "16 of 64 examples right, loss 2.300 at first, 1.000 at best, 1.600: it rises",
         ),
         (
             [(2.3, 0.1), (1.0, 0.5), (0.9, 0.75)],
-            "48 of 64 digits right, loss 2.300 at first, 0.900 at best, 0.900: it still",
+            "48 of 64 examples right, loss 2.300 at first, 0.900 at best, 0.900: it still",
         ),
     ],
 )
@@ -44,7 +44,7 @@ def test_memorising_is_told_by_the_last_epoch_and_its_absence_by_the_loss(figure
 
 def test_a_profile_counts_the_operations_of_a_step(compose):
     config = compose("recipe=accurate", "model.filters=2", "optimizer.batch_size=8", "train.profile_steps=3")
-    digits = Digits(*generated_digits(20, 0), np.arange(20, dtype=np.int32))
+    digits = Examples(*generated_digits(20, 0), np.arange(20, dtype=np.int32))
     rows = [line.split() for line in debug.profile(config, digits).splitlines()]
     calls = {row[0]: float(row[-1]) for row in rows[1:-2]}
     assert calls["ImageProjectiveTransformV3"] == 1  # a step

@@ -18,13 +18,13 @@ from conftest import ROOT, generated_digits, run
 
 from pipeline import engine, metrics, model, optimizer
 from pipeline.config import Augment, Convolution, Model, Optimizer, PipelineError
-from pipeline.data import Digits
+from pipeline.data import Examples
 
-PLAIN = Model(2, [Convolution(1, 3, 2, "valid", 1)], False, "flatten", [], 1 / 255)
+PLAIN = Model(2, [Convolution(1, 3, 2, "valid", 1)], False, "flatten", [], 1 / 255, "float32")
 NORMED = replace(PLAIN, batch_norm=True)
-PUBLISHED = Model(3, [Convolution(1, 3, 1, "valid", 1)], False, "flatten", [6, 5], 1 / 255)
+PUBLISHED = Model(3, [Convolution(1, 3, 1, "valid", 1)], False, "flatten", [6, 5], 1 / 255, "float32")
 LINEAR = replace(PLAIN, convolutions=[])
-# 46 digits in batches of 5: ten steps, the last one of 1.
+# 46 examples in batches of 5: ten steps, the last one of 1.
 ADAM = Optimizer(5, 1, 1, 0.01, "constant", 0.0, 0.0, 0.0)
 NO_AUGMENT, AUGMENT = Augment(0.0, 0.0, 0.0, 0.0, 0.0), Augment(10.0, 0.1, 0.1, 0.1, 2.0)
 STEPS = 10
@@ -337,8 +337,10 @@ def test_weights_that_are_not_finite_are_refused_in_the_first_step():
 
 def test_a_last_batch_smaller_than_the_shards_is_refused(compose):
     config = compose("recipe=accurate", "optimizer.batch_size=5", "optimizer.batch_shards=2")
-    digits = Digits(IMAGES, LABELS, np.arange(46, dtype=np.int32))
-    with pytest.raises(PipelineError, match=r"46 digits .* optimizer.batch_shards=2: .* optimizer.batch_size than 5$"):
+    digits = Examples(IMAGES, LABELS, np.arange(46, dtype=np.int32))
+    with pytest.raises(
+        PipelineError, match=r"46 examples .* optimizer.batch_shards=2: .* optimizer.batch_size than 5$"
+    ):
         next(engine.fit(built(), config, digits, digits, print))
 
 
@@ -373,7 +375,7 @@ def test_assess_by_hand():
 
 def test_fit_learns_and_batch_norm_knows_its_figures(compose):
     config = compose("recipe=accurate", "model.filters=4", "train.epochs=4", "optimizer.batch_size=32")
-    digits, val = (Digits(*generated_digits(n, n), np.arange(n, dtype=np.int32)) for n in (640, 200))
+    digits, val = (Examples(*generated_digits(n, n), np.arange(n, dtype=np.int32)) for n in (640, 200))
     engine.start(0)
     cnn = model.build_cnn(config.model, (28, 28), 10)
     history = [epoch for epoch, *_ in engine.fit(cnn, config, digits, val, lambda *_: None)]
@@ -386,3 +388,20 @@ def test_fit_learns_and_batch_norm_knows_its_figures(compose):
     assert last.val_accuracy > 0.95 and last.val_loss < history[0].val_loss
     in_training, _ = engine.assess(cnn(val.images, training=True).numpy(), val.labels)
     assert last.val_loss == pytest.approx(in_training, abs=0.1)
+
+
+@pytest.mark.parametrize("network", [NORMED, PUBLISHED], ids=["normed", "in strips"])
+def test_mixed_precision_computes_in_bfloat16_and_learns_in_float32(network):
+    strips = Optimizer(10, 1, 2, 0.01, "constant", 0.0, 0.02, 0.0) if network is PUBLISHED else ADAM
+    losses = {}
+    for precision in ("float32", "mixed_bfloat16"):
+        engine.start(0)
+        cnn = model.build_cnn(replace(network, precision=precision), IMAGES.shape[1:], 10)
+        assert {weight.dtype for weight in cnn.weights} == {"float32"}
+        assert cnn.get_layer("convolution_1").output.dtype == precision.removeprefix("mixed_")
+        assert cnn.output.dtype == "float32"
+        losses[precision] = [loss for loss, _ in trained(cnn, strips, epochs=15)]
+    plain, mixed = losses.values()
+    assert plain != mixed  # something was rounded
+    np.testing.assert_allclose(mixed, plain, rtol=0.2, atol=0.05)
+    assert mixed[-1] < 0.5 * mixed[0]

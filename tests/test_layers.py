@@ -78,7 +78,7 @@ def depended_on(stage: str) -> set[str]:
         (("tensorflow", "keras"), {"model", "augment", "optimizer", "engine", "debug", "surroundings"}),
         (("hydra", "omegaconf"), {"config", "command", "sweep"}),
         (("scipy",), {"metrics", "statistics", "beyond.sheet", "beyond.corruptions", "beyond.outside"}),
-        (("PIL",), {"beyond.sheet", "beyond.hardship", "beyond.outside"}),
+        (("PIL",), {"beyond.images", "beyond.pictures", "beyond.sheet", "beyond.hardship", "beyond.outside"}),
         (("fastapi", "starlette"), {"beyond.service"}),
         (("uvicorn",), {"serve"}),
         (("requests", "urllib3"), {"fetch"}),
@@ -106,7 +106,7 @@ def test_nobody_imports_a_stage():
 def test_the_core_does_without_the_room_beyond():
     beyond = {module for module in SOURCE if module.startswith(f"{ROOM}.")}
     users = {module for module in SOURCE if {f".{name}" for name in beyond} & imported(module)}
-    assert len(beyond) >= 8 and users - beyond == {"predict", "promote", "robustness", "serve"}
+    assert len(beyond) >= 8 and users - beyond == {"adopt", "predict", "promote", "robustness", "serve"}
 
 
 def test_what_runs_before_training_reaches_neither_tensorflow_nor_mlflow():

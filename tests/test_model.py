@@ -16,7 +16,9 @@ from conftest import ROOT, generated_digits, run
 from pipeline import engine, model
 from pipeline.config import Convolution, Model, PipelineError, network
 
-SMALL = Model(2, [Convolution(1, 3, 2, "valid", 1), Convolution(3, 3, 1, "same", 2)], True, "average", [5], 1 / 255)
+SMALL = Model(
+    2, [Convolution(1, 3, 2, "valid", 1), Convolution(3, 3, 1, "same", 2)], True, "average", [5], 1 / 255, "float32"
+)
 # In another process objects lie at other addresses, and the clock has gone on.
 SAVE_ELSEWHERE = "import sys, pathlib, test_model; test_model.save(pathlib.Path(sys.argv[1]))"
 
@@ -97,7 +99,9 @@ KERNEL = np.array([[1, 2], [0, -1]], np.float32).reshape(2, 2, 1, 1)
 
 
 def test_a_forward_pass_by_hand_flattened_through_a_hidden_layer():
-    cnn = model.build_cnn(Model(1, [Convolution(1, 2, 1, "valid", 1)], False, "flatten", [2], 0.5), (3, 3), 2)
+    cnn = model.build_cnn(
+        Model(1, [Convolution(1, 2, 1, "valid", 1)], False, "flatten", [2], 0.5, "float32"), (3, 3), 2
+    )
     hidden, logits = [[7, 7], [1, 0], [0, -1], [2, 1]], [[2, -1], [9, 9]]
     weights = [KERNEL, [-1], hidden, [0.5, 1], logits, [-20, 0]]
     cnn.set_weights([np.array(weight, np.float32) for weight in weights])
@@ -106,7 +110,7 @@ def test_a_forward_pass_by_hand_flattened_through_a_hidden_layer():
 
 
 def test_a_forward_pass_by_hand_pooled_normalised_and_averaged():
-    cnn = model.build_cnn(Model(1, [Convolution(1, 2, 1, "valid", 2)], True, "average", [], 0.5), (3, 3), 2)
+    cnn = model.build_cnn(Model(1, [Convolution(1, 2, 1, "valid", 2)], True, "average", [], 0.5, "float32"), (3, 3), 2)
     # Convolved [[-2, 4], [6, 2]], pooled 6; batch norm with mean 1, standard deviation 2 and scale 2 gives 5.
     weights = [KERNEL, [2], [0], [1], [4 - 1e-3], [[2, -4]], [1, 0]]
     cnn.set_weights([np.array(weight, np.float32) for weight in weights])

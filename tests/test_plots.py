@@ -27,8 +27,8 @@ RELIABILITY = Calibration(
 TESTS = {"published": (0.975, Interval(0.95, 0.98)), "small": (0.5, Interval(0.25, 0.875))}
 HISTORIES = {"published": HISTORY[:1], "small": HISTORY}
 FIGURES: dict[str, Callable[[], Figure]] = {
-    "digits": lambda: plots.plot_digits(IMAGES, ["a", "b", "c", "d"], 3, "some", [False, True]),
-    "confusion": lambda: plots.plot_confusion_matrix(CONFUSION, "counts"),
+    "digits": lambda: plots.plot_examples(IMAGES, ["a", "b", "c", "d"], 3, "some", [False, True]),
+    "confusion": lambda: plots.plot_confusion_matrix(CONFUSION, ["a", "b", "c"], "counts"),
     "reliability": lambda: plots.plot_reliability(RELIABILITY, "sure"),
     "history": lambda: plots.plot_history(HISTORY, "learning"),
     "comparison": lambda: plots.plot_comparison(HISTORIES, TESTS, "published"),
@@ -60,7 +60,7 @@ def test_digits_are_upright_in_grey_under_their_titles():
 
 
 def test_no_digits_are_an_empty_sheet():
-    figure = plots.plot_digits(IMAGES[:0], [], 6, "no mistakes")
+    figure = plots.plot_examples(IMAGES[:0], [], 6, "no mistakes")
     assert figure.get_suptitle() == "no mistakes" and not any(axes.images for axes in figure.axes)
 
 

@@ -13,14 +13,14 @@ from conftest import ROOT, generated_digits, run
 
 from pipeline import data
 from pipeline.config import Data, PipelineError
-from pipeline.data import Digits, split
+from pipeline.data import Examples, split
 
 COUNTS = [11, 9, 10, 10, 13, 7, 10, 10, 12, 8]  # training digits of each class, times two
 
 
 @pytest.fixture(scope="module")
 def raw() -> dict[str, np.ndarray]:
-    """200 training digits with classes of different sizes, and 50 test digits, all images different."""
+    """200 training examples with classes of different sizes, and 50 test examples, all images different."""
     generator = np.random.default_rng(0)
     labels = generator.permutation(np.repeat(np.arange(10), np.multiply(COUNTS, 2))).astype(np.uint8)
     parts = [generated_digits(200, 0)[0], labels, *generated_digits(50, 1)]
@@ -28,10 +28,12 @@ def raw() -> dict[str, np.ndarray]:
 
 
 def settings(val_size: int, seed: int = 0, fraction: float = 1.0) -> Data:
-    return Data("mnist", [28, 28], 10, val_size, seed, fraction, {}, [], {})
+    return Data(
+        "mnist", [28, 28], [str(digit) for digit in range(10)], True, val_size, seed, fraction, {}, [], "arrays", {}
+    )
 
 
-def assert_traced(digits: Digits, raw: dict[str, np.ndarray], of: str) -> None:
+def assert_traced(digits: Examples, raw: dict[str, np.ndarray], of: str) -> None:
     """Each digit is the one of the published arrays that its index names, once, and in their order."""
     assert list(digits.source_index) == sorted(set(digits.source_index.tolist()))
     np.testing.assert_array_equal(digits.images, raw[f"{of}_images"][digits.source_index], strict=True)
@@ -81,7 +83,7 @@ def test_the_split_seed_decides_which_digits_and_not_how_many(raw):
 
 @pytest.mark.parametrize(("size", "fraction", "of"), [(201, 1.0, 200), (150, 0.5, 100)])
 def test_more_validation_digits_than_there_are_is_refused(raw, size, fraction, of):
-    with pytest.raises(PipelineError, match=rf"cannot draw {size} of {of} digits: give data\.val_size 0 to {of}"):
+    with pytest.raises(PipelineError, match=rf"cannot draw {size} of {of} examples: give data\.val_size 0 to {of}"):
         split(raw, settings(size, fraction=fraction))
 
 
@@ -104,10 +106,12 @@ def test_both_stages_write_their_outputs_without_loading_tensorflow_or_mlflow(ra
     done = run(sys.executable, "-c", BOTH, *words, cwd=tmp_path, MNIST_SOURCE="own.npz", DVC_STAGE="preprocess")
     assert (done.returncode, done.stderr) == (0, "")
     wrote, sizes, loaded = done.stdout.splitlines()
-    assert sizes == "train 100, val 100, test 50 digits" and loaded == "set()" and wrote.endswith("data/raw/mnist.npz")
+    assert (
+        sizes == "train 100, val 100, test 50 examples" and loaded == "set()" and wrote.endswith("data/raw/mnist.npz")
+    )
     expected = split(raw, settings(100, seed=7))
     for name, digits in expected.items():
-        read = data.load_digits(tmp_path / "data" / "processed" / f"{name}.npz", settings(100))
+        read = data.load_examples(tmp_path / "data" / "processed" / f"{name}.npz", settings(100))
         assert all(map(np.array_equal, read, digits))
     record = json.loads((tmp_path / "data" / "processed" / "split.json").read_text())
     assert record == {"name": "mnist", "val_size": 100, "split_seed": 7, "fraction": 1.0}

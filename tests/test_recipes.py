@@ -70,8 +70,8 @@ def test_the_sentence_tells_training_from_test(published):
     assert recipes.verdict([published, fine, fine._replace(name="baseline", epochs=15)]) == (
         "The published 99.7 % is accuracy on the training digits (99.68 % in its last epoch); on the test digits that "
         "run had 97.53 %. "
-        "accurate after 1 epoch: 98.77 % in training, 99.00 % on the test digits. "
-        "baseline after 15 epochs: 98.77 % in training, 99.00 % on the test digits."
+        "accurate after 1 epoch: 98.77 % in training, 99.00 % on the test examples. "
+        "baseline after 15 epochs: 98.77 % in training, 99.00 % on the test examples."
     )
 
 

@@ -34,7 +34,7 @@ def by_ink(images: np.ndarray) -> np.ndarray:
     return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
 
-NETWORK = Network(by_ink, 0.3, "a test's network")
+NETWORK = Network(by_ink, 0.3, "a test's network", list("0123456789"))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from pipeline.beyond import outside, sheet
+from pipeline.beyond import images, outside, sheet
 from pipeline.config import PipelineError
 
 
@@ -158,7 +158,7 @@ def test_a_large_scan_of_few_colours_is_as_good_as_a_grey_one(mode):
         page[1000:2000, 400 + 501 * number : 404 + 501 * number] = 0
     file = io.BytesIO()
     Image.fromarray(page).convert(mode).save(file, "PNG")
-    assert len(sheet.read_sheet(sheet.read_image(file.getvalue(), "scan")).boxes) == 8
+    assert len(sheet.read_sheet(images.read_image(file.getvalue(), "scan")).boxes) == 8
 
 
 def test_parts_of_one_digit_are_joined_and_specks_are_dropped():
@@ -188,7 +188,7 @@ def test_the_same_page_is_found_in_every_format_and_mode():
     ]:
         file = io.BytesIO()
         image.save(file, kind, **({"quality": 95} if kind in ("JPEG", "WEBP") else {}))
-        found = sheet.read_sheet(sheet.read_image(file.getvalue(), kind)).digits
+        found = sheet.read_sheet(images.read_image(file.getvalue(), kind)).digits
         assert len(found) == 2, (kind, image.mode)
         assert np.abs(found.astype(int) - reference).mean() < 6, (kind, image.mode)
 
@@ -199,7 +199,7 @@ def test_a_photograph_lying_on_its_side_is_turned_up():
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     Image.fromarray(np.rot90(page)).save(file, "JPEG", exif=exif, quality=95)
-    assert sheet.read_image(file.getvalue(), "photo").shape == page.shape
+    assert images.read_image(file.getvalue(), "photo").shape == page.shape
 
 
 def png_of(width, height):
@@ -222,7 +222,7 @@ def png_of(width, height):
 )
 def test_what_is_no_image_is_refused_in_one_line(given, said):
     with pytest.raises(PipelineError, match=said) as refusal:
-        sheet.read_image(given, "photo.png")
+        images.read_image(given, "photo.png")
     assert "photo.png" in str(refusal.value) and "\n" not in str(refusal.value)
 
 

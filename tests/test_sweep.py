@@ -59,7 +59,7 @@ def test_children_are_ranked_by_validation_and_the_test_digits_are_not_read(clon
         assert "test_accuracy" not in child.data.metrics and "test_set_reads" not in child.data.tags
         assert {given.dataset.name for given in child.inputs.dataset_inputs} == {"train", "val"}
     assert store(clone).get_run(parent).data.tags["best_run"] == rows[0]["run_id"]
-    assert "The choice of 50 digits alone leaves the best between" in grid.stdout
+    assert "The choice of 50 examples alone leaves the best between" in grid.stdout
     assert {item.path for item in store(clone).list_artifacts(parent)} == {"ranking.csv", "ranking.md", "sweep.png"}
 
 

@@ -21,7 +21,7 @@ from conftest import ROOT, generated_digits
 from pipeline import augment, engine, metrics, model, record, sending, tracking, training
 from pipeline import config as configuration
 from pipeline.config import Config, PipelineError
-from pipeline.data import Digits, save_arrays, save_predictions
+from pipeline.data import Examples, save_arrays, save_predictions
 from pipeline.files import save_csv, sha256
 from pipeline.store import open_store
 from pipeline.surroundings import NOT_SOURCE, flatten, git, identity
@@ -36,7 +36,7 @@ class Trained(NamedTuple):
     run: tracking.Run
     config: Config
     model_file: Path
-    test: Digits
+    test: Examples
     folder: Path
 
 
@@ -54,8 +54,8 @@ def store(tmp_path_factory) -> Iterator[Path]:
 def trained(store, compose) -> Trained:
     engine.start(3)
     config = compose("recipe=accurate", "model.filters=2", "seed=3", "train.epochs=2")
-    digits = Digits(*generated_digits(40, 0), np.arange(40, dtype=np.int32))
-    test = Digits(*generated_digits(20, 1), np.arange(20, dtype=np.int32))
+    digits = Examples(*generated_digits(40, 0), np.arange(40, dtype=np.int32))
+    test = Examples(*generated_digits(20, 1), np.arange(20, dtype=np.int32))
     files = [store / "history.csv", store / "val_predictions.csv"]
     save_arrays(store / "train.npz", **digits._asdict())
     cnn = model.build_cnn(config.model, (28, 28), 10)

@@ -24,6 +24,7 @@ class Network(NamedTuple):
     probabilities: Callable[[NDArray[np.uint8]], NDArray[np.float64]]  # uint8 [N, 28, 28] to [N, K]
     sure_above: float  # a probability: below it, the prediction is "not sure"
     words: str  # which one it is
+    classes: list[str]  # names of the K
 
 
 def load_network(config: Config, run: str | None, alias: str | None, sure: float) -> Network:
@@ -38,16 +39,16 @@ def load_network(config: Config, run: str | None, alias: str | None, sure: float
     if not run:
         model = ROOT / "models" / config.name / "model.keras"
         predictions = ROOT / "results" / "recipes" / config.name / "val_predictions.csv"
-        return _network(existing(model), existing(predictions), sure, f"recipe {config.name}")
+        return _network(existing(model), existing(predictions), sure, f"recipe {config.name}", config.data.classes)
     with tempfile.TemporaryDirectory() as folder:
         found = tracking.find_run(run, config.data.name)
         model = tracking.recorded_model(found, Path(folder))
         predictions = tracking.artifact(found, "val_predictions.csv", Path(folder))
         words = f"MLflow run {run}" + (f", {alias}" if alias else "")
-        return _network(model, predictions, sure, words)
+        return _network(model, predictions, sure, words, config.data.classes)
 
 
-def _network(model_file: Path, predictions: Path, sure: float, words: str) -> Network:
+def _network(model_file: Path, predictions: Path, sure: float, words: str, classes: list[str]) -> Network:
     engine.start(seed=0)
     model = load_model(model_file)
     if model.input_shape[1:] != (FIELD, FIELD):
@@ -56,7 +57,8 @@ def _network(model_file: Path, predictions: Path, sure: float, words: str) -> Ne
     rows = load_csv(predictions, ["label", "prediction", "probability_0"])
     confidence = np.array([max(value for key, value in row.items() if key.startswith("probability_")) for row in rows])
     right = np.array([row["label"] == row["prediction"] for row in rows])
-    return Network(lambda images: metrics.softmax(infer(images)), sure_above(confidence, right, sure), words)
+    above = sure_above(confidence, right, sure)
+    return Network(lambda images: metrics.softmax(infer(images)), above, words, classes)
 
 
 def sure_above(confidence: NDArray[np.float64], right: NDArray[np.bool_], share: float) -> float:

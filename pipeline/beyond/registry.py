@@ -12,11 +12,12 @@ from pipeline.config import PipelineError
 from pipeline.store import open_store, refusals_in_one_line
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+MOST = 5_000  # characters of a description in MLflow
 
 
 @refusals_in_one_line()
-def register(run: Run, name: str) -> str:
-    """The version of `name` that holds the model of a run: made once, found again after."""
+def register(run: Run, name: str, card: str) -> str:
+    """The version of `name` that holds the model of a run, with its card: made once, found again after."""
     client, experiment = open_store(name)
     for version in client.search_model_versions(f"name = '{name}'"):
         if version.run_id == run.info.run_id:
@@ -31,7 +32,10 @@ def register(run: Run, name: str) -> str:
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
     model = ready[0]
-    return str(client.create_model_version(name, model.model_uri, run.info.run_id, model_id=model.model_id).version)
+    made = client.create_model_version(
+        name, model.model_uri, run.info.run_id, description=card[:MOST], model_id=model.model_id
+    )
+    return str(made.version)
 
 
 @refusals_in_one_line()

@@ -21,8 +21,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 
+from pipeline.beyond.images import read_image
 from pipeline.beyond.network import Network
-from pipeline.beyond.sheet import FIELD, Sheet, read_image, read_sheet
+from pipeline.beyond.sheet import FIELD, Sheet, read_sheet
 from pipeline.config import PipelineError
 
 MOST_BYTES = 16_000_000  # of a request: 5,000 digits as JSON, or a large photograph
@@ -161,6 +162,7 @@ def _answer(network: Network, probabilities: NDArray[np.float64], sheet: Sheet |
         "digits": probabilities.argmax(1).tolist(),
         "sure": (probabilities.max(1) >= network.sure_above).tolist(),
         "probabilities": probabilities.round(6).tolist(),
+        "classes": network.classes,
     }
     if sheet:  # what was found where, and what the network saw of it
         answer |= {"boxes": [list(box) for box in sheet.boxes], "seen": sheet.digits.tolist()}

@@ -6,26 +6,18 @@ Ink is float64 [H, W] from 0, the paper, to 1, the pen at its darkest.
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy import ndimage
 
 from pipeline.config import PipelineError
-from pipeline.files import existing
 
 Ink = NDArray[np.float64]
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
-MOST_PIXELS = 50_000_000  # as many as a good camera takes; unpacked 200 MB
-MOST_BYTES = 100_000_000
-WORKED_ON = 1600  # pixels of the longer side that digits are looked for in
 MOST_DIGITS = 1000  # on a sheet
 FIELD, BOX = 28, 20  # of MNIST: pixels of the side of an image, and of the square that holds the digit
 STROKE = 1.8  # pixels: the least width of strokes in the field; a tenth of MNIST's training digits have thinner ones
@@ -50,51 +42,6 @@ class Sheet(NamedTuple):
     page: NDArray[np.uint8]  # [H, W], grey, upright, the one that boxes are of
     boxes: list[Box]
     digits: NDArray[np.uint8]  # [N, 28, 28], white on black as in MNIST
-
-
-def read_image(source: Path | bytes, name: str = "") -> NDArray[np.uint8]:
-    """Grey values [H, W] of an image file or its bytes, upright, transparency on white.
-
-    What is no image, damaged, or larger than MOST_PIXELS is a PipelineError, found out before it is unpacked.
-    """
-    name = name or str(source)
-    if isinstance(source, Path) and existing(source).stat().st_size > MOST_BYTES:
-        raise PipelineError(f"{name} has more than {MOST_BYTES:,} bytes: give a smaller image")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damage that Pillow can live with
-            file = io.BytesIO(source) if isinstance(source, bytes) else source
-            with Image.open(file, formats=FORMATS) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise PipelineError(
-                        f"{name} has {image.width:,} x {image.height:,} pixels, at most {MOST_PIXELS:,} are looked "
-                        "at: give it smaller, or a part of it"
-                    )
-                image.draft("L", (WORKED_ON, WORKED_ON))  # a JPEG unpacks to an eighth of its size as well
-                ImageOps.exif_transpose(image, in_place=True)
-                return _grey(image)
-    except PipelineError:
-        raise
-    except Image.DecompressionBombError:
-        raise PipelineError(f"{name} has far more than {MOST_PIXELS:,} pixels: give it smaller") from None
-    except Exception as error:  # bytes that are not what they should be make Pillow raise nearly anything
-        raise PipelineError(
-            f"{name} is no image that can be read ({type(error).__name__}): give one of {', '.join(FORMATS)}"
-        ) from None
-
-
-def _grey(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode in ("1", "P"):  # Pillow would take single pixels of these, and lose thin strokes
-        image = image.convert("L" if image.mode == "1" else "RGBA")
-    image.thumbnail((WORKED_ON, WORKED_ON), Image.Resampling.HAMMING)
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):  # 16 bits and more: of its own range
-        values = np.asarray(image, np.float64)
-        low, high = values.min(), values.max()
-        return ((values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)).astype(np.uint8)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("L"), np.uint8)
 
 
 def read_sheet(page: NDArray[np.uint8]) -> Sheet:

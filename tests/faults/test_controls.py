@@ -17,7 +17,7 @@ from faults_report import record
 from pipeline import checkpoint, engine, model, optimizer, surroundings
 from pipeline.checkpoint import Checkpoint, State
 from pipeline.config import Config
-from pipeline.data import Digits
+from pipeline.data import Examples
 
 DONE, EPOCHS = 2, 4
 SIZE = 70
@@ -26,12 +26,12 @@ FLIPS = 200
 SMALL = (f"train.epochs={EPOCHS}", "model.filters=2", "optimizer.batch_size=20")
 
 
-def digits(size: int, seed: int) -> Digits:
-    return Digits(*generated_digits(size, seed), np.arange(size, dtype=np.int32))
+def digits(size: int, seed: int) -> Examples:
+    return Examples(*generated_digits(size, seed), np.arange(size, dtype=np.int32))
 
 
 TRAIN, VAL = digits(SIZE, 0), digits(20, 1)
-STEPS = 4  # an epoch: 70 digits in batches of 20
+STEPS = 4  # an epoch: 70 examples in batches of 20
 
 
 class Fitted:
@@ -39,7 +39,7 @@ class Fitted:
 
     def __init__(self, config: Config, done: int = 0, state: State | None = None, epochs: int = EPOCHS) -> None:
         engine.start(config.seed)
-        cnn = model.build_cnn(config.model, config.data.image_shape, config.data.classes)
+        cnn = model.build_cnn(config.model, config.data.image_shape, len(config.data.classes))
         self.history = []
         for epoch, _, state_of in engine.fit(cnn, config, TRAIN, VAL, lambda *_: None, done, state):
             self.history.append(epoch)

@@ -50,7 +50,9 @@ OTHER = r"has SHA-256 \w{12}…, expected \w{12}…"
 
 
 def settings(*sources: str) -> Data:
-    return Data("mnist", [28, 28], 10, 5, 0, 1.0, FILES, list(sources), SHA256)
+    return Data(
+        "mnist", [28, 28], [str(digit) for digit in range(10)], True, 5, 0, 1.0, FILES, list(sources), "arrays", SHA256
+    )
 
 
 # What a file can hold.
@@ -672,7 +674,9 @@ def peak():  # in KiB; ru_maxrss counts what the parent had
 
 given = json.loads(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
-settings = Data("mnist", [28, 28], 10, 5, 0, 1.0, given["files"], given["sources"], given["sha256"])
+settings = Data(
+    "mnist", [28, 28], list("0123456789"), True, 5, 0, 1.0, given["files"], given["sources"], "arrays", given["sha256"]
+)
 start = peak()
 fetch.find_arrays(settings, None, Path(given["downloads"]))
 for own in given["own"]:
@@ -715,7 +719,7 @@ def test_bombs_stay_within_memory_and_time(server, npm, tmp_path):
     *said, grown, control = done.stdout.splitlines()
     patterns = [rf"no: {re.escape(source)}: {reason}" for source, reason in expected.items()]
     patterns += [re.escape(f"downloaded from {right}")]
-    ending = r": give a folder of the four IDX files, or mnist\.npz"
+    ending = r": give a folder of the four IDX files, or the \.npz"
     patterns += [f"MNIST_SOURCE is not mnist: {reason}{ending}" for reason in own.values()]
     for pattern, line in zip(patterns, said, strict=True):
         assert re.fullmatch(pattern, line)

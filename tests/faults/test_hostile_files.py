@@ -27,7 +27,7 @@ from faults_report import record
 from pipeline import compare, data, engine, files, model, reproduce, tracking
 from pipeline.config import Model, PipelineError, to_dict
 
-SMALL = Model(2, [], False, "flatten", [], 1 / 255)
+SMALL = Model(2, [], False, "flatten", [], 1 / 255, "float32")
 EVIL_MODULE = "from pathlib import Path\nPath({!r}).touch()\nclass Evil: pass\n"
 
 
@@ -350,8 +350,11 @@ def objects(path: Path, names: tuple[str, ...], trap: Trap) -> Path:
 
 READERS: dict[str, tuple[tuple[str, ...], Callable[[Path, Any], Any]]] = {
     "raw": (data.ARRAYS, lambda path, config: data.load_raw(path, config.data)),
-    "processed": (data.Digits._fields, lambda path, config: data.load_digits(path, config.data)),
-    "mnist.npz of a source": (tuple(data.KERAS_NAMES.values()), lambda path, config: data.read_source(path, {})),
+    "processed": (data.Examples._fields, lambda path, config: data.load_examples(path, config.data)),
+    "mnist.npz of a source": (
+        tuple(data.KERAS_NAMES.values()),
+        lambda path, config: data.read_source(path, config.data),
+    ),
 }
 
 

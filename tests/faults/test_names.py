@@ -118,7 +118,7 @@ def test_a_name_in_a_picture_is_no_formula(name, tmp_path):
     for figure in (
         plots.plot_curves({name: [0.5, 0.6]}, "accuracy"),
         plots.plot_sides({name: [0.5, 0.6]}, "test"),
-        plots.plot_digit_rows({name: [(image, "1")]}),
+        plots.plot_example_rows({name: [(image, "1")]}),
     ):
         figure.savefig(tmp_path / "drawn.png")
 

@@ -12,11 +12,11 @@ from faults_report import record
 
 from pipeline import engine, model
 from pipeline.config import PipelineError
-from pipeline.data import Digits
+from pipeline.data import Examples
 
 PROMISE = "A training whose loss or weights are no longer finite stops within one step, and keeps nothing of it"
 STEPS = 8  # an epoch
-DIGITS = Digits(*generated_digits(5 * STEPS, 0), np.arange(5 * STEPS, dtype=np.int32))
+DIGITS = Examples(*generated_digits(5 * STEPS, 0), np.arange(5 * STEPS, dtype=np.int32))
 
 
 @pytest.mark.parametrize("at", [0, STEPS + 3, 2 * STEPS - 1], ids=["first", "middle", "last"])

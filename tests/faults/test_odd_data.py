@@ -49,7 +49,7 @@ def write(folder: Path, **labels: list[int]) -> None:
     for name in ("train", "val", "test"):
         count = len(labels[name])
         digits = (generated_digits(count, 0)[0].reshape(count, 28, 28), np.array(labels[name], np.uint8))
-        data.save_arrays(folder / f"{name}.npz", **data.Digits(*digits, np.arange(count, dtype=np.int32))._asdict())
+        data.save_arrays(folder / f"{name}.npz", **data.Examples(*digits, np.arange(count, dtype=np.int32))._asdict())
     record = {"name": "mnist", "val_size": 5000, "split_seed": 0, "fraction": 1.0}
     (folder / "split.json").write_text(json.dumps(record))
 
@@ -135,8 +135,8 @@ def test_odd_digits_are_trained_on_and_evaluated_right(verbs, digits):
 
 
 REFUSED = {
-    "no training": ("train", "data/processed/train.npz holds no digit: give a larger data.fraction"),
-    "no test": ("evaluate", "data/processed/test.npz holds no digit: give a larger data.fraction"),
+    "no training": ("train", "data/processed/train.npz holds no example: give a larger data.fraction"),
+    "no test": ("evaluate", "data/processed/test.npz holds no example: give a larger data.fraction"),
 }
 
 
@@ -150,7 +150,9 @@ def test_no_digits_at_all_are_refused_in_one_line(verbs, digits):
 
 def test_a_last_batch_of_fewer_digits_than_shards_is_refused_in_one_line(verbs):
     _, refusal = verbs("one example", "train", *SMALL, "optimizer.batch_shards=2")
-    assert refusal.startswith("error: 1 digits leave a last batch smaller than optimizer.batch_shards=2: give another")
+    assert refusal.startswith(
+        "error: 1 examples leave a last batch smaller than optimizer.batch_shards=2: give another"
+    )
     record("odd digits end in a right result, or one line", 1, 1)
 
 
@@ -159,7 +161,7 @@ def test_a_last_batch_of_fewer_digits_than_shards_is_refused_in_one_line(verbs):
 def test_odd_digits_are_compared(verbs, digits):
     runs = [verbs.trained(digits, f"model.filters={filters}") for filters in (1, 2)]
     said, refusal = verbs(digits, "compare", f"a={runs[0]}", f"b={runs[1]}")
-    assert not refusal and f"{len(DIGITS[digits][1])} validation digits" in said, refusal
+    assert not refusal and f"{len(DIGITS[digits][1])} validation examples" in said, refusal
     record("odd digits end in a right result, or one line", 1, 1)
 
 
@@ -168,21 +170,23 @@ def test_runs_without_validation_digits_are_compared_after_their_evaluation_alon
     runs = [verbs.trained("no validation", f"model.filters={filters}") for filters in (1, 2)]
     words = (f"a={runs[0]}", f"b={runs[1]}")
     _, refusal = verbs("no validation", "compare", *words)
-    assert refusal.startswith("error: a run has no validation digits: evaluate all on the test digits")
+    assert refusal.startswith("error: a run has no validation examples: evaluate all on the test examples")
     for run_id in runs:
         verbs("no validation", "evaluate", f"run={run_id}")
     said, refusal = verbs("no validation", "compare", *words)
-    assert not refusal and "40 test digits" in said, refusal
+    assert not refusal and "40 test examples" in said, refusal
     record("odd digits end in a right result, or one line", 1, 1)
 
 
 @pytest.mark.parametrize(
     ("fraction", "val_size", "left"),
-    [(0.001, 0, "leave 0 training and 0 test digits"), (1.0, 200, "leave 0 training and 50 test digits")],
+    [(0.001, 0, "leave 0 training and 0 test examples"), (1.0, 200, "leave 0 training and 50 test examples")],
 )
 def test_a_split_that_leaves_nothing_to_train_on_is_refused(fraction, val_size, left):
     parts = [*generated_digits(200, 0), *generated_digits(50, 1)]
-    settings = Data("mnist", [28, 28], 10, val_size, 0, fraction, {}, [], {})
+    settings = Data(
+        "mnist", [28, 28], [str(digit) for digit in range(10)], True, val_size, 0, fraction, {}, [], "arrays", {}
+    )
     with pytest.raises(
         PipelineError, match=f"^data.fraction={fraction} and data.val_size={val_size} {left}: give a larger"
     ):

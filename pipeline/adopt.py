@@ -1,0 +1,68 @@
+"""Make a data set of your own pictures: path=letters, of folders letters/<class>/…, gives data=letters.
+
+It writes conf/data/<name>.yaml, by whose hashes every stage knows these pictures again, and data/downloads/<name>.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import yaml
+
+from pipeline import data
+from pipeline.beyond import pictures
+from pipeline.command import entry_point
+from pipeline.config import ARRAYS, CONF, ROOT, AdoptConfig, Data, PipelineError, validate
+from pipeline.files import load_yaml, replacing
+
+HEADER = """\
+# Made by `python -m pipeline.adopt path={path}` from {count} pictures; a fifth of each class are test images.
+# Type it again when the pictures change, and `dvc repro` after it.
+"""
+
+
+@entry_point
+def adopt(config: AdoptConfig) -> None:
+    folder = _folder(config.path)
+    described = CONF / "data" / f"{folder.name}.yaml"
+    if described.exists() and load_yaml(described).get("sources") != []:
+        raise PipelineError(f"{described.relative_to(ROOT)} describes published data: give the folder another name")
+    classes, images, labels = pictures.read_pictures(folder, config.data.image_shape)
+    arrays = pictures.divided(images, labels)
+    settings = Data(
+        name=folder.name,
+        image_shape=config.data.image_shape,
+        classes=classes,
+        published=False,
+        val_size=len(arrays["train_labels"]) // 10,
+        split_seed=config.data.split_seed,
+        fraction=1.0,
+        files={key: key for key in ARRAYS},
+        sources=[],
+        sha256_of="arrays",
+        sha256={key: data.array_sha256(array) for key, array in arrays.items()},
+    )
+    validate(dataclasses.replace(config, data=settings))
+    data.save_arrays(ROOT / "data" / "downloads" / folder.name / f"{folder.name}.npz", **arrays)
+    with replacing(described) as temporary:
+        text = HEADER.format(path=config.path, count=f"{len(labels):,}")
+        text += yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False, default_flow_style=None, width=120)
+        temporary.write_text(text, encoding="utf-8")
+    print(
+        f"{len(classes)} classes, {len(arrays['train_labels']):,} training and {len(arrays['test_labels']):,} test "
+        f"images: wrote {described.relative_to(ROOT)}; now `dataset: {folder.name}` in params.yaml, and `dvc repro`"
+    )
+
+
+def _folder(given: str | None) -> Path:
+    if given is None:
+        raise PipelineError("no folder given: give path=<folder of this repository, with a folder a class>")
+    folder = (ROOT / given).resolve()
+    if Path(given).is_absolute() or ROOT not in folder.parents or not folder.is_dir():
+        raise PipelineError(f"path={given} is no folder of this repository: give one, relative to it")
+    return folder
+
+
+if __name__ == "__main__":
+    adopt()

@@ -1,0 +1,162 @@
+"""Other data than MNIST, the whole way: pictures of one's own, and a set in the form of Fashion-MNIST made here."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import dvc, generated_digits, git, pipeline, ran, run, small_repository, write_idx
+from PIL import Image
+
+pytestmark = pytest.mark.pipeline
+
+KINDS = ("png", "jpg", "bmp")
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory, digits) -> Path:
+    folder = tmp_path_factory.mktemp("other")
+    small_repository(folder, digits)
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "start")
+    return folder
+
+
+def draw(folder: Path, classes: list[str], each: int) -> None:
+    """Pictures of several sizes and kinds, a block at another place a class."""
+    images, labels = generated_digits(each * len(classes), 3, len(classes))
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        place = folder / classes[label]
+        place.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(image).resize((20 + number % 30, 20 + number % 30))
+        picture.convert("RGB" if number % 2 else "L").save(place / f"{number}.{KINDS[number % 3]}")
+
+
+def choose(repository: Path, name: str) -> None:
+    text = (repository / "params.yaml").read_text()
+    (repository / "params.yaml").write_text(re.sub(r"dataset: \w+", f"dataset: {name}", text))
+
+
+def test_pictures_of_ones_own_go_the_whole_way(repository):
+    classes = ["A & B", "plus", "zoë"]
+    draw(repository / "letters", classes, 30)
+    (repository / "letters" / "plus" / "copy.png").write_bytes((repository / "letters" / "plus" / "1.jpg").read_bytes())
+    done = pipeline(repository, "adopt", "path=letters")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("3 classes, 72 training and 18 test images: wrote conf/data/letters.yaml")
+    settings = yaml.safe_load((repository / "conf/data/letters.yaml").read_text())
+    assert settings["classes"] == classes and settings["val_size"] == 7
+    choose(repository, "letters")
+    done = dvc(repository, "", "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for recipe in ("baseline", "accurate"):
+        results = repository / "results" / "recipes" / recipe
+        rows = (results / "per_class.csv").read_text().splitlines()
+        assert [row.split(",")[0] for row in rows[1:]] == classes
+        assert len((results / "predictions.csv").read_text().splitlines()) == 1 + 18
+        card = (results / "model_card.md").read_text()
+        assert "a network for letters" in card and "18 test images" in card and "zoë" in card
+    table = (repository / "results/comparison.md").read_text()
+    assert "published" not in table and "baseline" in table and "18 test examples" in table
+    for name in ("train", "test"):
+        arrays = np.load(repository / f"data/processed/{name}.npz")
+        assert set(arrays["labels"]) == {0, 1, 2}
+        # A class is a block at a place of its own, and the label says which.
+        bright = [arrays["images"][arrays["labels"] == label].mean(0).argmax() for label in range(3)]
+        assert len(set(bright)) == 3
+    assert ran(dvc(repository, "", "repro")) == []
+    before = (repository / "conf/data/letters.yaml").read_bytes()
+    assert pipeline(repository, "adopt", "path=letters").returncode == 0
+    assert (repository / "conf/data/letters.yaml").read_bytes() == before
+    (repository / "letters" / "plus" / "1.jpg").unlink()
+    (repository / "letters" / "plus" / "copy.png").unlink()
+    assert pipeline(repository, "adopt", "path=letters").returncode == 0
+    assert ran(dvc(repository, "", "repro"))[:2] == ["fetch", "preprocess"]
+    published = pipeline(repository, "reproduce", "run=published", "data=letters")
+    assert published.returncode == 1 and "no run of letters was published" in published.stderr
+
+
+def few(folder: Path) -> None:
+    draw(folder, ["a", "b"], 4)
+
+
+def twice(folder: Path) -> None:
+    draw(folder, ["a", "b"], 8)
+    (folder / "b" / "same.png").write_bytes((folder / "a" / "0.png").read_bytes())
+
+
+def text(folder: Path) -> None:
+    draw(folder, ["a", "b"], 8)
+    (folder / "a" / "notes.txt").write_text("no picture")
+
+
+@pytest.mark.parametrize(
+    ("make", "words", "said"),
+    [
+        (None, [], "no folder given"),
+        (None, ["path=absent"], "no folder of this repository"),
+        (None, ["path=/tmp"], "no folder of this repository"),
+        (None, ["path=../x"], "no folder of this repository"),
+        (lambda folder: draw(folder, ["a"], 8), ["path=mine"], "has 1 folders of pictures"),
+        (few, ["path=mine"], "has 4 different pictures: give 5"),
+        (twice, ["path=mine"], "the same picture in two classes"),
+        (text, ["path=mine"], "notes.txt is no image"),
+        (lambda folder: draw(folder, ["a", "b" * 41], 8), ["path=mine"], "data.classes"),
+        (lambda folder: draw(folder, ["a", "b"], 8), ["path=mine", "data.image_shape=[0,28]"], "data.image_shape"),
+    ],
+)
+def test_adopt_refuses_in_one_line_and_writes_nothing(repository, tmp_path, make, words, said):
+    mine = repository / "mine"
+    if make:
+        make(mine)
+    try:
+        done = pipeline(repository, "adopt", *words)
+        assert done.returncode == 1
+        [line] = done.stderr.splitlines()
+        assert line.startswith("error: ") and said in line
+        assert not (repository / "conf/data/mine.yaml").exists() and not (repository / "data/downloads/mine").exists()
+    finally:
+        run("rm", "-rf", str(mine))
+
+
+def test_a_folder_named_like_published_data_is_refused(repository):
+    draw(repository / "mnist", ["a", "b"], 8)
+    before = (repository / "conf/data/mnist.yaml").read_bytes()
+    done = pipeline(repository, "adopt", "path=mnist")
+    assert done.returncode == 1 and "conf/data/mnist.yaml describes published data" in done.stderr
+    assert (repository / "conf/data/mnist.yaml").read_bytes() == before
+
+
+def test_fashion_mnist_is_known_by_its_published_files(repository, tmp_path):
+    """The real files cannot be had everywhere: files of the same form, and their hashes in the same places."""
+    settings = (repository / "conf/data/fashion_mnist.yaml").read_text().replace("val_size: 5000", "val_size: 50")
+    for split, key, size, seed in (("train", "train", 400, 5), ("t10k", "test", 100, 6)):
+        parts = zip(("images-idx3", "labels-idx1"), generated_digits(size, seed), strict=True)
+        for kind, array in parts:
+            write_idx(tmp_path / "plain", array)
+            packed = tmp_path / f"{split}-{kind}-ubyte.gz"
+            packed.write_bytes(gzip.compress((tmp_path / "plain").read_bytes()))
+            digest = hashlib.sha256(packed.read_bytes()).hexdigest()
+            settings = re.sub(
+                rf"{key}_{kind.split('-')[0]}: \w{{64}}", f"{key}_{kind.split('-')[0]}: {digest}", settings
+            )
+    (repository / "conf/data/fashion_mnist.yaml").write_text(settings)
+    choose(repository, "fashion_mnist")
+    done = dvc(repository, tmp_path, "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = (repository / "results/recipes/baseline/per_class.csv").read_text().splitlines()
+    assert rows[1].startswith("T-shirt/top,") and rows[10].startswith("Ankle boot,")
+    assert "published" not in (repository / "results/comparison.md").read_text()
+    packed = tmp_path / "t10k-labels-idx1-ubyte.gz"
+    packed.write_bytes(gzip.compress(gzip.decompress(packed.read_bytes()), 1))  # the same labels in another file
+    words = (sys.executable, "-m", "pipeline.fetch", "data=fashion_mnist")
+    done = run(*words, cwd=repository, MNIST_SOURCE=str(tmp_path))
+    assert done.returncode == 1
+    assert re.search(r"t10k-labels-idx1-ubyte\.gz has SHA-256 \w{12}…, expected \w{12}…", done.stderr)
