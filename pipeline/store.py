@@ -38,6 +38,15 @@ ADDRESSES = (
 )
 
 
+def address() -> str:
+    """Where the store is, to be told."""
+    return without_password(mlflow.get_tracking_uri())
+
+
+def without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]+@", "//…@", text)
+
+
 @contextmanager
 def refusals_in_one_line() -> Iterator[None]:
     """Turn what the store refuses (absent, locked, full, of another version) into a PipelineError."""
@@ -45,8 +54,8 @@ def refusals_in_one_line() -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:  # of a missing driver
         lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a result of")]
-        first = (lines or [type(error).__name__])[0][:200]
-        uri = re.sub(r"//[^/@]+@", "//…@", mlflow.get_tracking_uri())  # without a password
+        first = without_password((lines or [type(error).__name__])[0])[:200]
+        uri = address()
         if "database schema" in first:  # MLflow would advise to upgrade even a store that is newer than itself
             raise PipelineError(
                 f"another version of MLflow than {mlflow.__version__} wrote the store {uri}: an older one, "
@@ -87,7 +96,12 @@ def open_store(name: str) -> tuple[MlflowClient, str]:
         client = MlflowClient()
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
-            return client, client.create_experiment(name, artifacts, tags=MODEL_TRAINING)
+            try:
+                return client, client.create_experiment(name, artifacts, tags=MODEL_TRAINING)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                experiment = client.get_experiment_by_name(name)  # another machine was faster: the lock is ours alone
     if experiment.lifecycle_stage != "active":
         raise PipelineError(
             f"the MLflow experiment {name!r} is deleted: restore it with "

@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from pipeline.config import ROOT, Config, PipelineError, from_dict
 from pipeline.files import existing, load_yaml
-from pipeline.store import open_store, refusals_in_one_line
+from pipeline.store import address, open_store, refusals_in_one_line
 from pipeline.surroundings import about
 from pipeline.tables import as_text
 
@@ -39,9 +39,7 @@ def _existing_run(run_id: str, data_name: str) -> Run:
     try:
         run = client.get_run(run_id)
     except MlflowException:
-        raise PipelineError(
-            f"{run_id} is no run of {mlflow.get_tracking_uri()}: take an id from a ranking or `mlflow ui`"
-        ) from None
+        raise PipelineError(f"{run_id} is no run of {address()}: take an id from a ranking or `mlflow ui`") from None
     if run.info.experiment_id != experiment:
         other = client.get_experiment(run.info.experiment_id).name
         raise PipelineError(f"{run_id} is a run of the experiment {other!r}: give one of {data_name!r}")
@@ -78,9 +76,7 @@ def find_runs(what: str, data_name: str) -> dict[str, list[Run]]:
                 f"{what!r} is no recipe, run, sweep or group, and no filter of MLflow's ({str(error).splitlines()[0]})"
             ) from None
     if not found:
-        raise PipelineError(
-            f"{what!r} names no finished run of {mlflow.get_tracking_uri()}: train one, or mend the word"
-        )
+        raise PipelineError(f"{what!r} names no finished run of {address()}: train one, or mend the word")
     groups: dict[str, dict[str, Run]] = {}
     for run in found:
         tags = run.data.tags

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.image
+import mlflow
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -266,6 +267,35 @@ def test_a_deleted_experiment_and_a_broken_store_are_refused_in_one_line(trained
         open_store("mnist")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     open_store("mnist")
+
+
+@pytest.mark.parametrize("what", ["0" * 32, "fast"])
+def test_no_refusal_shows_the_password_of_a_server(what, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'own.db'}")
+    open_store("mnist")
+    shown = "http://somebody:secret@127.0.0.1:1"
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: shown)
+    with pytest.raises(PipelineError, match=r"http://…@127.0.0.1:1") as refusal:
+        tracking.find_runs(what, "mnist")
+    assert "secret" not in str(refusal.value)
+    monkeypatch.undo()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", shown)
+    with pytest.raises(PipelineError, match=r"http://…@127.0.0.1:1 refused") as refusal:
+        tracking.find_runs(what, "mnist")
+    assert "secret" not in str(refusal.value)
+
+
+def test_an_experiment_that_another_machine_makes_at_the_same_moment_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'shared.db'}")
+    client, first = open_store("mnist")
+    look, asked = client.get_experiment_by_name, []
+
+    def late(_: object, name: str):
+        asked.append(name)
+        return None if len(asked) == 1 else look(name)  # as it was before the other had made it
+
+    monkeypatch.setattr(type(client), "get_experiment_by_name", late)
+    assert open_store("mnist")[1] == first and len(asked) == 2
 
 
 def test_a_store_of_another_mlflow_is_refused_and_left_as_it_is(tmp_path, monkeypatch):
