@@ -48,6 +48,8 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def _start(self, command: list[str], variables: dict[str, str], user: str | None = None) -> None:
+        if self.process:
+            return
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "PG", "DVC_"))}
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(
