@@ -20,6 +20,8 @@ from pipeline.surroundings import about
 from pipeline.tables import as_text
 
 PARENT = "mlflow.parentRunId"
+NEWEST = ["attributes.start_time DESC"]
+PAGE = 100  # runs a request: a thousand of ours at once take a server longer than we wait for an answer
 
 
 @refusals_in_one_line()
@@ -57,20 +59,19 @@ def find_runs(what: str, data_name: str) -> dict[str, list[Run]]:
     """
     client, experiment = open_store(data_name)
     trained = "tags.model_sha256 != '' and attributes.status = 'FINISHED'"
-    newest = ["attributes.start_time DESC"]
     if re.fullmatch("[0-9a-f]{32}", what):
         run = _existing_run(what, data_name)
         found = of_sweep(what) if "sweep" in run.data.tags else [run]
         found = [one for one in found if one.info.status == "FINISHED" and "model_sha256" in one.data.tags]
     elif (ROOT / "conf" / "recipe" / f"{what}.yaml").is_file():
         query = f"tags.dvc_stage = 'train@{what}' and {trained}"
-        found = [run for run in client.search_runs([experiment], query, order_by=newest) if PARENT not in run.data.tags]
+        found = [run for run in client.search_runs([experiment], query, order_by=NEWEST) if PARENT not in run.data.tags]
         found = found[:1]
     elif re.fullmatch("[0-9a-f]{12}", what):
-        found = client.search_runs([experiment], f"tags.group = '{what}' and {trained}", order_by=newest)
+        found = _search(client, experiment, f"tags.group = '{what}' and {trained}")
     else:
         try:
-            found = client.search_runs([experiment], f"{what} and {trained}", order_by=newest)
+            found = _search(client, experiment, f"{what} and {trained}")
         except MlflowException as error:
             raise PipelineError(
                 f"{what!r} is no recipe, run, sweep or group, and no filter of MLflow's ({str(error).splitlines()[0]})"
@@ -83,6 +84,18 @@ def find_runs(what: str, data_name: str) -> dict[str, list[Run]]:
         of_group = groups.setdefault(tags.get("group", run.info.run_id), {})
         of_group.setdefault(tags.get("content_sha256", run.info.run_id), run)
     return {group: list(runs.values()) for group, runs in groups.items()}
+
+
+def _search(client: MlflowClient, experiment: str, query: str) -> list[Run]:
+    """All runs that a filter of MLflow's finds, however many, the newest first."""
+    found: dict[str, Run] = {}  # by id: one that another process begins meanwhile moves all others back by a place
+    token = None
+    while True:
+        page = client.search_runs([experiment], query, max_results=PAGE, order_by=NEWEST, page_token=token)
+        found |= {run.info.run_id: run for run in page}
+        token = page.token
+        if not token:
+            return list(found.values())
 
 
 def traits(run: Run) -> dict[str, str]:
@@ -158,7 +171,7 @@ def find_trained(recipe: str, model_sha256: str, data_name: str) -> Run | None:
         [experiment],
         f"tags.model_sha256 = '{model_sha256}' and tags.dvc_stage = 'train@{recipe}' "
         "and attributes.status = 'FINISHED'",
-        order_by=["attributes.start_time DESC"],
+        order_by=NEWEST,
     )
     return next((run for run in found if PARENT not in run.data.tags), None)
 
@@ -170,7 +183,7 @@ def seconds_in_training(name: str, model_sha256: str, data_name: str) -> tuple[f
     for run in client.search_runs(
         [experiment],
         f"tags.model_sha256 = '{model_sha256}' and tags.dvc_stage = 'train@{name}'",
-        order_by=["attributes.start_time DESC"],
+        order_by=NEWEST,
     ):
         epochs = client.get_metric_history(run.info.run_id, "epoch_seconds")
         if epochs:
@@ -198,7 +211,7 @@ def finished(data_name: str, content_sha256: str) -> Run | None:
     client, experiment = open_store(data_name)
     # The model's hash is the last thing that training logs.
     query = f"tags.content_sha256 = '{content_sha256}' and tags.model_sha256 != '' and attributes.status = 'FINISHED'"
-    found = client.search_runs([experiment], query, order_by=["attributes.start_time DESC"], max_results=1)
+    found = client.search_runs([experiment], query, order_by=NEWEST, max_results=1)
     return found[0] if found else None
 
 
@@ -227,12 +240,12 @@ def of_sweep(parent: str) -> list[Run]:
     """The runs of a sweep: its children, and those that it found finished."""
     client = MlflowClient()
     sweep = client.get_run(parent)
-    children = client.search_runs([sweep.info.experiment_id], f"tags.`{PARENT}` = '{parent}'", max_results=5_000)
+    children = _search(client, sweep.info.experiment_id, f"tags.`{PARENT}` = '{parent}'")
     ids = [key.removeprefix("found.") for key in sweep.data.tags if key.startswith("found.")]
     if not ids:
-        return list(children)
+        return children
     quoted = ", ".join(f"'{run_id}'" for run_id in ids)
-    found = client.search_runs([sweep.info.experiment_id], f"attributes.run_id IN ({quoted})", max_results=5_000)
+    found = _search(client, sweep.info.experiment_id, f"attributes.run_id IN ({quoted})")
     return [*children, *found]  # those deleted since are not among them
 
 

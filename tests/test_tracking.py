@@ -269,6 +269,29 @@ def test_a_deleted_experiment_and_a_broken_store_are_refused_in_one_line(trained
     open_store("mnist")
 
 
+def test_a_sweep_of_several_pages_is_whole_and_every_page_is_small(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'pages.db'}")
+    client, experiment = open_store("mnist")
+    parent = client.create_run(experiment).info.run_id
+    tags = {tracking.PARENT: parent, "group": "0" * 12, "model_sha256": "x"}
+    children = [client.create_run(experiment, tags={**tags, "content_sha256": str(n)}).info.run_id for n in range(5)]
+    other = client.create_run(experiment).info.run_id
+    tracking.join_sweep(parent, client.get_run(other))
+    for run_id in children:
+        client.set_terminated(run_id)
+    search, asked = type(client).search_runs, []
+
+    def counted(self: object, *words: object, max_results: int = 1000, **named: object):
+        asked.append(max_results)
+        return search(self, *words, max_results=max_results, **named)
+
+    monkeypatch.setattr(tracking, "PAGE", 2)
+    monkeypatch.setattr(type(client), "search_runs", counted)
+    assert sorted(run.info.run_id for run in tracking.of_sweep(parent)) == sorted([*children, other])
+    assert asked == [2, 2, 2, 2]
+    assert [len(runs) for runs in tracking.find_runs("0" * 12, "mnist").values()] == [5]
+
+
 @pytest.mark.parametrize("what", ["0" * 32, "fast"])
 def test_no_refusal_shows_the_password_of_a_server(what, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'own.db'}")
