@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from benchmarks import peers, report, run
+from benchmarks import peers, report, run, scale
 from pipeline import engine
 from pipeline.files import save_json
 
@@ -199,3 +199,14 @@ def test_new_times_within_the_range_of_the_stored_ones_are_noise(stored, new, ex
     assert expected in line and f"{sorted(new)[1] / 11:.2f}" in line and "(n = 3 and 3)" in line
     elsewhere = [trial | {"hardware": "another"} for trial in now]
     assert "other hardware" in run.compare(was, elsewhere) and "other hardware" not in run.compare(was, now)
+
+
+def test_the_table_of_scale_has_medians_and_what_more_runs_would_come_to():
+    def of(runs: int, megabytes: float, sweep: float) -> dict[str, Any]:
+        seconds = {"write_seconds": [0.1, 0.3, 0.2], "page_seconds": [0.05], "curve_seconds": [0.01]}
+        return {"what": "a", "runs": runs, "megabytes": megabytes, "sweep_seconds": [sweep], **seconds, **HERE}
+
+    _, _, few, many, reckoned = scale.table([of(100, 2, 0.1), of(1_000, 11, 1)]).splitlines()
+    assert re.findall(r"[\d.,]+", few) == ["100", "2", "0.2", "0.05", "0.1", "2.1"]
+    assert re.findall(r"[\d.,]+", many) == ["1,000", "11", "0.2", "0.05", "1", "21"]
+    assert re.findall(r"\d[\d.,]*", reckoned) == ["10,000", "101", "0.2", "0.05", "10", "210"]
