@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import engine, metrics, tracking
-from pipeline.beyond import registry
+from pipeline import engine, metrics
+from pipeline.beyond import chosen
 from pipeline.beyond.sheet import FIELD
-from pipeline.config import ROOT, Config, PipelineError
-from pipeline.files import existing, load_csv
+from pipeline.config import Config, PipelineError
+from pipeline.files import load_csv
 from pipeline.model import load_model
 
 
@@ -32,20 +31,8 @@ def load_network(config: Config, run: str | None, alias: str | None, sure: float
 
     It is sure above the least probability at which a share `sure` of its validation digits is right.
     """
-    if run and alias:
-        raise PipelineError(f"run={run} beside alias={alias}: give one of them")
-    if alias:
-        run = registry.run_of(alias, config.data.name)
-    if not run:
-        model = ROOT / "models" / config.name / "model.keras"
-        predictions = ROOT / "results" / "recipes" / config.name / "val_predictions.csv"
-        return _network(existing(model), existing(predictions), sure, f"recipe {config.name}", config.data.classes)
-    with tempfile.TemporaryDirectory() as folder:
-        found = tracking.find_run(run, config.data.name)
-        model = tracking.recorded_model(found, Path(folder))
-        predictions = tracking.artifact(found, "val_predictions.csv", Path(folder))
-        words = f"MLflow run {run}" + (f", {alias}" if alias else "")
-        return _network(model, predictions, sure, words, config.data.classes)
+    with chosen.files_of(config, run, alias) as files:
+        return _network(files.model, files.validation(), sure, files.words, config.data.classes)
 
 
 def _network(model_file: Path, predictions: Path, sure: float, words: str, classes: list[str]) -> Network:
