@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help env repro demo ui test check scale integration benchmark benchmark-full benchmark-compare faults faults-long format lock readme clone
+.PHONY: help env repro demo ui test check scale runtimes integration benchmark benchmark-full benchmark-compare faults faults-long format lock readme clone
 
 VENV := .venv
 # The first Python that the lock was made for.
@@ -73,6 +73,16 @@ $(VENV)/scale: requirements-scale.lock $(VENV)/installed
 
 scale: env $(VENV)/scale  ## Ray, submitit, S3 and PostgreSQL into .venv, for docs/scale.md
 
+$(VENV)/runtimes: requirements-export.lock $(VENV)/installed
+	@if command -v uv >/dev/null; then \
+		VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install --quiet --no-deps --require-hashes -r requirements-export.lock; \
+	else \
+		$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r requirements-export.lock; \
+	fi
+	@touch $@
+
+runtimes: env $(VENV)/runtimes  ## ONNX and LiteRT into .venv, for python -m pipeline.export
+
 integration: scale  ## Sweeps on a cluster whose node is killed, a PostgreSQL server, DVC remotes
 	python -m pytest -m integration
 
@@ -93,6 +103,8 @@ lock:  ## Renew requirements.lock (needs uv)
 		--extra dev --output-file requirements.lock pyproject.toml
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 		--extra dev --extra scale --constraint requirements.lock --output-file requirements-scale.lock pyproject.toml
+	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+		--extra dev --extra export --constraint requirements.lock --output-file requirements-export.lock pyproject.toml
 
 benchmark: repro  ## 12 minutes after `make repro`: times beside plain Keras, interleaved, and docs/benchmark.md
 	python -m benchmarks.run short
