@@ -153,6 +153,12 @@ class ServeConfig(NetworkConfig):
     port: int = MISSING
 
 
+@dataclass
+class ExportConfig(RunConfig):
+    alias: str | None = MISSING
+    format: str = MISSING
+
+
 def validate(config: Config) -> None:
     """Refuse the first value that is out of its range, by a PipelineError."""
     for key, value, accepted, expected in _limits(config):
@@ -255,6 +261,8 @@ def _limits(config: Config) -> Iterator[tuple[str, Any, bool, str]]:
         yield positive("sure", config.sure, 1)
     if isinstance(config, ServeConfig):
         yield whole("port", config.port, 0, 65535)
+    if isinstance(config, ExportConfig):
+        yield one_of("format", config.format, "saved_model", "litert", "onnx")
     yield between("augment.full_until", augment.full_until, 0, 1)
     yield "augment.last", augment.last, 0 <= augment.last <= 1, "a number from 0 to 1"
 
@@ -407,6 +415,7 @@ def register() -> None:
         "adopt_": AdoptConfig,
         "predict_": PredictConfig,
         "serve_": ServeConfig,
+        "export_": ExportConfig,
     }
     for verb, schema in schemas.items():
         ConfigStore.instance().store(name=f"{verb}schema", node=schema)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pipeline.config import PipelineError
 
-CHATTER = (b"WARNING: All log messages before absl", b"I0000 ")
+CHATTER = (b"WARNING: All log messages before absl", b"I0000 ", b"INFO: Created TensorFlow Lite XNNPACK delegate")
 
 # Bytes of addresses that TensorFlow takes at least, and a small network with it. With less its libraries abort, raise
 # whatever comes, or turn in a loop for ever.

@@ -75,12 +75,16 @@ def depended_on(stage: str) -> set[str]:
     [
         (("mlflow",), {"sending", "store", "tracking", "beyond.registry"}),
         (("matplotlib",), {"plots", "beyond.drawing", "beyond.hardship", "beyond.outside"}),
-        (("tensorflow", "keras"), {"model", "augment", "optimizer", "engine", "debug", "surroundings"}),
+        (
+            ("tensorflow", "keras"),
+            {"model", "augment", "optimizer", "engine", "debug", "surroundings", "beyond.formats"},
+        ),
         (("hydra", "omegaconf"), {"config", "command", "sweep"}),
         (("scipy",), {"metrics", "statistics", "beyond.sheet", "beyond.corruptions", "beyond.outside"}),
         (("PIL",), {"beyond.images", "beyond.pictures", "beyond.sheet", "beyond.hardship", "beyond.outside"}),
         (("fastapi", "starlette"), {"beyond.service"}),
         (("uvicorn",), {"serve"}),
+        (("onnxruntime", "ai_edge_litert"), {"beyond.formats"}),
         (("requests", "urllib3"), {"fetch"}),
     ],
 )
@@ -106,7 +110,7 @@ def test_nobody_imports_a_stage():
 def test_the_core_does_without_the_room_beyond():
     beyond = {module for module in SOURCE if module.startswith(f"{ROOM}.")}
     users = {module for module in SOURCE if {f".{name}" for name in beyond} & imported(module)}
-    assert len(beyond) >= 8 and users - beyond == {"adopt", "predict", "promote", "robustness", "serve"}
+    assert len(beyond) >= 8 and users - beyond == {"adopt", "export", "predict", "promote", "robustness", "serve"}
 
 
 def test_what_runs_before_training_reaches_neither_tensorflow_nor_mlflow():
@@ -134,4 +138,5 @@ def test_the_test_digits_are_a_dependency_of_what_tests_alone():
         for module, tree in SOURCE.items()
     }
     # compare draws test digits where a person asks it to, outside DVC; their figures are evaluate's.
-    assert {module for module, found in words.items() if "test.npz" in found} == {"evaluate", "compare", "promote"}
+    readers = {"evaluate", "compare", "export", "promote"}
+    assert {module for module, found in words.items() if "test.npz" in found} == readers
