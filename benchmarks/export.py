@@ -39,7 +39,7 @@ RUNTIMES = ("ai-edge-litert", "onnxruntime", "tf2onnx")
 
 def measure(what: str, path: Path, logits_file: Path) -> dict[str, float]:
     """Median milliseconds of one digit after another and of many at once; the logits [N, K] go into `logits_file`."""
-    images = data.load_digits(ROOT / "data" / "processed" / "test.npz", compose().data).images
+    images = data.load_examples(ROOT / "data" / "processed" / "test.npz", compose().data).images
     with quiet_import():
         infer = _loaded(what, path)
         singles = [images[i : i + 1] for i in np.arange(SINGLE) % len(images)]

@@ -105,7 +105,8 @@ def markdown(rows: Sequence[Row], sentences: Sequence[str], config: Config) -> s
     return f"""{markdown_table([head, *map(cells, rows)])}
 
 One run each (n = 1, seed {config.seed}), last epoch. Intervals are Wilson's, for the choice of test examples, not for
-the seed. Train accuracy is the running figure of the epoch, on augmented examples where the recipe augments.{_about_published(rows)}{_about_views(rows)}
+the seed. Train accuracy is the running figure of the epoch, on augmented examples where the recipe
+augments.{_about_published(rows)}{_about_views(rows)}
 
 {said}
 """
