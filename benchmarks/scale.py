@@ -22,8 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.run import RESULTS
-from benchmarks.run import measured_on as measured_on
+from benchmarks.run import RESULTS, measured_on
 from benchmarks.servers import Postgres, TrackingServer, postgres_programs
 from pipeline.config import PipelineError
 from pipeline.console import quiet_import
