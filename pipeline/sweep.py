@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -34,8 +35,10 @@ from pipeline.tables import markdown_table, percent, plain
 if TYPE_CHECKING:
     from pipeline.training import Shared, Split
 
-# Environment variables, which the processes of the jobs inherit.
+# Environment variables, of all processes of a sweep.
 PARENT, KEYS, EPOCHS = "SWEEP_PARENT", "SWEEP_KEYS", "SWEEP_EPOCHS"
+# What jobs are told, wherever they run; passwords and tokens stay out of what is sent and written on the way.
+TOLD = re.compile(r"(SWEEP|MLFLOW)_(?!.*(PASSWORD|TOKEN))")
 LOCKS = ROOT / "multirun" / ".locks"
 SHARED = ROOT / "multirun" / ".shared"
 MOST_JOBS = 1_000  # each is composed before the first one runs, which takes a minute or two
@@ -58,11 +61,18 @@ class Child(NamedTuple):
 
 
 class Opening(Callback):
-    """What Hydra calls before the first job."""
+    """What Hydra calls before the first job, and in each: it travels there with what the jobs are to know."""
+
+    def __init__(self) -> None:
+        self.variables: dict[str, str] = {}
+
+    def on_job_start(self, config: Any, **_: Any) -> None:
+        os.environ.update(self.variables)  # a cluster's processes inherit the environment of its daemons
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
         try:
             open_sweep(config)
+            self.variables = {key: value for key, value in os.environ.items() if TOLD.match(key)}
         except Exception as error:  # Hydra would warn of it, and go on
             if message := one_line(error):
                 sys.exit(f"error: {message}")
@@ -226,7 +236,8 @@ def reported() -> Iterator[None]:
 
 
 def _close(parent: str, status: str) -> None:
-    from pipeline import sending, tracking
+    with quiet_import():  # where the jobs ran elsewhere, this is the first
+        from pipeline import sending, tracking
 
     if status != "KILLED":
         shutil.rmtree(SHARED / parent, ignore_errors=True)
