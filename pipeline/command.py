@@ -100,6 +100,9 @@ LONGEST, DEEPEST = 4_000, 10  # characters of all words, brackets within one ano
 OF_HYDRA = re.compile(
     r"hydra(/launcher|/sweeper|\.launcher\.\w+|\.sweeper(\.\w+)+|\.run\.dir|\.sweep\.dir)(?<!_target_)"
 )
+# Of joblib, Ray and submitit, which nothing else here needs to import.
+KILLED = ("TerminatedWorkerError", "WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "UncompletedJobError")
+TO_RAY = re.compile(r"(?!.*_target_)\+hydra\.launcher\.ray\.(init|remote)\.\w+=")
 
 
 def _compose_and_call(verb: Callable[[Any], float | None]) -> None:
@@ -164,7 +167,7 @@ def _refusal(word: str) -> str | None:
         return "holds characters that do not print: give key=value without them"
     if word.startswith("-") and word not in FLAGS:
         return f"no option: give key=value, or {', '.join(FLAGS)}"
-    if word.startswith(("+", "~")):  # Hydra would take it, even for a mistyped key
+    if word.startswith(("+", "~")) and not TO_RAY.match(word):  # Hydra would take it, even for a mistyped key
         return "keys are neither added nor removed: give key=value (keys: --help)"
     if "${" in word:  # it could bring in what must not be logged, such as environment variables
         return "refers to another value: write the value out"
@@ -200,8 +203,11 @@ def _message(error: Exception) -> str | None:
         if isinstance(error, OverrideParseException):
             return f"{shortened(error.override)}: {said}: give key=value, or key=\"'value'\" for other characters"
         return f"{said} (for the keys and their values add --help)"
-    if type(error).__name__ == "TerminatedWorkerError":  # joblib's, which nothing else here needs to import
+    if type(error).__name__ in KILLED:
         return "a job was killed, or ran out of memory: the same command again goes on where it stopped"
+    if type(error).__module__ == "ray.exceptions":
+        last = str(error).strip().rpartition("\n")[2]
+        return f"Ray could not begin a job ({last}): bring this repository, its data and .venv to {ROOT} on every node"
     unmapped = isinstance(error, ImportError) and joined(error).endswith("failed to map segment from shared object")
     if unmapped or isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":  # TensorFlow's
         return "not enough memory: end other programs, or lift the limit (ulimit -v), and give the same command again"
