@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import children, parent_of, pipeline, run, small_repository, store
 
@@ -20,7 +21,7 @@ pytest.importorskip("submitit")
 pytestmark = pytest.mark.integration
 
 EPOCHS = 3
-WORDS = ("-m", "recipe=baseline", f"train.epochs={EPOCHS}", "seed=0,1,2")
+WORDS = ("-m", "recipe=baseline", f"train.epochs={EPOCHS}", "seed=0,1")
 DAEMONS = ("munged", "slurmctld", "slurmd")
 
 
@@ -58,7 +59,7 @@ def alone(repository, tmp_path_factory) -> dict[str, str]:
     done = pipeline(folder, "train", *WORDS)
     assert done.returncode == 0, done.stderr
     found = trained(folder, parent_of(done))
-    assert sorted(found) == [f"seed={seed}" for seed in range(3)] and len(set(found.values())) == 3
+    assert sorted(found) == [f"seed={seed}" for seed in range(2)] and len(set(found.values())) == 2
     return found
 
 
@@ -68,15 +69,15 @@ def test_jobs_of_their_own_processes_make_the_same_sweep_and_typed_again_train_n
     done = pipeline(folder, "train", *words)
     assert done.returncode == 0, done.stderr
     assert trained(folder, parent_of(done)) == alone
-    assert "| 3 " in done.stdout, "the ranking"
+    assert "| 2 " in done.stdout, "the ranking"
     again = pipeline(folder, "train", *words)
-    assert again.returncode == 0 and "3 jobs, 3 found finished" in again.stdout, again.stderr
+    assert again.returncode == 0 and "2 jobs, 2 found finished" in again.stdout, again.stderr
     assert parent_of(again) == parent_of(done) and trained(folder, parent_of(again)) == alone
 
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[dict[str, str]]:
-    """A Slurm of this machine alone, of four processors by its own count: the variables that commands find it by."""
+    """A Slurm of this machine alone: the variables that commands find it by."""
     if missing := [name for name in DAEMONS if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")]:
         pytest.skip(f"{', '.join(missing)} not installed (Debian: apt-get install slurm-wlm munge)")
     if os.geteuid():
@@ -98,8 +99,9 @@ def slurm() -> Iterator[dict[str, str]]:
         "TaskPlugin": "task/none", "SelectType": "select/cons_tres", "SelectTypeParameters": "CR_Core",
         "MpiDefault": "none",
     }  # fmt: skip
+    memory = psutil.virtual_memory().total * 9 // 10 // 2**20
     lines = [f"{key}={value}" for key, value in settings.items()]
-    lines.append(f"NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=16000 State=UNKNOWN")
+    lines.append(f"NodeName={host} NodeAddr=127.0.0.1 CPUs={os.cpu_count()} RealMemory={memory} State=UNKNOWN")
     lines.append("PartitionName=main Nodes=ALL Default=YES State=UP")
     (folder / "slurm.conf").write_text("\n".join([*lines, ""]))
     for name in ("state", "spool"):
@@ -130,7 +132,7 @@ def slurm() -> Iterator[dict[str, str]]:
 
 def test_jobs_of_slurm_make_the_same_sweep(slurm, repository, alone, tmp_path):
     folder = copy(repository, tmp_path)
-    words = (*WORDS, "hydra/launcher=slurm", "hydra.launcher.partition=main")
+    words = (*WORDS, "hydra/launcher=slurm", "hydra.launcher.partition=main", "hydra.launcher.cpus_per_task=1")
     done = run(sys.executable, "-m", "pipeline.train", *words, cwd=folder, **slurm)
     assert done.returncode == 0, done.stderr
     assert trained(folder, parent_of(done)) == alone
