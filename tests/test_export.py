@@ -42,9 +42,9 @@ def reader(path):
     return lambda images: loaded.serve(images).numpy()
 """,
     "litert": f"""
-{"from ai_edge_litert.interpreter import Interpreter" if ALONE else "from tensorflow.lite import Interpreter"}
+{"from ai_edge_litert import interpreter as lite" if ALONE else "from tensorflow import lite"}
 def reader(path):
-    interpreter = Interpreter(model_path=path)
+    interpreter = lite.Interpreter(model_path=path)
     [of], [to] = interpreter.get_input_details(), interpreter.get_output_details()
     def infer(images):
         interpreter.resize_tensor_input(of["index"], images.shape)
