@@ -79,7 +79,7 @@ def depended_on(stage: str) -> set[str]:
             ("tensorflow", "keras"),
             {"model", "augment", "optimizer", "engine", "debug", "surroundings", "beyond.formats"},
         ),
-        (("hydra", "omegaconf"), {"config", "command", "sweep"}),
+        (("hydra", "omegaconf"), {"config", "command", "sweep", "beyond.on_ray"}),
         (("scipy",), {"metrics", "statistics", "beyond.sheet", "beyond.corruptions", "beyond.outside"}),
         (("PIL",), {"beyond.images", "beyond.pictures", "beyond.sheet", "beyond.hardship", "beyond.outside"}),
         (("fastapi", "starlette"), {"beyond.service"}),
