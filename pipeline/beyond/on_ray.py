@@ -35,9 +35,8 @@ class Start(Callback):
         launcher = config.hydra.launcher
         if "ray" not in launcher:
             return
-        address = (
-            launcher.ray.init.address or os.environ.get("RAY_ADDRESS") or "local"
-        )  # by itself it joins any it finds
+        # Left to itself Ray joins any cluster that it finds on this machine.
+        address = launcher.ray.init.address or os.environ.get("RAY_ADDRESS") or "local"
         joins = address != "local"
         if joins:
             _refuse_silence(address)

@@ -98,7 +98,7 @@ class Cluster:
 
     def start(self, *words: str, before: tuple[str, ...] = ()) -> str:
         log = self.folder / f"{len(self.started)}.log"
-        ray = [str(Path(sys.executable).with_name("ray")), "start", *words]
+        ray = [str(Path(sys.executable).with_name("ray")), "start", "--node-ip-address=127.0.0.1", *words]
         with log.open("w") as file:
             process = subprocess.Popen(
                 [*before, *ray, "--num-cpus=2", "--object-store-memory=100000000", "--block"],
