@@ -1,10 +1,11 @@
 """What a store costs as a sweep grows: SQLite's file, and PostgreSQL behind the tracking server of compose.yaml.
 
-    python -m benchmarks.scale           measures, some five minutes: benchmarks/results/scale.json and its table
+    python -m benchmarks.scale           measures, some minutes: benchmarks/results/scale.json and its table
     python -m benchmarks.scale sqlite    one of the two stores alone; or postgresql
     python -m benchmarks.scale --table   the table of what was measured
 
 Runs are made up, in the shape of ours, without files: a training would take the time, and says nothing about a store.
+The first twenty, and those that are timed, go through MLflow; what fills the store between is copied inside it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +34,8 @@ from pipeline.tables import markdown_table
 SIZES = (100, 1_000)  # runs, the children of one sweep
 RECKONED = 10_000
 PARAMS, METRICS, EPOCHS, TAGS = 60, 10, 15, 20  # a run of ours
-ROUNDS = 5
+OF_A_RUN = ["runs", "params", "tags", "metrics", "latest_metrics"]  # MLflow's tables; the others refer to the first
+LOGGED, ROUNDS = 20, 5
 RESULT = RESULTS / "scale.json"
 
 
@@ -40,7 +43,7 @@ class Store(NamedTuple):
     name: str
     uri: str  # what MLFLOW_TRACKING_URI would be
     page: str  # the address of the server that the web page asks
-    database: str  # without a server between, to fill it with runs that are not timed
+    database: str  # without a server between, to fill it
     megabytes: Callable[[], float]
 
 
@@ -84,25 +87,38 @@ def postgresql() -> Iterator[Store]:
 STORES = {"sqlite": sqlite, "postgresql": postgresql}
 
 
-def write_run(client: Any, experiment: str, parent: str, number: int, batches: int) -> float:
-    """Log one run, its epochs in so many batches: the seconds it took."""
+def write_run(client: Any, experiment: str, parent: str, number: int) -> float:
+    """Log one run as a training does, epoch by epoch: the seconds it took."""
     from mlflow.entities import Metric, Param
 
     begin = time.perf_counter()
     tags = {f"tag_{index}": f"{number:064d}" for index in range(TAGS)} | {"mlflow.parentRunId": parent}
     run_id = client.create_run(experiment, run_name=f"seed={number}", tags=tags).info.run_id
-    params = [Param(f"section.parameter_{index}", str(number + index)) for index in range(PARAMS)]
-    now, length = int(time.time() * 1000), EPOCHS // batches
-    for first in range(0, EPOCHS, length):
-        epochs = range(first + 1, first + 1 + length)
-        metrics = [
-            Metric(f"metric_{key}", number + key / epoch, now + epoch, epoch)
-            for epoch in epochs
-            for key in range(METRICS)
-        ]
-        client.log_batch(run_id, metrics=metrics, params=[] if first else params)
+    client.log_batch(run_id, params=[Param(f"section.parameter_{i}", str(number + i)) for i in range(PARAMS)])
+    now = int(time.time() * 1000)
+    for epoch in range(1, EPOCHS + 1):
+        values = {f"metric_{key}": number + key / epoch for key in range(METRICS)}
+        client.log_batch(run_id, metrics=[Metric(key, value, now + epoch, epoch) for key, value in values.items()])
     client.set_terminated(run_id)
     return time.perf_counter() - begin
+
+
+def copy_runs(database: str, run_ids: Sequence[str], count: int) -> None:
+    """Copy runs inside their database under ids of their own, one after the other, until there are `count` more."""
+    import sqlalchemy as sql
+
+    engine = sql.create_engine(database)
+    tables = sql.MetaData()
+    tables.reflect(engine, only=OF_A_RUN)
+    with engine.begin() as connection:
+        for number in range(count):
+            run_id = uuid.uuid4().hex
+            for table in (tables.tables[name] for name in OF_A_RUN):
+                others = [column for column in table.columns if column.name != "run_uuid"]
+                rows = sql.select(sql.literal(run_id), *others)
+                rows = rows.where(table.c.run_uuid == run_ids[number % len(run_ids)])
+                connection.execute(table.insert().from_select(["run_uuid", *others], rows))
+    engine.dispose()
 
 
 def measure(store: Store) -> Iterator[dict[str, Any]]:
@@ -110,19 +126,19 @@ def measure(store: Store) -> Iterator[dict[str, Any]]:
     with quiet_import():
         import mlflow
 
+        from pipeline import tracking
+
     mlflow.set_tracking_uri(store.uri)
-    client, filling = mlflow.MlflowClient(), mlflow.MlflowClient(store.database)
+    client = mlflow.MlflowClient()
     experiment = client.create_experiment("scale")
     parent = client.create_run(experiment, run_name="sweep").info.run_id
-    written = 0
+    for number in range(LOGGED):
+        write_run(client, experiment, parent, number)
+    written = LOGGED
     for size in SIZES:
-        while written < size - ROUNDS:
-            write_run(filling, experiment, parent, written, batches=1)
-            written += 1
-        seconds = []
-        while written < size:
-            seconds.append(write_run(client, experiment, parent, written, batches=EPOCHS))
-            written += 1
+        copy_runs(store.database, [run.info.run_id for run in tracking.of_sweep(parent)], size - ROUNDS - written)
+        seconds = [write_run(client, experiment, parent, size + number) for number in range(ROUNDS)]
+        written = size
         yield {"what": store.name, "runs": size, "megabytes": round(store.megabytes(), 2)} | {
             "write_seconds": [round(value, 4) for value in seconds],
             "page_seconds": timed(lambda: page(store, experiment)),
@@ -204,6 +220,8 @@ def main() -> None:
         print(f"{table(trials)}\n\nMedians of {ROUNDS}. {trials[0]['hardware']}; {trials[0]['versions']}.")
     except PipelineError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
 
 
 if __name__ == "__main__":
