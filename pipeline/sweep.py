@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 import traceback
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,13 +37,14 @@ if TYPE_CHECKING:
     from pipeline.training import Shared, Split
 
 # Environment variables, of all processes of a sweep.
-PARENT, KEYS, EPOCHS = "SWEEP_PARENT", "SWEEP_KEYS", "SWEEP_EPOCHS"
+PARENT, KEYS, EPOCHS, FOLDER = "SWEEP_PARENT", "SWEEP_KEYS", "SWEEP_EPOCHS", "SWEEP_FOLDER"
 # What jobs are told, wherever they run; passwords and tokens stay out of what is sent and written on the way.
 TOLD = re.compile(r"(SWEEP|MLFLOW)_(?!.*(PASSWORD|TOKEN))")
 LOCKS = ROOT / "multirun" / ".locks"
 SHARED = ROOT / "multirun" / ".shared"
 MOST_JOBS = 1_000  # each is composed before the first one runs, which takes a minute or two
 CONFIDENCE = 0.95
+SPARE = 4  # the ranking is renewed again after so many times what it took: it grows with the sweep
 
 
 class Child(NamedTuple):
@@ -109,6 +111,7 @@ def open_sweep(config: Any) -> None:
     os.environ[PARENT], os.environ[KEYS] = parent, " ".join(keys)
     epochs = sorted({job.train.epochs for job in planned})
     os.environ[EPOCHS] = " ".join(map(str, epochs))
+    os.environ[FOLDER] = str(Path(config.hydra.sweep.dir).absolute())
     if len(epochs) > 1 and any(map(depends_on_length, planned)):
         print("schedule or augmentation depend on the number of epochs: each number is trained by itself", flush=True)
 
@@ -171,7 +174,7 @@ class Job(NamedTuple):
                 return trained.history[-1].val_accuracy
         finally:
             with while_the_tracker_answers():
-                renew(self.parent, job_folder().parent)
+                renew(self.parent, job_folder().parent, in_its_time=True)
 
     def _found(self, config: Config, identity: Identity) -> Any:  # MLflow's Run
         """A finished run of just this, or None, also where MLflow does not answer."""
@@ -243,7 +246,7 @@ def _close(parent: str, status: str) -> None:
         shutil.rmtree(SHARED / parent, ignore_errors=True)
     if left := sending.send_waiting()[1]:
         sys.exit(f"error: {left[0]}: the same command again completes the ranking")
-    children = ranked(tracking.of_sweep(parent))
+    children = renew(parent, Path(os.environ[FOLDER]))
     print(markdown(children))
     failed = [child.name for child in children if child.status != "FINISHED"]
     tracking.log_sweep(parent, [], {}, "FAILED" if failed and status == "FINISHED" else status)
@@ -254,11 +257,16 @@ def _close(parent: str, status: str) -> None:
         )
 
 
-def renew(parent: str, folder: Path) -> None:
-    """Write the ranking and its picture to `folder`, and log them to the parent run."""
+def renew(parent: str, folder: Path, in_its_time: bool = False) -> list[Child]:
+    """Write the ranking and its picture to `folder`, and log them to the parent run: the ranking. With `in_its_time`
+    not soon after the last time, when it is empty."""
     from pipeline import plots, tracking
 
+    LOCKS.mkdir(parents=True, exist_ok=True)
     with FileLock(LOCKS / f"{parent}.lock"):
+        begin, next_time = time.time(), folder / ".next"
+        if in_its_time and next_time.is_file() and begin < next_time.stat().st_mtime:
+            return []
         runs = tracking.of_sweep(parent)
         children = ranked(runs)
         columns: dict[str, list[Any]] = {"rank": list(range(1, len(children) + 1))}
@@ -277,6 +285,10 @@ def renew(parent: str, folder: Path) -> None:
         tags = {"best": best.name, "best_run": best.run_id} if best and best.status == "FINISHED" else {}
         tags["mlflow.note.content"] = markdown(children)[:5_000]  # what the run's page opens with; MLflow takes so much
         tracking.log_sweep(parent, [folder / name for name in ("ranking.csv", "ranking.md", "sweep.png")], tags)
+        next_time.touch()
+        end = time.time()
+        os.utime(next_time, (end, end + SPARE * (end - begin)))
+    return children
 
 
 def ranked(runs: Sequence[Any]) -> list[Child]:
