@@ -1,34 +1,37 @@
 """What a store costs as a sweep grows: SQLite's file, and PostgreSQL behind the tracking server of compose.yaml.
 
-    python -m benchmarks.scale           measures, some minutes: benchmarks/results/scale.json and its table
-    python -m benchmarks.scale sqlite    one of the two stores alone; or postgresql
-    python -m benchmarks.scale --table   the table of what was measured
+    python -m benchmarks.scale             measures, some twelve minutes: benchmarks/results/scale.json, docs/scale.md
+    python -m benchmarks.scale sqlite      one part alone: sqlite, postgresql or launchers
+    python -m benchmarks.scale --page      docs/scale.md anew, of what was measured
 
 Runs are made up, in the shape of ours, without files: a training would take the time, and says nothing about a store.
 The first twenty, and those that are timed, go through MLflow; what fills the store between is copied inside it.
+Launchers are timed as whole sweeps of jobs that train one step.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.run import RESULTS, measured_on
 from benchmarks.servers import Postgres, TrackingServer, postgres_programs
-from pipeline.config import PipelineError
+from pipeline.config import ROOT, PipelineError
 from pipeline.console import quiet_import
-from pipeline.files import load_json, save_json
+from pipeline.files import load_json, replacing, save_json
 from pipeline.tables import markdown_table
 
 SIZES = (100, 1_000)  # runs, the children of one sweep
@@ -37,6 +40,14 @@ PARAMS, METRICS, EPOCHS, TAGS = 60, 10, 15, 20  # a run of ours
 OF_A_RUN = ["runs", "params", "tags", "metrics", "latest_metrics"]  # MLflow's tables; the others refer to the first
 LOGGED, ROUNDS = 20, 5
 RESULT = RESULTS / "scale.json"
+LAUNCHERS = {
+    "Hydra's own, one after the other": [],
+    "joblib, 2 at once": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "Ray, started for it": ["hydra/launcher=ray"],
+    "submitit, processes of this machine": ["hydra/launcher=submitit_local", "hydra.launcher.cpus_per_task=2"],
+}
+JOBS, LAUNCHER_ROUNDS = 8, 3
+STEP = ("recipe=baseline", "train.epochs=1", "train.examples=32", f"seed=range(0,{JOBS})")  # a job of one step
 
 
 class Store(NamedTuple):
@@ -82,9 +93,6 @@ def postgresql() -> Iterator[Store]:
                 server.kill()
     finally:
         database.remove()
-
-
-STORES = {"sqlite": sqlite, "postgresql": postgresql}
 
 
 def write_run(client: Any, experiment: str, parent: str, number: int) -> float:
@@ -181,6 +189,40 @@ def page(store: Store, experiment: str) -> None:
         json.load(answer)
 
 
+def launchers() -> Iterator[dict[str, Any]]:
+    """Whole sweeps by each launcher in turn, into stores of their own: what was trained once would be found."""
+    for number in range(LAUNCHER_ROUNDS):
+        for what, words in LAUNCHERS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                uri = f"sqlite:///{folder}/mlflow.db"
+                command = [
+                    sys.executable,
+                    "-m",
+                    "pipeline.train",
+                    "-m",
+                    *STEP,
+                    *words,
+                    f"hydra.sweep.dir={folder}/sweep",
+                ]
+                begin = time.perf_counter()
+                done = subprocess.run(
+                    command, cwd=ROOT, env=os.environ | {"MLFLOW_TRACKING_URI": uri}, capture_output=True, text=True
+                )
+                seconds = round(time.perf_counter() - begin, 2)
+            if done.returncode:
+                raise PipelineError(f"{what}: {done.stderr.strip()[-300:]}")
+            yield {"what": what, "round": number, "sweep_of_steps_seconds": seconds}
+
+
+def launcher_table(trials: list[dict[str, Any]]) -> str:
+    rows = [["launcher", f"s for {JOBS} jobs", "s a job"]]
+    for what in LAUNCHERS:
+        seconds = [trial["sweep_of_steps_seconds"] for trial in trials if trial["what"] == what]
+        middle = statistics.median(seconds)
+        rows.append([what, f"{middle:.1f} ({min(seconds):.1f}–{max(seconds):.1f})", f"{middle / JOBS:.1f}"])
+    return markdown_table(rows)
+
+
 def table(trials: list[dict[str, Any]]) -> str:
     """What was measured, in medians, and what a sweep of 10,000 would come to by the last hundreds of runs."""
     rows = [["store", "runs", "MB", "s to write one", "s a page of 100", "s all of a sweep", "s to renew a ranking"]]
@@ -202,22 +244,55 @@ def medians(trial: Mapping[str, Any]) -> dict[str, float]:
     return {"runs": trial["runs"], "megabytes": trial["megabytes"], **found}
 
 
+def of_store(store: Callable[[], AbstractContextManager[Store]]) -> Iterator[dict[str, Any]]:
+    with store() as made:
+        yield from measure(made)
+
+
+PARTS: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+    "sqlite": lambda: of_store(sqlite),
+    "postgresql": lambda: of_store(postgresql),
+    "launchers": launchers,
+}
+
+
+def page_of_docs(trials: list[dict[str, Any]]) -> str:
+    stores, launched = ([t for t in trials if (t["what"] in LAUNCHERS) == of] for of in (False, True))
+
+    def where(of: list[dict[str, Any]]) -> str:
+        return "; ".join(dict.fromkeys(f"{trial['hardware']}; {trial['versions']}" for trial in of))
+
+    text = (ROOT / "docs" / "scale.in.md").read_text(encoding="utf-8")
+    for mark, content in {
+        "{stores}": table(stores),
+        "{rounds}": str(ROUNDS),
+        "{where}": where(stores),
+        "{launchers}": launcher_table(launched),
+        "{launcher_rounds}": str(LAUNCHER_ROUNDS),
+        "{jobs}": str(JOBS),
+        "{launchers_where}": where(launched),
+    }.items():
+        assert mark in text, mark
+        text = text.replace(mark, content)
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale")
-    parser.add_argument("stores", nargs="*", help=f"{' or '.join(STORES)}; both, if none is named")
-    parser.add_argument("--table", action="store_true", help="print the table of what was measured")
+    parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)}; all, if none is named")
+    parser.add_argument("--page", action="store_true", help="only write docs/scale.md")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the servers end with it
     try:
-        if unknown := set(given.stores) - set(STORES):
-            raise PipelineError(f"{', '.join(sorted(unknown))} is no store: give {' or '.join(STORES)}")
-        for name in [] if given.table else given.stores or STORES:
-            with STORES[name]() as store:
-                trials = [trial | measured_on() for trial in measure(store)]
+        if unknown := set(given.parts) - set(PARTS):
+            raise PipelineError(f"{', '.join(sorted(unknown))} is no part: give {', '.join(PARTS)}")
+        for name in [] if given.page else given.parts or PARTS:
+            trials = [trial | measured_on() for trial in PARTS[name]()]
+            measured = {trial["what"] for trial in trials}
             kept = load_json(RESULT)["trials"] if RESULT.is_file() else []
-            save_json(RESULT, {"trials": [*(trial for trial in kept if trial["what"] != store.name), *trials]})
-        trials = load_json(RESULT)["trials"]
-        print(f"{table(trials)}\n\nMedians of {ROUNDS}. {trials[0]['hardware']}; {trials[0]['versions']}.")
+            save_json(RESULT, {"trials": [*(trial for trial in kept if trial["what"] not in measured), *trials]})
+        with replacing(ROOT / "docs" / "scale.md") as temporary:
+            temporary.write_text(page_of_docs(load_json(RESULT)["trials"]), encoding="utf-8")
     except PipelineError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -2,7 +2,8 @@
 
     python -m benchmarks.serving <recipe> <run id of it>
 
-Writes benchmarks/results/serving.json and docs/serving.md. Clients run on the same cores as the server.
+Writes benchmarks/results/serving.json and, with the figures of benchmarks.export, docs/serving.md.
+Clients run on the same cores as the server.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import export
 from benchmarks.run import measured_on
 from pipeline import data
 from pipeline.config import ROOT, compose
@@ -132,6 +134,16 @@ def markdown(found: dict[str, Any]) -> str:
     text = (ROOT / "docs" / "serving.in.md").read_text(encoding="utf-8")
     about = {"{table}": markdown_table(rows), "{rounds}": str(ROUNDS), "{recipe}": found["recipe"]}
     about |= {"{where}": f"{found['hardware']}; {found['versions']}", "{single}": str(SINGLE)}
+    exported = load_json(export.RESULTS)
+    about |= {
+        "{exports}": export.table(exported),
+        "{export_where}": f"{exported['hardware']}; {exported['versions']}",
+        "{runtimes}": exported["runtimes"],
+        "{export_rounds}": str(export.ROUNDS),
+        "{export_singles}": str(export.SINGLE),
+        "{export_batches}": str(export.BATCHES),
+        "{export_batch}": str(export.BATCH),
+    }
     for mark, content in about.items():
         assert mark in text, mark
         text = text.replace(mark, content)

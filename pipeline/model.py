@@ -32,7 +32,7 @@ def build_cnn(model: Model, image_shape: Sequence[int], classes: int) -> keras.M
     """
     images = layers.Input(tuple(image_shape), dtype="uint8", name="images")  # [B, H, W]
     x = layers.Reshape((*image_shape, 1), name="channel")(images)  # [B, H, W, 1]
-    of = {"dtype": model.precision}
+    of = {} if model.precision == "float32" else {"dtype": model.precision}  # float32 is what Keras takes by itself
     x = layers.Rescaling(model.pixel_scale, name="pixels", **of)(x)
     for number, layer in enumerate(model.convolutions, start=1):
         x = layers.Conv2D(
