@@ -137,7 +137,11 @@ def test_the_champion_moves_where_the_test_says_better_and_only_there(clone, con
     assert champion(clone) == strong
     again = pipeline(clone, "promote", f"run={strong}")
     assert "already" in again.stdout
-    assert len(store(clone).search_model_versions("name = 'mnist'")) == 2  # each registered once
+    versions = {version.run_id: version for version in store(clone).search_model_versions("name = 'mnist'")}
+    assert set(versions) == {weak, strong}  # each registered once
+    card = (clone / "results/recipes/baseline/model_card.md").read_text()
+    assert versions[strong].description == card and "baseline, a network for mnist" in card
+    assert versions[weak].description == f"Not evaluated: python -m pipeline.evaluate run={weak}\n"
 
 
 def test_the_champion_loads_in_plain_mlflow_and_gives_the_logits_of_its_file(clone, contenders):

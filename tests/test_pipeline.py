@@ -51,6 +51,8 @@ def test_every_output_is_there_and_agrees_with_the_others(clone):
         val = np.genfromtxt(clone / f"results/recipes/{recipe}/val_predictions.csv", delimiter=",", names=True)
         assert np.mean(val["label"] == val["prediction"]) == pytest.approx(figures["val_accuracy"])
         assert len(list((clone / f"results/recipes/{recipe}/plots").glob("*.png"))) == 5
+        card = (clone / f"results/recipes/{recipe}/model_card.md").read_text()
+        assert f"{100 * figures['test_accuracy']:.2f} %" in card and f"{figures['num_params']:,} weights" in card
     rows = json.loads((clone / "results/comparison.json").read_text())["rows"]
     assert list(rows) == ["published", "baseline", "accurate"]
     assert rows["accurate"]["test_errors"] == load_metrics(clone, "accurate")["test_errors"]
