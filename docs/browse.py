@@ -1,8 +1,9 @@
 """See the tracked runs in a real browser, as a person does: `mlflow ui` and headless Chromium.
 
     python docs/browse.py <id of a finished sweep>
+    python docs/browse.py draw recipe=accurate          # on the page of `pipeline.serve`
 
-makes the pictures of docs/ui, from the store of this clone. tests/test_browser.py goes the same way.
+makes the pictures of docs/ui, from the store and models of this clone. tests/test_browser.py goes the same way.
 """
 
 from __future__ import annotations
@@ -198,17 +199,39 @@ def walk(
     return seen | {"compared": text(driver)}
 
 
+def drawn(pictures: Path, *words: str) -> list[tuple[str, list[float]]]:
+    """Draw a 2, a 5 and a 7 on the page of `pipeline.serve`, called with these words: what it shows."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen([sys.executable, "-m", "pipeline.serve", f"port={port}", *words], cwd=ROOT)
+    try:
+        until(lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/health"), "pipeline.serve")
+        with browser() as driver:
+            driver.get(f"http://127.0.0.1:{port}/")
+            for digit, left in (("2", 0.05), ("5", 0.38), ("7", 0.7)):
+                draw(driver, digit, left)
+            found = shown(driver, 3)
+            driver.save_screenshot(str(pictures / "drawing.png"))
+            return found
+    finally:
+        server.terminate()
+        server.wait()
+
+
 def main() -> None:
+    if sys.argv[1] == "draw":
+        print(drawn(ROOT / "docs" / "ui", *sys.argv[2:]))
+        return
     from mlflow import MlflowClient
 
-    root = Path(__file__).resolve().parent.parent
-    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    client = MlflowClient(f"sqlite:///{ROOT / 'mlflow.db'}")
     parent = client.get_run(sys.argv[1])
     query = f"tags.`mlflow.parentRunId` = '{sys.argv[1]}'"
     children = client.search_runs([parent.info.experiment_id], query, max_results=9)
-    (root / "docs" / "ui").mkdir(exist_ok=True)
-    with mlflow_ui(root) as address, browser() as driver:
-        walk(driver, address, parent, children, root / "docs" / "ui")
+    (ROOT / "docs" / "ui").mkdir(exist_ok=True)
+    with mlflow_ui(ROOT) as address, browser() as driver:
+        walk(driver, address, parent, children, ROOT / "docs" / "ui")
 
 
 if __name__ == "__main__":
