@@ -15,6 +15,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import urllib.request
@@ -134,6 +135,8 @@ def markdown(found: dict[str, Any]) -> str:
     text = (ROOT / "docs" / "serving.in.md").read_text(encoding="utf-8")
     about = {"{table}": markdown_table(rows), "{rounds}": str(ROUNDS), "{recipe}": found["recipe"]}
     about |= {"{where}": f"{found['hardware']}; {found['versions']}", "{single}": str(SINGLE)}
+    said = (ROOT / "docs" / "runs" / "champion.txt").read_text(encoding="utf-8")
+    about["{champion}"] = textwrap.indent(said, "    ").rstrip()
     exported = load_json(export.RESULTS)
     about |= {
         "{exports}": export.table(exported),

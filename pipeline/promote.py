@@ -69,7 +69,8 @@ def _card(found: Any) -> str:  # MLflow's Run
 
 
 def _compared(champion: str, run: str, test: data.Examples, config: RunConfig) -> comparison.Verdict:
-    from pipeline.beyond.network import load_network
+    with quiet_import():
+        from pipeline.beyond.network import load_network
 
     sides = []
     for words, of in (("the champion", champion), ("this run", run)):

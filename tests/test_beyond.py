@@ -127,7 +127,7 @@ def test_the_champion_moves_where_the_test_says_better_and_only_there(clone, con
     assert first.returncode == 0 and first.stdout.endswith("the first\n"), first.stderr
     assert champion(clone) == weak
     moved = pipeline(clone, "promote", f"run={strong}")
-    assert moved.returncode == 0, moved.stderr
+    assert (moved.returncode, moved.stderr) == (0, "")
     assert "this run is better than the champion" in moved.stdout
     assert "100 test examples" in moved.stdout and "p " in moved.stdout
     assert champion(clone) == strong
