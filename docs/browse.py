@@ -34,8 +34,9 @@ const shown = tables.flatMap(e => [...e.querySelectorAll('a')]).filter(e => e.te
 shown.forEach(e => e.scrollIntoView({block: 'center'}))
 return shown.length > 0
 """
-# All at once: an answer to the next stroke replaces what is shown.
+# All at once: an answer to the next stroke replaces what is shown. Nothing, while one is on its way.
 SHOWN = """
+if (document.getElementById('found').dataset.answers != asked) return null
 return [...document.querySelectorAll('figure')].map(figure => [
   figure.querySelector('b').textContent, [...figure.querySelectorAll('tr')].map(row => row.cells[2].textContent)])
 """
@@ -105,7 +106,7 @@ def shown(driver: WebDriver, count: int) -> list[tuple[str, list[float]]]:
     found: list[tuple[str, list[str]]] = []
 
     def all_there() -> bool:
-        found[:] = driver.execute_script(SHOWN)
+        found[:] = driver.execute_script(SHOWN) or []
         return len(found) == count
 
     until(all_there, f"{count} digits to be shown")
