@@ -33,7 +33,7 @@ repro: clone env  ## Everything: data, training, evaluation, comparison
 	@# A `dvc` that is killed while it writes this list leaves half of it, and then refuses to start.
 	@python -c 'import json; json.load(open(".dvc/tmp/rwlock"))' 2>/dev/null || rm -f .dvc/tmp/rwlock
 	dvc repro
-	@python -m pipeline.compare
+	@python -m pipeline.compare data=$$(sed -n 's/^dataset: *\([^ #]*\).*/\1/p' params.yaml)
 	@printf '%s\n' '' 'Next:' \
 		'  source .venv/bin/activate        for everything below' \
 		'  results/comparison.md            the table; results/comparison.png the curves' \

@@ -235,6 +235,8 @@ def table(trials: list[dict[str, Any]]) -> str:
             ranking = of_size["sweep"] + 2 * of_size["runs"] * of_size["curve"]  # as sweep.renew asks
             cells = [of_size["write"], of_size["page"], of_size["sweep"], ranking]
             shown = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in (of_size["megabytes"], *cells)]
+            if of_size["runs"] == RECKONED:  # these do not grow in a line
+                shown[1:3] = ["–", "–"]
             rows.append([label, f"{of_size['runs']:,.0f}", *shown])
     return markdown_table(rows)
 
@@ -257,6 +259,8 @@ PARTS: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
 
 
 def page_of_docs(trials: list[dict[str, Any]]) -> str:
+    if absent := {*LAUNCHERS, "mlflow.db", "server, PostgreSQL"} - {trial["what"] for trial in trials}:
+        raise PipelineError(f"not measured: {', '.join(sorted(absent))}: python -m benchmarks.scale")
     stores, launched = ([t for t in trials if (t["what"] in LAUNCHERS) == of] for of in (False, True))
 
     def where(of: list[dict[str, Any]]) -> str:

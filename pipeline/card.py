@@ -11,7 +11,7 @@ from pipeline.tables import as_text, markdown_table, percent
 
 def card(config: Config, num_params: int, epochs: int, figures: Mapping[str, Any], recall: Mapping[str, float]) -> str:
     """In Markdown. `figures` are those of metrics.json, `recall` is by the name of the class, NaN where it has none."""
-    data, views = config.data, figures["test_views"]
+    data, augment, views = config.data, config.augment, figures["test_views"]
     height, width = data.image_shape
     interval = f"{percent(figures['test_accuracy_low'])} to {percent(figures['test_accuracy_high'])}"
     rows = [
@@ -27,12 +27,12 @@ def card(config: Config, num_params: int, epochs: int, figures: Mapping[str, Any
     known = {name: share for name, share in recall.items() if share == share}
     worst = min(known, key=known.__getitem__) if known else None
     weakest = f" Weakest class: {as_text(worst)}, {percent(known[worst])} of its test images right." if worst else ""
-    augmented = any((config.augment.rotation, config.augment.scale, config.augment.shear, config.augment.shift))
+    augmented = any((augment.rotation, augment.scale, augment.stretch, augment.shear, augment.shift))
     moved, names = ", on randomly moved images" if augmented else "", ", ".join(map(as_text, data.classes))
     return f"""# {as_text(config.name)}, a network for {as_text(data.name)}
 
-{num_params:,} weights, trained {epochs} epochs with seed {config.seed}{moved}. It takes uint8 [N, {height}, {width}], 0
-for paper to 255 for ink, and gives a logit for each of {len(data.classes)} classes: {names}.
+{num_params:,} weights, trained {epochs} epochs with seed {config.seed}{moved}. It takes uint8 [N, {height}, {width}],
+grey as its training images, and gives a logit for each of {len(data.classes)} classes: {names}.
 
 {markdown_table(rows)}
 
@@ -46,8 +46,8 @@ high probability is no proof. What noise, other pens and other colours do to it 
 ## Use and reproduce
 
     keras.saving.load_model("model.keras")(images)
-    python -m pipeline.evaluate data={data.name} recipe={config.name}    # these figures
-    python -m pipeline.reproduce run=<the MLflow run that holds this card>
+    python -m pipeline.evaluate data={data.name} run=<the MLflow run that holds this card>     # these figures
+    python -m pipeline.reproduce data={data.name} run=<the same>                               # this model
 
 Its configuration, commit, versions, hardware and the hashes of its data stand in that run.
 """

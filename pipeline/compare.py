@@ -115,7 +115,7 @@ def _draw_sides(
 
     # Only to draw the examples: what is compared are predictions, made and counted by evaluate.
     name = {"test": "test.npz", "validation": "val.npz"}[of]
-    stored = data.load_examples(ROOT / "data" / "processed" / name, config.data)
+    stored = data.load_split(name, config.data)
     place = {int(index): row for row, index in enumerate(stored.source_index)}
     a, b = sides[:2]
     shown = comparison.telling_examples(a, b)
@@ -125,7 +125,7 @@ def _draw_sides(
     ):
 
         def captioned(i: int) -> tuple[NDArray[np.uint8], str]:
-            caption = f"#{examples[i]}: {labels[i]}\n{comparison.hits(a, b, i)}".rstrip()
+            caption = f"#{examples[i]}: {config.data.classes[labels[i]]}\n{comparison.hits(a, b, i)}".rstrip()
             return stored.images[place[int(examples[i])]], caption
 
         figures["examples"] = plots.plot_example_rows(
@@ -140,6 +140,12 @@ def _draw_sides(
 def _compare_recipes(config: Config) -> None:
     recipes = ROOT / "results" / "recipes"
     found = {name: load_json(recipes / name / "metrics.json") for name in config.recipes}
+    for name, figures in found.items():
+        if figures.get("data") != config.data.name:
+            raise PipelineError(
+                f"results/recipes/{name} is of data={figures.get('data')}, not of {config.data.name}: give data=<that> "
+                "or run `dvc repro`"
+            )
     histories, rows = {}, []
     if config.data.published:
         histories[PUBLISHED] = load_csv(PUBLISHED_LOG, ["epoch", "train_accuracy", "val_accuracy"])

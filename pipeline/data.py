@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import ARRAYS, Data, PipelineError
-from pipeline.files import REMAKE, existing, replacing, save_csv
+from pipeline.config import ARRAYS, ROOT, Data, PipelineError, shortened
+from pipeline.files import REMAKE, existing, load_json, replacing, save_csv
 
+PROCESSED = ROOT / "data" / "processed"
 KERAS_NAMES = dict(zip(ARRAYS, ("x_train", "y_train", "x_test", "y_test"), strict=True))
 LIMIT = 64 << 20  # bytes of a file, packed and unpacked: all of MNIST has 52 MiB
 TOO_MUCH = f"holds more than {LIMIT >> 20} MiB"
@@ -185,7 +186,8 @@ def split(raw: Mapping[str, NDArray[np.uint8]], settings: Data) -> dict[str, Exa
 
 def split_record(data: Data) -> dict[str, Any]:
     """What decides the split, to be kept beside it."""
-    return {"name": data.name, "val_size": data.val_size, "split_seed": data.split_seed, "fraction": data.fraction}
+    keys = ("name", "classes", "val_size", "split_seed", "fraction", "sha256")
+    return {key: getattr(data, key) for key in keys}
 
 
 def check_split(record: Mapping[str, Any], data: Data, path: Path) -> None:
@@ -193,8 +195,8 @@ def check_split(record: Mapping[str, Any], data: Data, path: Path) -> None:
     for key, value in split_record(data).items():
         if record.get(key) != value:
             raise PipelineError(
-                f"data.{key}={value}, but the split in {path} was made with {record.get(key)}: change "
-                f"conf/data/{data.name}.yaml and run `dvc repro preprocess`"
+                f"data.{key}={shortened(value)}, but the split in {path} was made with {shortened(record.get(key))}: "
+                f"give data=<what it is of>, or change conf/data/{data.name}.yaml and run `dvc repro preprocess`"
             )
 
 
@@ -220,6 +222,12 @@ def load_raw(path: Path, data: Data) -> dict[str, NDArray[np.uint8]]:
     except PipelineError as error:
         raise PipelineError(f"{path} is not {data.name}: {error}: {REMAKE}") from None
     return arrays
+
+
+def load_split(name: str, data: Data) -> Examples:
+    """Load train.npz, val.npz or test.npz of data/processed; one of other data than `data` is a PipelineError."""
+    check_split(load_json(PROCESSED / "split.json"), data, PROCESSED)
+    return load_examples(PROCESSED / name, data)
 
 
 def load_examples(path: Path, data: Data) -> Examples:

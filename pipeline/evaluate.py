@@ -18,7 +18,7 @@ HISTORY = ("epoch", "train_accuracy", "val_accuracy")
 
 @entry_point
 def evaluate(config: RunConfig) -> None:
-    test = data.load_examples(ROOT / "data" / "processed" / "test.npz", config.data)
+    test = data.load_split("test.npz", config.data)
     results = output_folders(config).results
     if config.run:
         with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +68,7 @@ def _evaluate(of: Any, test: data.Examples, results: Path) -> None:
     data.save_predictions(results / "predictions.csv", test, probabilities)
     save_csv(results / "per_class.csv", {"class": config.data.classes, **per_class._asdict()})
     plots = _draw(results / "plots", config, test, probabilities, history)
-    about = {"recipe": config.name, "num_params": cnn.count_params(), "epochs": len(history)}
+    about = {"recipe": config.name, "data": config.data.name, "num_params": cnn.count_params(), "epochs": len(history)}
     save_json(results / "metrics.json", {**about, **figures, "model_sha256": of.model_sha256})
     recall = dict(zip(config.data.classes, per_class.recall, strict=True))
     with replacing(results / "model_card.md") as temporary:

@@ -1,7 +1,7 @@
 """Write a network as a file for elsewhere, into Hydra's folder of this job: format=saved_model, litert or onnx.
 
-The file is loaded back, and gets its name only if it predicts as Keras does on every test digit: one that does not is
-removed. It looks at each digit once, so its errors are those "by one view".
+The file is loaded back, and gets its name only if it predicts as Keras does on every test image: one that does not is
+removed. It looks at each image once, so its errors are those "by one view".
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from pipeline import data
 from pipeline.beyond import chosen, formats
 from pipeline.command import entry_point, job_folder
-from pipeline.config import ROOT, ExportConfig, PipelineError
+from pipeline.config import ExportConfig, PipelineError
 from pipeline.console import quiet_import
 
 
 @entry_point
 def export(config: ExportConfig) -> None:
     formats.check_packages(config.format)
-    test = data.load_examples(ROOT / "data" / "processed" / "test.npz", config.data)
+    test = data.load_split("test.npz", config.data)
     target = job_folder() / formats.FORMATS[config.format].name
     with quiet_import(), chosen.files_of(config, config.run, config.alias) as files:
         from pipeline import engine

@@ -23,7 +23,7 @@ from urllib3.exceptions import HTTPError
 from pipeline import data
 from pipeline.command import entry_point, job_folder
 from pipeline.config import ROOT, Config, Data, PipelineError, in_dvc_stage
-from pipeline.files import remove_left_over
+from pipeline.files import owner, remove_left_over
 
 Arrays = dict[str, NDArray[np.uint8]]
 
@@ -48,18 +48,21 @@ def find_arrays(settings: Data, own: str | None, downloads: Path) -> Arrays:
         try:
             return _verified(Path(own).expanduser(), settings, "MNIST_SOURCE")
         except PipelineError as error:
-            raise PipelineError(f"{error}: give a folder of the four IDX files, or the .npz") from None
+            forms = "IDX files, or the .npz" if settings.sha256_of == "arrays" else "files as they were published"
+            raise PipelineError(f"{error}: give a folder of the four {forms}") from None
     kept = downloads / settings.name
     if kept.exists():
         try:
             return _verified(kept, settings, "earlier download")
         except PipelineError as error:
+            if not settings.sources:
+                raise PipelineError(f"{error}: `python -m pipeline.adopt` makes both alike") from None
             print(f"{error}: downloading again", flush=True)
     downloads.mkdir(parents=True, exist_ok=True)
     remove_left_over(downloads)
     refusals = []
     for source in settings.sources:
-        with tempfile.TemporaryDirectory(prefix=f".{os.getpid()}.partial-", dir=downloads) as temporary:
+        with tempfile.TemporaryDirectory(prefix=f".{owner()}.partial-", dir=downloads) as temporary:
             folder = Path(temporary) / settings.name
             try:
                 with _deadline():

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.config import CONF, ROOT, PipelineError
 
 REMAKE = "remove it and run `dvc repro`"
 HEADER = re.compile(r"#\s*@")  # begins a line of a file that speaks to Hydra
+HOST = re.sub(r"\W", "", socket.gethostname())
 LONGEST_YAML, DEEPEST_YAML = 100_000, 10  # bytes, and collections within one another
 
 
@@ -29,7 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`, moved over `path` when the block ends well, removed when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_left_over(path.parent)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{owner()}.partial{path.suffix}")
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -42,11 +44,16 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def owner() -> str:
+    """This process, among all that may share a folder."""
+    return f"{HOST}-{os.getpid()}"
+
+
 def remove_left_over(folder: Path) -> None:
-    """Remove the temporary files and folders of processes that were killed."""
+    """Remove the temporary files and folders of this machine's processes that were killed."""
     for temporary in folder.glob(".*.partial*"):
-        owner = re.search(r"\.(\d+)\.partial", temporary.name)
-        if owner and not psutil.pid_exists(int(owner[1])):
+        found = re.search(rf"\.{HOST}-(\d+)\.partial", temporary.name)
+        if found and not psutil.pid_exists(int(found[1])):
             if temporary.is_dir():
                 shutil.rmtree(temporary, ignore_errors=True)
             else:

@@ -15,6 +15,8 @@ from pipeline.tables import percent
 
 @entry_point
 def predict(config: PredictConfig) -> None:
+    if config.data.classes != sheet.DIGITS:
+        raise PipelineError(f"predict finds digits on paper, and {config.data.name} has other classes: give data=mnist")
     files = _files(config.input)
     with quiet_import():
         from pipeline.beyond import network

@@ -22,7 +22,7 @@ def promote(config: RunConfig) -> None:
     if config.run is None:
         raise PipelineError("no run given: give run=<id>, from a ranking or `mlflow ui`")
     name, run = config.data.name, config.run
-    test = data.load_examples(ROOT / "data" / "processed" / "test.npz", config.data)
+    test = data.load_split("test.npz", config.data)
     with quiet_import():
         from pipeline import tracking
         from pipeline.beyond import registry

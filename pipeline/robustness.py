@@ -1,6 +1,6 @@
 """What a recipe's network makes of corrupted digits, of digits from elsewhere, and of labels that may be wrong.
 
-Also a stage of DVC's for each recipe that params.yaml lists under `robustness`.
+Also a stage of DVC's for each recipe that dvc.yaml lists under `robustness`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import data
+from pipeline.beyond.sheet import DIGITS
 from pipeline.command import entry_point, job_folder
 from pipeline.config import ROOT, Config, in_dvc_stage
 from pipeline.console import quiet_import
@@ -22,23 +23,22 @@ SUSPECTS = 50  # digits with the least probable labels, of validation and of tes
 
 @entry_point
 def robustness(config: Config) -> None:
-    test, val = (
-        data.load_examples(ROOT / "data" / "processed" / f"{name}.npz", config.data) for name in ("test", "val")
-    )
+    test, val = (data.load_split(f"{name}.npz", config.data) for name in ("test", "val"))
     folder = ROOT / "results" / "robustness" / config.name if in_dvc_stage() else job_folder()
     with quiet_import():
         from pipeline.beyond import hardship, network
 
     cnn = network.load_network(config, run=None, alias=None, sure=SHARE_SURE)
+    of_digits = config.data.classes == DIGITS
     found: dict[str, Any] = {
         "recipe": config.name,
         "seed": config.seed,
         "model_sha256": sha256(existing(ROOT / "models" / config.name / "model.keras")),
         "sure_above": cnn.sure_above,
         "corruptions": hardship.under_corruption(cnn.probabilities, test.images, test.labels, config.seed),
-        "guises": hardship.in_other_guise(cnn.probabilities, test.images, test.labels),
+        "guises": hardship.in_other_guise(cnn.probabilities, test.images, test.labels, prepared=of_digits),
     }
-    if config.data.classes == list("0123456789"):
+    if of_digits:
         found["elsewhere"] = hardship.elsewhere(cnn.probabilities, cnn.sure_above)
     save_json(folder / "robustness.json", found)
     _draw_corrupted(folder / "corrupted.png", test, found)

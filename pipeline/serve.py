@@ -11,12 +11,12 @@ from pipeline.console import quiet_import
 
 @entry_point
 def serve(config: ServeConfig) -> None:
-    if config.host in ("", "0.0.0.0", "::"):
-        raise PipelineError(f"host={config.host!r} is every address: give this machine's own in the network meant")
     try:
         listener = socket.create_server((config.host, config.port))
     except (OSError, OverflowError) as error:
         raise PipelineError(f"host={config.host} port={config.port}: {error}: give another port or host") from None
+    if listener.getsockname()[0] in ("0.0.0.0", "::"):  # by another of its names, as 0 or 0x0
+        raise PipelineError(f"host={config.host!r} is every address: give this machine's own in the network meant")
     with quiet_import():
         import uvicorn
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # Environment variables, of all processes of a sweep.
 PARENT, KEYS, EPOCHS, FOLDER = "SWEEP_PARENT", "SWEEP_KEYS", "SWEEP_EPOCHS", "SWEEP_FOLDER"
 # What jobs are told, wherever they run; passwords and tokens stay out of what is sent and written on the way.
-TOLD = re.compile(r"(SWEEP|MLFLOW)_(?!.*(PASSWORD|TOKEN))")
+TOLD = re.compile(r"SWEEP_|MLFLOW_(?!.*(PASSWORD|TOKEN|SECRET|KEY|PASSPHRASE))")
 LOCKS = ROOT / "multirun" / ".locks"
 SHARED = ROOT / "multirun" / ".shared"
 MOST_JOBS = 1_000  # each is composed before the first one runs, which takes a minute or two
@@ -67,6 +67,10 @@ class Opening(Callback):
 
     def __init__(self) -> None:
         self.variables: dict[str, str] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        os.chdir(ROOT)  # a cluster's processes begin in the folder of its daemons, and Hydra's folders are relative
 
     def on_job_start(self, config: Any, **_: Any) -> None:
         os.environ.update(self.variables)  # a cluster's processes inherit the environment of its daemons

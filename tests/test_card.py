@@ -33,7 +33,7 @@ def test_a_card_says_every_figure_with_what_it_is_of(compose):
     assert "–" in lines["validation accuracy"]
     assert "1,234 weights, trained 3 epochs with seed 7, on randomly moved images" in text
     assert "Weakest class: Coat, 25.00 % of its test images right" in text
-    assert "10 classes: T-shirt/top, Trouser" in text and "data=fashion_mnist recipe=accurate" in text
+    assert "10 classes: T-shirt/top, Trouser" in text and "data=fashion_mnist run=" in text
 
 
 def test_a_plain_recipe_is_not_said_to_move_its_images(compose):

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipeline.config import PipelineError
-from pipeline.files import existing, load_csv, load_json, replacing, save_csv, save_json, save_yaml, sha256
+from pipeline.files import existing, load_csv, load_json, owner, replacing, save_csv, save_json, save_yaml, sha256
 
 FLOATS = [0.1, 1 / 3, 1e-300, 0.9975666403770447, -0.0, 5e-324, 1.7976931348623157e308]
 
@@ -45,10 +45,13 @@ def test_a_block_that_raises_leaves_the_old_content_and_no_temporary(tmp_path, e
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    for owner in (ended.pid, os.getppid()):
-        (tmp_path / f".other.{owner}.partial.txt").write_text("half")
+    here = owner().rpartition("-")[0]
+    living = f"{here}-{os.getppid()}"
+    elsewhere = f"{here}x-{ended.pid}"  # the same number on another machine, which shares the folder
+    for writer in (f"{here}-{ended.pid}", living, elsewhere):
+        (tmp_path / f".other.{writer}.partial.txt").write_text("half")
     save_json(tmp_path / "file.json", {})
-    assert names(tmp_path) == [f".other.{os.getppid()}.partial.txt", "file.json"]
+    assert set(names(tmp_path)) == {f".other.{living}.partial.txt", f".other.{elsewhere}.partial.txt", "file.json"}
 
 
 def test_a_block_that_writes_nothing_leaves_the_old_content(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from benchmarks import export
 from pipeline.beyond import formats
 from pipeline.config import PipelineError, compose
+from pipeline.files import HOST
 
 
 def test_the_configuration_takes_the_formats_and_no_other():
@@ -51,7 +52,7 @@ def test_a_file_or_folder_appears_whole_or_not_at_all(tmp_path):
 def test_what_a_killed_export_left_goes_with_the_next(tmp_path):
     with subprocess.Popen(["true"]) as ended:
         ended.wait()
-    left = tmp_path / f".saved_model.{ended.pid}.partial"
+    left = tmp_path / f".saved_model.{HOST}-{ended.pid}.partial"
     left.mkdir()
     (left / "half").write_text("half")
     with formats.appearing(tmp_path / "model.onnx") as temporary:

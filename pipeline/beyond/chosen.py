@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.config import ROOT, Config, PipelineError
-from pipeline.files import existing
+from pipeline.data import PROCESSED, check_split
+from pipeline.files import existing, load_json
 
 
 class Chosen(NamedTuple):
@@ -26,6 +27,7 @@ def files_of(config: Config, run: str | None, alias: str | None) -> Iterator[Cho
     if not run and not alias:
         predictions = ROOT / "results" / "recipes" / config.name / "val_predictions.csv"
         model = existing(ROOT / "models" / config.name / "model.keras")
+        check_split(load_json(PROCESSED / "split.json"), config.data, PROCESSED)  # what it was trained on
         yield Chosen(model, lambda: existing(predictions), f"recipe {config.name}")
         return
     from pipeline import tracking  # takes seconds, and a recipe does without

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import PipelineError
-from pipeline.files import remove_left_over
+from pipeline.files import owner, remove_left_over
 
 Infer = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 BATCH = 500  # as many digits at once as engine.inference takes: all of them would need gigabytes
@@ -136,7 +136,7 @@ def appearing(path: Path) -> Iterator[Path]:
     it does not. files.replacing does so for files alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_left_over(path.parent)
-    room = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    room = path.with_name(f".{path.name}.{owner()}.partial")
     room.mkdir(exist_ok=True)
     try:
         yield room / path.name

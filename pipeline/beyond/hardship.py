@@ -26,15 +26,18 @@ def under_corruption(
     return {name: _count(predict(corrupted(images, name, seed)), labels) for name in CORRUPTIONS}
 
 
-def in_other_guise(predict: Predict, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> dict[str, dict[str, int]]:
+def in_other_guise(
+    predict: Predict, images: NDArray[np.uint8], labels: NDArray[np.uint8], prepared: bool
+) -> dict[str, dict[str, int]]:
     """Digits that a person reads as well: inverted, and in matplotlib's colours made grey again; each as it comes, and
-    after the preparation that `predict` gives to any image."""
+    where `prepared` is asked for after the preparation that `predict` gives to any image."""
     guises = {"inverted": 255 - images, "in odd colours": odd_colours(images)}
     found = {}
     for name, given in guises.items():
         found[name] = _count(predict(given), labels)
-        prepared = np.stack([sheet.to_field(sheet.find_ink(image)) for image in given])
-        found[f"{name}, prepared"] = _count(predict(prepared), labels)
+        if prepared:
+            in_form = np.stack([sheet.to_field(sheet.find_ink(image)) for image in given])
+            found[f"{name}, prepared"] = _count(predict(in_form), labels)
     return found
 
 

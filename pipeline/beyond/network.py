@@ -41,7 +41,8 @@ def _network(model_file: Path, predictions: Path, sure: float, words: str, class
     if model.input_shape[1:] != (FIELD, FIELD):
         raise PipelineError(f"{words} takes images of {model.input_shape[1:]}, expected {FIELD, FIELD}: name another")
     infer = engine.inference(model)
-    rows = load_csv(predictions, ["label", "prediction", "probability_0"])
+    any_set_aside = len(predictions.read_bytes().splitlines()) > 1
+    rows = load_csv(predictions, ["label", "prediction", "probability_0"]) if any_set_aside else []
     confidence = np.array([max(value for key, value in row.items() if key.startswith("probability_")) for row in rows])
     right = np.array([row["label"] == row["prediction"] for row in rows])
     above = sure_above(confidence, right, sure)

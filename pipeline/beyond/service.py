@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 
 from pipeline.beyond.images import read_image
 from pipeline.beyond.network import Network
-from pipeline.beyond.sheet import FIELD, Sheet, read_sheet
+from pipeline.beyond.sheet import DIGITS, FIELD, Sheet, read_sheet
 from pipeline.config import PipelineError
 
 MOST_BYTES = 16_000_000  # of a request: 5,000 digits as JSON, or a large photograph
@@ -70,6 +70,8 @@ def build_app(network: Network, hosts: list[str]) -> FastAPI:
         body = await _body(request)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         try:
+            if kind.startswith("image/") and network.classes != DIGITS:
+                raise PipelineError("this network is not of digits: give arrays, as application/json")
             if kind.startswith("image/"):
                 async with one_at_a_time:
                     sheet = await asyncio.to_thread(lambda: read_sheet(read_image(body, "the image")))

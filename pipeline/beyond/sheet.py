@@ -18,6 +18,7 @@ from pipeline.config import PipelineError
 
 Ink = NDArray[np.float64]
 
+DIGITS = list("0123456789")  # the classes that this is of
 MOST_DIGITS = 1000  # on a sheet
 FIELD, BOX = 28, 20  # of MNIST: pixels of the side of an image, and of the square that holds the digit
 STROKE = 1.8  # pixels: the least width of strokes in the field; a tenth of MNIST's training digits have thinner ones
