@@ -189,7 +189,9 @@ def test_serve_answers_until_it_is_interrupted_and_its_port_is_its_own(clone, pa
         assert "Traceback" not in server.stderr.read()
 
 
-@pytest.mark.parametrize("word", ["host=", "host=0.0.0.0", "port=70000", "port=-1", "host=no.such.host.example"])
+@pytest.mark.parametrize(
+    "word", ["host=", "host=0.0.0.0", "host=0", "port=70000", "port=-1", "host=no.such.host.example"]
+)
 def test_serve_refuses_an_address_in_one_line(clone, word):
     done = pipeline(clone, "serve", "recipe=baseline", word)
     assert done.returncode == 1 and word.partition("=")[0] in done.stderr

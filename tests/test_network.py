@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pipeline import engine
+from pipeline.beyond import network
 from pipeline.beyond.network import sure_above
+from pipeline.config import Model
+from pipeline.model import build_cnn, save_model
 
 
 @pytest.mark.parametrize(
@@ -23,3 +27,14 @@ from pipeline.beyond.network import sure_above
 )
 def test_it_is_sure_where_so_many_of_the_validation_digits_are_right(confidence, right, share, expected):
     assert sure_above(np.array(confidence), np.array(right, bool), share) == expected
+
+
+def test_a_network_without_validation_images_is_never_sure(tmp_path):
+    engine.start(0)
+    small = Model(2, [], False, "flatten", [], 1 / 255, "float32")
+    save_model(tmp_path / "model.keras", build_cnn(small, (28, 28), 2))
+    (tmp_path / "val_predictions.csv").write_text("index,label,prediction,probability_0,probability_1\n")
+    found = network._network(tmp_path / "model.keras", tmp_path / "val_predictions.csv", 0.999, "mine", ["a", "b"])
+    assert found.sure_above == 1.0
+    probabilities = found.probabilities(np.zeros((3, 28, 28), np.uint8))
+    assert probabilities.shape == (3, 2) and np.allclose(probabilities.sum(1), 1)

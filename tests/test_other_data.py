@@ -154,6 +154,15 @@ def test_fashion_mnist_is_known_by_its_published_files(repository, tmp_path):
     rows = (repository / "results/recipes/baseline/per_class.csv").read_text().splitlines()
     assert rows[1].startswith("T-shirt/top,") and rows[10].startswith("Ankle boot,")
     assert "published" not in (repository / "results/comparison.md").read_text()
+    for verb, words, said in (
+        ("evaluate", ["recipe=baseline"], "data.name=mnist, but the split in "),
+        ("serve", ["recipe=baseline"], "data.name=mnist, but the split in "),
+        ("compare", [], "is of data=fashion_mnist, not of mnist: give data=<that>"),
+        ("predict", ["data=fashion_mnist", "input=x.png"], "fashion_mnist has other classes"),
+    ):
+        done = pipeline(repository, verb, *words)
+        assert done.returncode == 1 and said in done.stderr and len(done.stderr.splitlines()) == 1
+    assert pipeline(repository, "compare", "data=fashion_mnist").returncode == 0
     packed = tmp_path / "t10k-labels-idx1-ubyte.gz"
     packed.write_bytes(gzip.compress(gzip.decompress(packed.read_bytes()), 1))  # the same labels in another file
     words = (sys.executable, "-m", "pipeline.fetch", "data=fashion_mnist")

@@ -116,7 +116,7 @@ def test_both_stages_write_their_outputs_without_loading_tensorflow_or_mlflow(ra
     record = json.loads((tmp_path / "data" / "processed" / "split.json").read_text())
     assert record == {
         **{"name": "mnist", "classes": list("0123456789"), "val_size": 100, "split_seed": 7, "fraction": 1.0},
-        "sha256": {name: array_sha256(array) for name, array in raw.items()},
+        "sha256": {name: data.array_sha256(array) for name, array in raw.items()},
     }
     assert (tmp_path / "results" / "samples.png").read_bytes().startswith(b"\x89PNG")
     assert files(tmp_path / "data") == ["mnist.npz", "split.json", "test.npz", "train.npz", "val.npz"]
