@@ -11,7 +11,7 @@ from typing import Any
 from pipeline import data
 from pipeline.beyond.sheet import DIGITS
 from pipeline.command import entry_point, job_folder
-from pipeline.config import ROOT, Config, in_dvc_stage
+from pipeline.config import ROOT, Config, PipelineError, in_dvc_stage
 from pipeline.console import quiet_import
 from pipeline.files import existing, replacing, save_csv, save_json, sha256
 from pipeline.tables import percent
@@ -55,10 +55,24 @@ def robustness(config: Config) -> None:
         _draw_suspects(
             folder / f"suspects_{name}.png", config.data.classes, digits, place, probabilities[place].argmax(1), name
         )
-    shares = [of["right"] / of["digits"] for of in found["corruptions"].values()]
-    print(
-        f"{config.name}: {percent(sum(shares) / len(shares))} over {len(shares)} kinds of test images; wrote {folder}"
-    )
+    shares = [of["right"] / of["digits"] for kind, of in found["corruptions"].items() if kind != "identity"]
+    mean = sum(shares) / len(shares)
+    logged = _log(config, found["model_sha256"], folder, mean)
+    print(f"{config.name}: {percent(mean)} over {len(shares)} kinds of corrupted test images; wrote {folder}; {logged}")
+
+
+def _log(config: Config, model_sha256: str, folder: Path, mean: float) -> str:
+    """Log the files and the mean into the run that trained the model: where, in words. MLflow may be away."""
+    with quiet_import():
+        from pipeline import tracking
+    try:
+        run = tracking.find_trained(config.name, model_sha256, config.data.name)
+        if run is None:
+            return "no MLflow run of a DVC stage holds this model"
+        tracking.log_files(run, folder, "robustness", {"corrupted_accuracy": mean})
+    except PipelineError as error:
+        return f"not logged: {error}"
+    return f"MLflow run {run.info.run_id}"
 
 
 def _draw_corrupted(path: Path, test: data.Examples, found: dict[str, Any]) -> None:

@@ -177,6 +177,16 @@ def find_trained(recipe: str, model_sha256: str, data_name: str) -> Run | None:
 
 
 @refusals_in_one_line()
+def log_files(run: Run, folder: Path, name: str, figures: Mapping[str, float]) -> None:
+    """Log the files of a folder as `name` of a run, and figures that it does not have yet."""
+    client = MlflowClient()
+    client.log_artifacts(run.info.run_id, str(folder), name)
+    for key, value in figures.items():
+        if run.data.metrics.get(key) != value:
+            client.log_metric(run.info.run_id, key, value)
+
+
+@refusals_in_one_line()
 def seconds_in_training(name: str, model_sha256: str, data_name: str) -> tuple[float, str] | None:
     """Summed epoch seconds and the hardware of the newest run that trained this model, or None where none is known."""
     client, experiment = open_store(data_name)

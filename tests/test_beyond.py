@@ -212,6 +212,13 @@ def test_robustness_is_a_stage_of_dvc_that_one_word_turns_on(clone, digits):
         of_test = json.loads((clone / "results/recipes/baseline/metrics.json").read_text())
         assert found["corruptions"]["identity"] == {"right": 100 - of_test["test_errors_one_view"], "digits": 100}
         assert found["elsewhere"]["scikit-learn"]["digits"] == 1797
+        [run_id] = re.findall(r"robustness.*MLflow run (\w{32})", done.stdout)
+        logged = store(clone).get_run(run_id)
+        assert logged.data.tags["dvc_stage"] == "train@baseline"
+        kinds = [of["right"] / of["digits"] for kind, of in found["corruptions"].items() if kind != "identity"]
+        assert logged.data.metrics["corrupted_accuracy"] == pytest.approx(np.mean(kinds))
+        artifacts = {item.path for item in store(clone).list_artifacts(run_id, "robustness")}
+        assert {"robustness/robustness.json", "robustness/corrupted.png"} <= artifacts
         suspects = (clone / "results/robustness/baseline/suspects_test.csv").read_text().splitlines()
         believed = [float(line.split(",")[3]) for line in suspects[1:]]
         assert len(believed) == 50 and believed == sorted(believed)
