@@ -105,10 +105,11 @@ def test_while_mlflow_is_away_it_is_asked_for_one_record_alone(monkeypatch):
     assert not sent and "refused" in left[0] and [line[-13:] for line in left[1:]] == ["waits as well"] * 2
 
 
-def test_a_sweep_counts_what_another_command_has_trained_instead_of_its_own_unfinished_child(monkeypatch):
+def test_a_sweep_counts_what_another_command_has_trained_instead_of_its_own_unfinished_child(monkeypatch, tmp_path):
     client, experiment = open_store("mnist")
     parent, _ = tracking.open_sweep("mnist", "sweep", "command", "digest", ["train.epochs"])
-    values = {sweep.PARENT: parent, sweep.KEYS: "train.epochs", sweep.EPOCHS: "1 3"}
+    values = {sweep.PARENT: parent, sweep.KEYS: "train.epochs", sweep.EPOCHS: "1 3", sweep.FOLDER: str(tmp_path)}
+    monkeypatch.setattr(sweep, "LOCKS", tmp_path / "locks")
     for key, value in values.items():
         monkeypatch.setenv(key, value)
 
@@ -134,7 +135,7 @@ def test_a_sweep_counts_what_another_command_has_trained_instead_of_its_own_unfi
 
 def test_a_sweep_that_ends_while_mlflow_is_away_says_so_in_one_line(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    for key in (sweep.PARENT, sweep.KEYS):
+    for key in (sweep.PARENT, sweep.KEYS, sweep.FOLDER):
         monkeypatch.setenv(key, "x")
     with pytest.raises(SystemExit, match=r"\Aerror: the MLflow store [^\n]*\Z"), sweep.reported():
         sys.exit("interrupted")

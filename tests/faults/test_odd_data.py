@@ -18,7 +18,7 @@ from conftest import ROOT, generated_digits
 from faults_report import record
 
 from pipeline import data
-from pipeline.config import Data, PipelineError
+from pipeline.config import Data, PipelineError, compose
 
 SMALL = ("recipe=accurate", "model.filters=1", "train.epochs=1", "optimizer.batch_shards=1")
 # One process for all verbs, as TensorFlow takes seconds to import: each line read is a verb's words and the digits to
@@ -50,7 +50,7 @@ def write(folder: Path, **labels: list[int]) -> None:
         count = len(labels[name])
         digits = (generated_digits(count, 0)[0].reshape(count, 28, 28), np.array(labels[name], np.uint8))
         data.save_arrays(folder / f"{name}.npz", **data.Examples(*digits, np.arange(count, dtype=np.int32))._asdict())
-    record = {"name": "mnist", "val_size": 5000, "split_seed": 0, "fraction": 1.0}
+    record = data.split_record(compose("recipe=baseline").data)
     (folder / "split.json").write_text(json.dumps(record))
 
 
