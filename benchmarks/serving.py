@@ -102,6 +102,7 @@ def measure(what: str, port: int, images: np.ndarray) -> dict[str, Any]:
     for thread in threads:
         thread.join()
     at_once = SINGLE / (time.perf_counter() - begin)
+    connection.close()  # idle meanwhile, the server may have closed it; it opens again
     begin = time.perf_counter()
     for _ in range(BATCHES):
         batched = ask(connection, path, many)
