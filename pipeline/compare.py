@@ -194,7 +194,7 @@ def _terminal_table(rows: Sequence[Row], found: dict[str, Any], config: Config) 
     with quiet_import():
         from pipeline import tracking
 
-    seconds, hardware = ["–"], "no hardware known"
+    seconds, hardware = ["–"] if config.data.published else [], "no hardware known"
     for name, figures in found.items():
         try:
             known = tracking.seconds_in_training(name, figures["model_sha256"], config.data.name)

@@ -136,7 +136,7 @@ def test_an_export_that_predicts_otherwise_is_not_kept(clone):
 
 
 def test_a_run_of_mlflow_is_exported_as_its_recipe_is(clone):
-    [found] = {of.info.run_id for of in runs(clone, "tags.dvc_stage = 'train@accurate'")}
+    found = runs(clone, "tags.dvc_stage = 'train@accurate' and attributes.status = 'FINISHED'")[0].info.run_id
     done = pipeline(clone, "export", f"run={found}", "format=saved_model", "hydra.run.dir=outputs/run")
     assert (done.returncode, done.stderr) == (0, "")
     assert f"of MLflow run {found}: 0 of 100 predictions differ" in done.stdout

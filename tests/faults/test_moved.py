@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -24,8 +25,10 @@ print(*mlflow.pyfunc.load_model(sys.argv[2]).predict(np.load(sys.argv[3])["image
 
 
 def trained(folder: Path, recipe: str = "baseline"):
-    """The newest finished run of a recipe's stage, as plain MLflow finds it."""
-    return runs(folder, f"tags.dvc_stage = 'train@{recipe}' and attributes.status = 'FINISHED'")[0]
+    """The newest finished run of a recipe's stage that trained what stands in results, as plain MLflow finds it."""
+    digest = json.loads((folder / "results/recipes" / recipe / "metrics.json").read_text())["model_sha256"]
+    query = f"tags.dvc_stage = 'train@{recipe}' and tags.model_sha256 = '{digest}' and attributes.status = 'FINISHED'"
+    return runs(folder, query)[0]
 
 
 def opens(folder: Path) -> None:
