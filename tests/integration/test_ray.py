@@ -22,7 +22,7 @@ from conftest import children, parent_of, pipeline, run, small_repository, store
 pytest.importorskip("ray")
 pytestmark = pytest.mark.integration
 
-SEEDS, EPOCHS = 8, 12
+SEEDS, EPOCHS = 8, 200  # so many that a job is found in its midst on a fast machine as well
 WORDS = ("-m", "recipe=baseline", f"train.epochs={EPOCHS}", f"seed=range(0,{SEEDS})")
 ON_RAY = "hydra/launcher=ray"
 RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
