@@ -22,7 +22,7 @@ from conftest import children, parent_of, pipeline, run, small_repository, store
 pytest.importorskip("ray")
 pytestmark = pytest.mark.integration
 
-SEEDS, EPOCHS = 8, 200  # so many that a job is found in its midst on a fast machine as well
+SEEDS, EPOCHS = 8, 60  # so many that a job is found in its midst on a fast machine as well
 WORDS = ("-m", "recipe=baseline", f"train.epochs={EPOCHS}", f"seed=range(0,{SEEDS})")
 ON_RAY = "hydra/launcher=ray"
 RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
@@ -127,7 +127,7 @@ class Cluster:
         workers = {str(process.pid) for process in self.newest().children()}
         for lock in (folder / "outputs/unfinished").glob("*.lock"):
             with suppress(OSError):  # released just now
-                epochs = [int(file.stem.partition("-")[2]) for file in lock.with_suffix("").glob("*.ckpt")]
+                epochs = [int(file.stem.partition("-")[2]) for file in lock.with_suffix("").glob("epoch-*.ckpt")]
                 if lock.read_text().strip() in workers and 1 <= max(epochs, default=0) <= EPOCHS // 2:
                     return True
         return False
