@@ -63,23 +63,17 @@ check: env  ## The same without the whole-pipeline tests
 	python -m pytest -m 'not pipeline and not faults and not integration' -n 2 --dist loadfile
 
 # Without the resolver, which would refuse what hydra-ray-launcher says of cloudpickle.
-$(VENV)/scale: requirements-scale.lock $(VENV)/installed
+$(VENV)/scale: requirements-scale.lock
+$(VENV)/runtimes: requirements-export.lock
+$(VENV)/scale $(VENV)/runtimes: $(VENV)/installed
 	@if command -v uv >/dev/null; then \
-		VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install --quiet --no-deps --require-hashes -r requirements-scale.lock; \
+		VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install --quiet --no-deps --require-hashes -r $(filter %.lock,$^); \
 	else \
-		$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r requirements-scale.lock; \
+		$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r $(filter %.lock,$^); \
 	fi
 	@touch $@
 
 scale: env $(VENV)/scale  ## Ray, submitit, S3 and PostgreSQL into .venv, for docs/scale.md
-
-$(VENV)/runtimes: requirements-export.lock $(VENV)/installed
-	@if command -v uv >/dev/null; then \
-		VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install --quiet --no-deps --require-hashes -r requirements-export.lock; \
-	else \
-		$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r requirements-export.lock; \
-	fi
-	@touch $@
 
 runtimes: env $(VENV)/runtimes  ## ONNX and LiteRT into .venv, for python -m pipeline.export
 

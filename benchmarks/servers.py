@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def postgres_programs() -> Path | None:
     return Path(elsewhere).parent if elsewhere else None
 
 
-class Server:
+class Server(ABC):
     """A process, and what it said."""
 
     def __init__(self, folder: Path) -> None:
@@ -68,8 +69,8 @@ class Server:
                 raise RuntimeError((self.folder / "log").read_text()[-3000:])
             time.sleep(0.1)
 
-    def answers(self) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def answers(self) -> bool: ...
 
     def kill(self) -> None:
         """End it and all its processes, as a power cut would."""

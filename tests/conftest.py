@@ -118,6 +118,22 @@ def small_repository(folder: Path, digits: Path) -> None:
     (folder / "conf/data/mnist.yaml").write_text(settings)
 
 
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory, digits) -> Path:
+    """A copy of the working tree with the generated digits split, and nothing trained."""
+    folder = tmp_path_factory.mktemp("repository")
+    small_repository(folder, digits)
+    for verb in ("fetch", "preprocess"):
+        variables = {"MNIST_SOURCE": str(digits), "DVC_STAGE": verb}
+        done = run(sys.executable, "-m", f"pipeline.{verb}", cwd=folder, **variables)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def copy(repository: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(repository, folder / "repository"))
+
+
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory, digits) -> Path:
     """A git clone of the working tree for the generated digits, committed and run through once."""

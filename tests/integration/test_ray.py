@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import psutil
 import pytest
-from conftest import children, parent_of, pipeline, run, small_repository, store
+from conftest import children, copy, parent_of, pipeline, store
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.integration
@@ -154,21 +154,6 @@ def cluster() -> Iterator[Cluster]:
     finally:
         made.end()
         shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory, digits) -> Path:
-    folder = tmp_path_factory.mktemp("repository")
-    small_repository(folder, digits)
-    for verb in ("fetch", "preprocess"):
-        variables = {"MNIST_SOURCE": str(digits), "DVC_STAGE": verb}
-        done = run(sys.executable, "-m", f"pipeline.{verb}", cwd=folder, **variables)
-        assert done.returncode == 0, done.stderr
-    return folder
-
-
-def copy(repository: Path, folder: Path) -> Path:
-    return Path(shutil.copytree(repository, folder / "repository"))
 
 
 def found(folder: Path, parent: str) -> dict[str, tuple[str, str]]:

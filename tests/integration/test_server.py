@@ -220,11 +220,8 @@ def test_runs_of_the_server_are_evaluated_compared_and_reproduced(
 LONG = 60  # epochs, of about 0.1 s
 
 
-@contextmanager
-def training(repository: Repository, seed: int, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A training that the server has some epochs of, and that is far from its end."""
-    words = ("recipe=baseline", f"seed={seed}", f"train.epochs={LONG}", f"hydra.run.dir={folder / 'run'}")
-    process = subprocess.Popen(
+def begun(repository: Repository, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         [sys.executable, "-m", "pipeline.train", *words],
         cwd=repository.folder,
         env=repository.environment,
@@ -232,6 +229,13 @@ def training(repository: Repository, seed: int, folder: Path) -> Iterator[subpro
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+@contextmanager
+def training(repository: Repository, seed: int, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A training that the server has some epochs of, and that is far from its end."""
+    words = ("recipe=baseline", f"seed={seed}", f"train.epochs={LONG}", f"hydra.run.dir={folder / 'run'}")
+    process = begun(repository, *words)
     try:
         deadline = time.monotonic() + 120
         while not any(found.data.metrics.get("train_loss") for found in of_seed(repository, seed)):
@@ -301,14 +305,7 @@ def test_a_sweep_whose_server_is_killed_trains_on_and_is_completed_by_the_same_c
     repository: Repository, server: TrackingServer
 ) -> None:
     words = ("-m", "recipe=baseline", "seed=range(2001,2005)", "train.epochs=2")
-    sweep = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.train", *words],
-        cwd=repository.folder,
-        env=repository.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    sweep = begun(repository, *words)
     try:
         deadline = time.monotonic() + 120
         while not repository.runs("params.seed = '2001' and attributes.status = 'FINISHED'"):

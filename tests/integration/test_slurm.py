@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import children, parent_of, pipeline, run, small_repository, store
+from conftest import children, copy, parent_of, pipeline, run, store
 
 pytest.importorskip("submitit")
 pytestmark = pytest.mark.integration
@@ -23,21 +23,6 @@ pytestmark = pytest.mark.integration
 EPOCHS = 3
 WORDS = ("-m", "recipe=baseline", f"train.epochs={EPOCHS}", "seed=0,1")
 DAEMONS = ("munged", "slurmctld", "slurmd")
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory, digits) -> Path:
-    folder = tmp_path_factory.mktemp("repository")
-    small_repository(folder, digits)
-    for verb in ("fetch", "preprocess"):
-        variables = {"MNIST_SOURCE": str(digits), "DVC_STAGE": verb}
-        done = run(sys.executable, "-m", f"pipeline.{verb}", cwd=folder, **variables)
-        assert done.returncode == 0, done.stderr
-    return folder
-
-
-def copy(repository: Path, folder: Path) -> Path:
-    return Path(shutil.copytree(repository, folder / "repository"))
 
 
 def trained(folder: Path, parent: str) -> dict[str, str]:
