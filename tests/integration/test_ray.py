@@ -27,7 +27,7 @@ WORDS = ("-m", "recipe=baseline", f"train.epochs={EPOCHS}", f"seed=range(0,{SEED
 ON_RAY = "hydra/launcher=ray"
 RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
 UNSET = ("DVC_", "MLFLOW_", "MNIST_", "RAY_", "SWEEP_")
-PATIENCE = 240  # seconds
+PATIENCE = 600  # seconds
 LACKING = [
     pytest.param("data/processed", "{}/data/processed/split.json is missing", id="data"),
     pytest.param(
