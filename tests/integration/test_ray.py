@@ -53,7 +53,8 @@ class Typed:
         with self.files[0].open("w") as out, self.files[1].open("w") as err:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "pipeline.train", *words],
-                cwd=folder, stdout=out, stderr=err, env=kept | RAY | variables, start_new_session=True,
+                cwd=folder, stdout=out, stderr=err, env=kept | (RAY if "RAY_ADDRESS" in variables else {}) | variables,
+                start_new_session=True,
             )  # fmt: skip
 
     def out(self) -> str:
@@ -257,10 +258,12 @@ def test_ray_on_this_machine_listens_to_this_machine_alone(repository, alone, tm
             with suppress(psutil.NoSuchProcess):  # some are short
                 of_process = [of for of in process.net_connections("inet") if of.status == psutil.CONN_LISTEN]
                 listening += [connection.laddr.ip.removeprefix("::ffff:") for connection in of_process]
-                told |= {process.environ().get("RAY_USAGE_STATS_ENABLED")} if process.name() == "raylet" else set()
+                if process.name() == "raylet":
+                    variables = process.environ()
+                    told.add((variables.get("RAY_AUTH_MODE"), variables.get("RAY_USAGE_STATS_ENABLED")))
     finally:
         ended = typed.end()
-    assert len(listening) >= 5 and set(listening) <= {"127.0.0.1", "::1"} and told == {"0"}
+    assert len(listening) >= 5 and set(listening) <= {"127.0.0.1", "::1"} and told == {("token", "0")}
     assert ended.code == 0, ended
     trained = children(folder, parent(ended.out))
     assert {run.info.run_name: run.data.tags["model_sha256"] for run in trained} == {
