@@ -17,7 +17,6 @@ from pipeline.beyond.corruptions import EXACT, GEOMETRIC  # noqa: E402
 from pipeline.beyond.drawing import plot_shares  # noqa: E402
 from pipeline.files import load_csv, load_json, replacing  # noqa: E402
 from pipeline.metrics import wilson_interval  # noqa: E402
-from pipeline.surroundings import hardware, versions  # noqa: E402
 from pipeline.tables import markdown_table, percent  # noqa: E402
 
 DOCS = ROOT / "docs"
@@ -103,7 +102,7 @@ def main() -> None:
         "{sure}": ", ".join(f"{percent(of['sure_above'])} for {recipe}" for recipe, of in found.items()),
         "{disputed}": count,
         "{places}": places,
-        "{where}": f"{hardware()}; {versions()}",
+        "{where}": "; ".join(dict.fromkeys(f"{of['hardware']}; {of['versions']}" for of in found.values())),
     }.items():
         assert mark in text, mark
         text = text.replace(mark, content)

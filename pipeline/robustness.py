@@ -26,6 +26,7 @@ def robustness(config: Config) -> None:
     test, val = (data.load_split(f"{name}.npz", config.data) for name in ("test", "val"))
     folder = ROOT / "results" / "robustness" / config.name if in_dvc_stage() else job_folder()
     with quiet_import():
+        from pipeline import surroundings
         from pipeline.beyond import hardship, network
 
     cnn = network.load_network(config, run=None, alias=None, sure=SHARE_SURE)
@@ -34,6 +35,8 @@ def robustness(config: Config) -> None:
         "recipe": config.name,
         "seed": config.seed,
         "model_sha256": sha256(existing(ROOT / "models" / config.name / "model.keras")),
+        "hardware": surroundings.hardware(),
+        "versions": surroundings.versions(),
         "sure_above": cnn.sure_above,
         "corruptions": hardship.under_corruption(cnn.probabilities, test.images, test.labels, config.seed),
         "guises": hardship.in_other_guise(cnn.probabilities, test.images, test.labels, prepared=of_digits),
