@@ -54,7 +54,7 @@ def elsewhere(found: dict[str, Any]) -> str:
     for source in next(iter(found.values()))["elsewhere"]:
         for recipe, of_recipe in found.items():
             of = of_recipe["elsewhere"][source]
-            sure = f"{of['sure_right']:,} of {of['sure']:,}"
+            sure = f"{of['sure_right']:,} of {of['sure']:,}" if of["sure"] else "–"
             cells = [f"{of['digits']:,}", recipe, with_interval(of), with_interval(of, "unprepared_right")]
             rows.append([source, *cells, percent(of["sure"] / of["digits"], 1), sure])
     return markdown_table(rows)
@@ -99,7 +99,10 @@ def main() -> None:
         "{elsewhere}": elsewhere(found),
         "{guises}": guises(found),
         "{best}": best,
-        "{sure}": ", ".join(f"{percent(of['sure_above'])} for {recipe}" for recipe, of in found.items()),
+        "{sure}": ", ".join(
+            f"{'none' if of['sure_above'] is None else percent(of['sure_above'])} for {recipe}"
+            for recipe, of in found.items()
+        ),
         "{disputed}": count,
         "{places}": places,
         "{where}": "; ".join(dict.fromkeys(f"{of['hardware']}; {of['versions']}" for of in found.values())),

@@ -22,7 +22,7 @@ def predict(config: PredictConfig) -> None:
         from pipeline.beyond import network
 
     cnn = network.load_network(config, config.run, config.alias, config.sure)
-    print(f"by {cnn.words}; sure from {percent(cnn.sure_above)} on")
+    print(f"by {cnn.words}; {f'sure from {percent(cnn.sure_above)} on' if cnn.sure_above <= 1 else 'never sure'}")
     refused = []
     for number, file in enumerate(files, 1):
         try:

@@ -37,7 +37,7 @@ def robustness(config: Config) -> None:
         "model_sha256": sha256(existing(ROOT / "models" / config.name / "model.keras")),
         "hardware": surroundings.hardware(),
         "versions": surroundings.versions(),
-        "sure_above": cnn.sure_above,
+        "sure_above": cnn.sure_above if cnn.sure_above <= 1 else None,  # None for never
         "corruptions": hardship.under_corruption(cnn.probabilities, test.images, test.labels, config.seed),
         "guises": hardship.in_other_guise(cnn.probabilities, test.images, test.labels, prepared=of_digits),
     }
