@@ -17,7 +17,7 @@ from pipeline.config import ARRAYS, CONF, ROOT, AdoptConfig, Data, PipelineError
 from pipeline.files import load_yaml, replacing
 
 HEADER = """\
-# Made by `python -m pipeline.adopt path={path}` from {count} pictures; a fifth of each class are test images.
+# Made by `python -m pipeline.adopt path={path}`, from {count} pictures; a fifth of each class are test images.
 # Type it again when the pictures change, and `dvc repro` after it.
 """
 
@@ -28,6 +28,11 @@ def adopt(config: AdoptConfig) -> None:
     described = CONF / "data" / f"{folder.name}.yaml"
     if described.exists() and load_yaml(described).get("sources") != []:
         raise PipelineError(f"{described.relative_to(ROOT)} describes published data: give the folder another name")
+    path = folder.relative_to(ROOT)
+    if described.exists() and f"path={path}`" not in described.read_text(encoding="utf-8").partition("\n")[0]:
+        raise PipelineError(
+            f"{described.relative_to(ROOT)} is of another folder of this name: give another name, or remove it"
+        )
     classes, images, labels = pictures.read_pictures(folder, config.data.image_shape)
     arrays = pictures.divided(images, labels)
     settings = Data(
@@ -46,7 +51,7 @@ def adopt(config: AdoptConfig) -> None:
     validate(dataclasses.replace(config, data=settings))
     data.save_arrays(ROOT / "data" / "downloads" / folder.name / f"{folder.name}.npz", **arrays)
     with replacing(described) as temporary:
-        text = HEADER.format(path=config.path, count=f"{len(labels):,}")
+        text = HEADER.format(path=path, count=f"{len(labels):,}")
         text += yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False, default_flow_style=None, width=120)
         temporary.write_text(text, encoding="utf-8")
     print(

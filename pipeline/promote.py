@@ -30,6 +30,7 @@ def promote(config: RunConfig) -> None:
     found = tracking.find_run(run, name)
     champion = registry.found(registry.CHAMPION, name)
     if champion is not None and champion.run_id == run:
+        registry.register(found, name, _card(found))
         print(f"models:/{name}@champion is version {champion.version}, run {run}, already")
         return
     if champion is None:
@@ -41,6 +42,9 @@ def promote(config: RunConfig) -> None:
     better = bool(verdict.test and verdict.test.difference > 0 and verdict.p < 1 - config.evaluate.confidence)
     version = registry.register(found, name, _card(found))
     alias = registry.CHAMPION if better else registry.CHALLENGER
+    now = registry.found(registry.CHAMPION, name)
+    if now is None or now.version != champion.version:
+        raise PipelineError(f"the champion of {name} has changed meanwhile: the same command compares with the new one")
     registry.point(alias, name, version)
     if better and (challenger := registry.found(registry.CHALLENGER, name)) and challenger.version == version:
         registry.drop(registry.CHALLENGER, name)
@@ -74,7 +78,7 @@ def _compared(champion: str, run: str, test: data.Examples, config: RunConfig) -
 
     sides = []
     for words, of in (("the champion", champion), ("this run", run)):
-        predictions = load_network(config, of, None, sure=1).probabilities(test.images).argmax(1)
+        predictions = load_network(config, of, None, 1, config.data.image_shape).probabilities(test.images).argmax(1)
         sides.append(comparison.Side(words, {}, (predictions == test.labels)[None], [], 0, 0))
     [verdict] = comparison.verdicts(sides, config.evaluate.confidence, "test")
     return verdict

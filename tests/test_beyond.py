@@ -142,6 +142,10 @@ def test_the_champion_moves_where_the_test_says_better_and_only_there(clone, con
     card = (clone / "results/recipes/baseline/model_card.md").read_text()
     assert versions[strong].description == card and "baseline, a network for mnist" in card
     assert versions[weak].description == f"Not evaluated: python -m pipeline.evaluate run={weak}\n"
+    assert pipeline(clone, "evaluate", f"run={weak}").returncode == 0
+    assert pipeline(clone, "promote", f"run={weak}").returncode == 0
+    renewed = {version.run_id: version for version in store(clone).search_model_versions("name = 'mnist'")}
+    assert set(renewed) == {weak, strong} and "baseline, a network for mnist" in renewed[weak].description
 
 
 def test_the_champion_loads_in_plain_mlflow_and_gives_the_logits_of_its_file(clone, contenders):
@@ -173,6 +177,10 @@ def test_predict_by_the_champion_and_by_its_run_are_alike(clone, contenders, pag
     )
     assert by_alias.returncode == 0, by_alias.stderr
     assert read_off(by_alias) == read_off(by_run) and "champion" in by_alias.stdout
+    of_other_data = pipeline(
+        clone, "predict", f"input={pages}", "alias=champion", f"data.sha256.train_images={64 * '0'}"
+    )
+    assert of_other_data.returncode == 1 and "was trained on another data.sha256 of mnist" in of_other_data.stderr
 
 
 def test_serve_answers_until_it_is_interrupted_and_its_port_is_its_own(clone, pages):

@@ -75,6 +75,10 @@ def test_pictures_of_ones_own_go_the_whole_way(repository):
     before = (repository / "conf/data/letters.yaml").read_bytes()
     assert pipeline(repository, "adopt", "path=letters").returncode == 0
     assert (repository / "conf/data/letters.yaml").read_bytes() == before
+    draw(repository / "other" / "letters", classes, 8)
+    other = pipeline(repository, "adopt", "path=other/letters")
+    assert other.returncode == 1 and "conf/data/letters.yaml is of another folder of this name" in other.stderr
+    assert (repository / "conf/data/letters.yaml").read_bytes() == before
     (repository / "letters" / "plus" / "1.jpg").unlink()
     (repository / "letters" / "plus" / "copy.png").unlink()
     assert pipeline(repository, "adopt", "path=letters").returncode == 0
@@ -105,6 +109,7 @@ def text(folder: Path) -> None:
         (None, ["path=/tmp"], "no folder of this repository"),
         (None, ["path=../x"], "no folder of this repository"),
         (lambda folder: draw(folder, ["a"], 8), ["path=mine"], "has 1 folders of pictures"),
+        (lambda folder: draw(folder, [f"c{n:03}" for n in range(257)], 1), ["path=mine"], "give 256 at most"),
         (few, ["path=mine"], "has 4 different pictures: give 5"),
         (twice, ["path=mine"], "the same picture in two classes"),
         (text, ["path=mine"], "notes.txt is no image"),

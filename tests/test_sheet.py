@@ -209,6 +209,21 @@ def png_of(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+def tiff_of_one_tile(size):
+    """A TIFF of 28 x 28 pixels in a tile of size x size."""
+    tags = {256: 28, 257: 28, 258: 8, 259: 1, 262: 1, 322: size, 323: size, 324: 8, 325: size**2}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + struct.pack("<I", 0)
+
+
+def jpeg_of_scans(count):
+    """A progressive JPEG that announces so many scans more than it needs."""
+    file = io.BytesIO()
+    Image.new("L", (28, 28)).save(file, "JPEG", progressive=True)
+    assert images.read_image(file.getvalue(), "photo").shape == (28, 28)
+    return file.getvalue()[:-2] + b"\xff\xda" * count + file.getvalue()[-2:]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -218,6 +233,8 @@ def png_of(width, height):
         (png_of(100, 100)[:60], "no image"),
         (png_of(20_000, 5_000), "20,000 x 5,000 pixels"),
         (png_of(2**31 - 1, 2**31 - 1), "pixels"),
+        (tiff_of_one_tile(12_288), "far more to unpack than it shows"),
+        (jpeg_of_scans(400), "far more to unpack than it shows"),
     ],
 )
 def test_what_is_no_image_is_refused_in_one_line(given, said):

@@ -19,13 +19,15 @@ from pipeline.files import existing
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 MOST_PIXELS = 50_000_000  # as many as a good camera takes; unpacked 200 MB
 MOST_BYTES = 100_000_000
+MOST_SCANS = 300  # of a JPEG, each worked through whole: seconds at most; cameras make 10
 WORKED_ON = 1600  # pixels of the longer side that is looked at
 
 
 def read_image(source: Path | bytes, name: str = "") -> NDArray[np.uint8]:
     """Grey values [H, W] of an image file or its bytes, upright, transparency on white.
 
-    What is no image, damaged, or larger than MOST_PIXELS is a PipelineError, found out before it is unpacked.
+    What is no image, damaged, or a bomb (more than MOST_PIXELS, huge tiles, endless scans) is a PipelineError, before
+    it is unpacked.
     """
     name = name or str(source)
     if isinstance(source, Path) and existing(source).stat().st_size > MOST_BYTES:
@@ -33,13 +35,18 @@ def read_image(source: Path | bytes, name: str = "") -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damage that Pillow can live with
-            file = io.BytesIO(source) if isinstance(source, bytes) else source
-            with Image.open(file, formats=FORMATS) as image:
+            content = source if isinstance(source, bytes) else source.read_bytes()
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 if image.width * image.height > MOST_PIXELS:
                     raise PipelineError(
                         f"{name} has {image.width:,} x {image.height:,} pixels, at most {MOST_PIXELS:,} are looked "
                         "at: give it smaller, or a part of it"
                     )
+                tags = getattr(image, "tag_v2", {})  # of a TIFF
+                tile = tags.get(322, 0) * tags.get(323, 0)
+                scans = content.count(b"\xff\xda") if image.info.get("progressive") else 1
+                if tile > MOST_PIXELS or scans > MOST_SCANS:
+                    raise PipelineError(f"{name} takes far more to unpack than it shows: save it anew, as PNG")
                 image.draft("L", (WORKED_ON, WORKED_ON))  # a JPEG unpacks to an eighth of its size as well
                 ImageOps.exif_transpose(image, in_place=True)
                 return _grey(image)

@@ -28,6 +28,8 @@ def read_pictures(folder: Path, shape: list[int]) -> tuple[list[str], NDArray[np
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if len(classes) < 2:
         raise PipelineError(f"{folder} has {len(classes)} folders of pictures: give one with a folder a class")
+    if len(classes) > 256:
+        raise PipelineError(f"{folder} has {len(classes)} folders of pictures: give 256 at most, a label is a byte")
     found: dict[bytes, tuple[int, Path]] = {}
     most = (data.LIMIT - 10_000) // (shape[0] * shape[1] + 1)  # with labels and headers
     for label, name in enumerate(classes):

@@ -17,10 +17,11 @@ MOST = 5_000  # characters of a description in MLflow
 
 @refusals_in_one_line()
 def register(run: Run, name: str, card: str) -> str:
-    """The version of `name` that holds the model of a run, with its card: made once, found again after."""
+    """The version of `name` that holds the model of a run, with its card: made once, renewed after."""
     client, experiment = open_store(name)
     for version in client.search_model_versions(f"name = '{name}'"):
         if version.run_id == run.info.run_id:
+            client.update_model_version(name, version.version, card[:MOST])
             return str(version.version)
     logged = client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'")
     ready = [model for model in logged if model.status.name == "READY"]

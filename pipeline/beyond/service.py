@@ -30,6 +30,7 @@ MOST_BYTES = 16_000_000  # of a request: 5,000 digits as JSON, or a large photog
 MOST_DIGITS = 5_000  # of a request
 BATCH = 500  # digits that are predicted at once
 PATIENCE = 10.0  # seconds for a client to send all of its request
+CLOSE = {"Connection": "close"}  # or the rest, byte by byte, would hold it open
 PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 # The page is all there is: nothing from elsewhere is loaded, and nothing is sent anywhere but here.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
@@ -39,6 +40,7 @@ def build_app(network: Network, hosts: list[str]) -> FastAPI:
     """The application; requests that name another host than `hosts` are refused."""
     predictor = Predictor(network)
     one_at_a_time = asyncio.Semaphore(1)  # pages: each may take half a gigabyte
+    two_at_a_time = asyncio.Semaphore(2)  # of JSON, some 400 MB each
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -55,7 +57,7 @@ def build_app(network: Network, hosts: list[str]) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
-        return JSONResponse({"error": error.detail}, error.status_code)
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
     @app.get("/")
     async def page() -> Response:
@@ -77,7 +79,8 @@ def build_app(network: Network, hosts: list[str]) -> FastAPI:
                     sheet = await asyncio.to_thread(lambda: read_sheet(read_image(body, "the image")))
                 return JSONResponse(_answer(network, await predictor.predict(sheet.digits), sheet))
             if kind == "application/json":
-                digits = await asyncio.to_thread(_digits, body)
+                async with two_at_a_time:
+                    digits = await asyncio.to_thread(_digits, body)
                 return JSONResponse(_answer(network, await predictor.predict(digits)))
         except PipelineError as error:
             raise HTTPException(400, str(error)) from None
@@ -127,9 +130,9 @@ async def _body(request: Request) -> bytes:
             async for part in request.stream():
                 body += part
                 if len(body) > MOST_BYTES:
-                    raise HTTPException(413, f"more than {MOST_BYTES:,} bytes: send less at once")
+                    raise HTTPException(413, f"more than {MOST_BYTES:,} bytes: send less at once", CLOSE)
     except TimeoutError:
-        raise HTTPException(408, f"not sent within {PATIENCE:g} seconds") from None
+        raise HTTPException(408, f"not sent within {PATIENCE:g} seconds", CLOSE) from None
     except ClientDisconnect:
         raise HTTPException(400, "the client left") from None
     return bytes(body)

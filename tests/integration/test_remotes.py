@@ -18,6 +18,8 @@ from conftest import dvc, git, pipeline, ran, runs, store
 
 from benchmarks.servers import HOST, free_port
 
+pytest.importorskip("moto")
+pytest.importorskip("dvc_s3")
 pytestmark = pytest.mark.integration
 
 BUCKET = "mnist"

@@ -21,6 +21,7 @@ from conftest import PARENT, dvc, git, parent_of, ran, run, small_repository, st
 
 from benchmarks.servers import Postgres, TrackingServer, postgres_programs
 
+pytest.importorskip("psycopg2")
 PROGRAMS = postgres_programs()
 pytestmark = [
     pytest.mark.integration,
