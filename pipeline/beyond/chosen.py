@@ -40,7 +40,8 @@ def files_of(config: Config, run: str | None, alias: str | None) -> Iterator[Cho
         for key in ("image_shape", "classes", "sha256"):
             if getattr(of_run, key) != getattr(config.data, key):
                 raise PipelineError(
-                    f"MLflow run {run} was trained on another data.{key} of {config.data.name} than today's: train"
+                    f"MLflow run {run} was trained on another data.{key} of {config.data.name} than today's: train "
+                    "again, and where it is the champion, take that alias off it in `mlflow ui`"
                 )
         yield Chosen(
             tracking.recorded_model(found, Path(folder)),
