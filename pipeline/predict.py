@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,13 @@ def predict(config: PredictConfig) -> None:
     print(f"by {cnn.words}; {f'sure from {percent(cnn.sure_above)} on' if cnn.sure_above <= 1 else 'never sure'}")
     refused = []
     for number, file in enumerate(files, 1):
+        name = os.fsencode(file).decode("utf-8", "replace")  # bytes of another encoding cannot be printed
         try:
-            page = sheet.read_sheet(images.read_image(file))
+            page = sheet.read_sheet(images.read_image(file, name))
         except PipelineError as error:
-            refused.append(str(error) if str(file) in str(error) else f"{file}: {error}")
+            refused.append(str(error) if name in str(error) else f"{name}: {error}")
             continue
-        _answer(
-            str(file),
-            page,
-            cnn,
-            job_folder() / f"{number}_{file.stem}.png" if config.show else None,
-        )
+        _answer(name, page, cnn, job_folder() / f"{number}_{Path(name).stem}.png" if config.show else None)
     if refused:
         raise PipelineError("; ".join(refused))
 

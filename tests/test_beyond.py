@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -80,6 +81,14 @@ def test_predict_names_what_it_cannot_read_and_reads_the_rest(clone, pages, tmp_
     assert list(read_off(done)) == ["3.png"]
     [line] = done.stderr.splitlines()
     assert "notes.png is no image" in line and "empty.png: the page is empty" in line
+
+
+def test_predict_reads_a_file_whose_name_is_no_utf_8(clone, pages, tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes((pages / "3.png").read_bytes())
+    words = (sys.executable, "-m", "pipeline.predict", f"input={tmp_path}", "recipe=baseline", "show=true")
+    done = run(*words, cwd=clone, PYTHONIOENCODING="utf-8:strict")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(read_off(done)) == ["caf\ufffd.png"] and "1_caf\ufffd.png" in done.stdout
 
 
 @pytest.mark.parametrize(
