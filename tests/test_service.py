@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
@@ -52,7 +53,7 @@ def address():
 
 
 def post(address, body, kind="application/json", **more):
-    return requests.post(f"{address}/predict", data=body, headers={"Content-Type": kind, **more}, timeout=30)
+    return requests.post(f"{address}/predict", data=body, headers={"Content-Type": kind, **more}, timeout=300)
 
 
 def good(address):
@@ -240,9 +241,10 @@ def test_a_page_of_thousands_of_spots_holds_nobody_up(address):
     page[5::11, 5::11] = 0
     file = io.BytesIO()
     Image.fromarray(page).save(file, "PNG")
-    begin = time.monotonic()
-    assert post(address, file.getvalue(), "image/png").status_code == 400
-    assert time.monotonic() - begin < 20
+    with ThreadPoolExecutor(1) as pool:
+        page_of_spots = pool.submit(post, address, file.getvalue(), "image/png")
+        good(address)
+        assert page_of_spots.result().status_code == 400
     good(address)
 
 
