@@ -17,7 +17,7 @@ from pipeline.config import ARRAYS, CONF, ROOT, AdoptConfig, Data, PipelineError
 from pipeline.files import load_yaml, replacing
 
 HEADER = """\
-# Made by `python -m pipeline.adopt path={path}`, from {count} pictures; a fifth of each class are test images.
+# Made by `python -m pipeline.adopt path={path}` from {count} pictures; a fifth of each class are test images.
 # Type it again when the pictures change, and `dvc repro` after it.
 """
 
@@ -26,13 +26,12 @@ HEADER = """\
 def adopt(config: AdoptConfig) -> None:
     folder = _folder(config.path)
     described = CONF / "data" / f"{folder.name}.yaml"
-    if described.exists() and load_yaml(described).get("sources") != []:
-        raise PipelineError(f"{described.relative_to(ROOT)} describes published data: give the folder another name")
-    path = folder.relative_to(ROOT)
-    if described.exists() and f"path={path}`" not in described.read_text(encoding="utf-8").partition("\n")[0]:
-        raise PipelineError(
-            f"{described.relative_to(ROOT)} is of another folder of this name: give another name, or remove it"
-        )
+    path, file = folder.relative_to(ROOT), described.relative_to(ROOT)
+    if described.exists():
+        if load_yaml(described).get("sources") != []:
+            raise PipelineError(f"{file} describes published data: give the folder another name")
+        if f"path={path}`" not in described.read_text(encoding="utf-8").partition("\n")[0]:
+            raise PipelineError(f"{file} is of another folder of this name: give another name, or remove it")
     classes, images, labels = pictures.read_pictures(folder, config.data.image_shape)
     arrays = pictures.divided(images, labels)
     settings = Data(
@@ -56,7 +55,7 @@ def adopt(config: AdoptConfig) -> None:
         temporary.write_text(text, encoding="utf-8")
     print(
         f"{len(classes)} classes, {len(arrays['train_labels']):,} training and {len(arrays['test_labels']):,} test "
-        f"images: wrote {described.relative_to(ROOT)}; now `dataset: {folder.name}` in params.yaml, and `dvc repro`"
+        f"images: wrote {file}; now `dataset: {folder.name}` in params.yaml, and `dvc repro`"
     )
 
 

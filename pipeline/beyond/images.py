@@ -43,7 +43,7 @@ def read_image(source: Path | bytes, name: str = "") -> NDArray[np.uint8]:
                         "at: give it smaller, or a part of it"
                     )
                 tags = getattr(image, "tag_v2", {})  # of a TIFF
-                tile = tags.get(322, 0) * tags.get(323, 0)
+                tile = tags.get(322, 0) * tags.get(323, 0)  # TileWidth, TileLength: unpacked whole, whatever they show
                 scans = content.count(b"\xff\xda") if image.info.get("progressive") else 1
                 if tile > MOST_PIXELS or scans > MOST_SCANS:
                     raise PipelineError(f"{name} takes far more to unpack than it shows: save it anew, as PNG")
