@@ -135,9 +135,9 @@ def copy(repository: Path, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def clone(tmp_path_factory, digits) -> Path:
+def run_through(tmp_path_factory, digits) -> Path:
     """A git clone of the working tree for the generated digits, committed and run through once."""
-    folder = tmp_path_factory.mktemp("clone")
+    folder = tmp_path_factory.mktemp("run_through")
     small_repository(folder, digits)
     for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "start"]):
         git(folder, *words)
@@ -145,6 +145,16 @@ def clone(tmp_path_factory, digits) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "results")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clone(run_through, tmp_path_factory) -> Path:
+    """A copy of it for each file of tests: what others trained before would be found again by this one's sweeps."""
+    folder = copy(run_through, tmp_path_factory.mktemp("clone"))
+    follow = "from pipeline.store import open_store; open_store('mnist')"
+    done = run(sys.executable, "-c", follow, cwd=folder)
+    assert done.returncode == 0 and str(folder) in done.stdout, done.stderr
     return folder
 
 
