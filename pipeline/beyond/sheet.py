@@ -6,6 +6,7 @@ Ink is float64 [H, W] from 0, the paper, to 1, the pen at its darkest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -100,7 +101,7 @@ def _levels(difference: Ink | None) -> Ink | None:
 
 def _off_paper(values: Ink) -> Ink:
     """Against the median of a wide neighbourhood: light that changes slowly is none of the ink's."""
-    step = max(1, max(values.shape) // 100)
+    step = math.ceil(max(values.shape) / 100)
     coarse = values[::step, ::step]
     window = max(3, min(coarse.shape) // 2)
     paper = ndimage.gaussian_filter(ndimage.median_filter(coarse, window, mode="nearest"), window / 4)
