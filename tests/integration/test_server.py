@@ -252,6 +252,12 @@ def of_seed(repository: Repository, seed: int) -> list[Any]:
     return repository.runs(f"params.seed = '{seed}' and params.`train.epochs` = '{LONG}'")
 
 
+def epochs_trained(repository: Repository) -> int:
+    """Of the training that runs, by its checkpoints."""
+    found = (repository.folder / "outputs/unfinished").glob("*/epoch-*.ckpt")
+    return max((int(file.stem.partition("-")[2]) for file in found), default=0)
+
+
 def whole(repository: Repository, seed: int, folder: Path) -> int:
     """Assert that the server has a training once, with every row of its history once and its model: the rows."""
     [found] = of_seed(repository, seed)
@@ -272,6 +278,10 @@ def test_a_training_outlives_a_restart_of_its_database(
 ) -> None:
     with training(repository, 1001, tmp_path) as process:
         postgres.stop()
+        before = epochs_trained(repository)
+        while epochs_trained(repository) <= before:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
         postgres.start()
         said = process.communicate(timeout=300)
     assert (process.returncode, said[1]) == (0, ""), said
