@@ -13,10 +13,10 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pipeline.config import ROOT, Config, PipelineError, from_dict
+from pipeline.config import ROOT, Config, PipelineError, compose, from_dict, to_dict
 from pipeline.files import existing, load_yaml
 from pipeline.store import address, open_store, refusals_in_one_line
-from pipeline.surroundings import about
+from pipeline.surroundings import about, flatten
 from pipeline.tables import as_text
 
 PARENT = "mlflow.parentRunId"
@@ -26,13 +26,20 @@ PAGE = 100  # runs a request: a thousand of ours at once take a server longer th
 
 @refusals_in_one_line()
 def find_run(run_id: str, data_name: str) -> Run:
-    """The run of this id that trained a model; any other, and one of another experiment, is a PipelineError."""
+    """The run of this id that trained a model on the data of today's configuration; any other is a PipelineError."""
     run = _existing_run(run_id, data_name)
     if "model_sha256" not in run.data.tags:
         raise PipelineError(
             f"{run_id} ({run.info.run_name!r}, {run.info.status.lower()}) holds no trained model: take the id of a "
             "finished run, from a ranking or `mlflow ui`"
         )
+    today = flatten({"data": to_dict(compose(f"data={data_name}"))["data"]})
+    for key in (key for key in today if key.startswith(("data.image_shape", "data.sha256."))):
+        if run.data.params.get(key) != today[key]:
+            raise PipelineError(
+                f"{run_id} was trained on another {key} than conf/data/{data_name}.yaml has today: train again, and "
+                "where it is the champion, take that alias off it in `mlflow ui`"
+            )
     return run
 
 

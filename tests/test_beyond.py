@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import sys
 import numpy as np
 import pytest
 import requests
-from conftest import dvc, generated_digits, git, pipeline, ran, run, runs, store
+from conftest import dvc, generated_digits, git, pipeline, ran, run, runs, store, write_idx
 from PIL import Image
 
 pytestmark = pytest.mark.pipeline
@@ -186,10 +188,30 @@ def test_predict_by_the_champion_and_by_its_run_are_alike(clone, contenders, pag
     )
     assert by_alias.returncode == 0, by_alias.stderr
     assert read_off(by_alias) == read_off(by_run) and "champion" in by_alias.stdout
-    of_other_data = pipeline(
-        clone, "predict", f"input={pages}", "alias=champion", f"data.sha256.train_images={64 * '0'}"
+
+
+def test_a_run_of_other_pictures_than_todays_is_refused(clone, digits, contenders, pages, tmp_path):
+    """Also where the split was made anew, and nothing but the run is of the pictures of yesterday."""
+    images, _ = generated_digits(400, seed=2)
+    shutil.copytree(digits, tmp_path, dirs_exist_ok=True)
+    write_idx(tmp_path / "train-images-idx3-ubyte", images)
+    settings = clone / "conf/data/mnist.yaml"
+    today = re.sub(
+        r"train_images: \w{64}", f"train_images: {hashlib.sha256(images.tobytes()).hexdigest()}", settings.read_text()
     )
-    assert of_other_data.returncode == 1 and "was trained on another data.sha256 of mnist" in of_other_data.stderr
+    settings.write_text(today)
+    before = store(clone).get_run(contenders[0]).data.to_dictionary()
+    try:
+        done = dvc(clone, tmp_path, "repro", "preprocess")
+        assert done.returncode == 0, done.stderr
+        for verb, *words in (["evaluate"], ["predict", f"input={pages}"], ["promote"]):
+            refused = pipeline(clone, verb, f"run={contenders[0]}", *words)
+            [line] = refused.stderr.splitlines()
+            assert refused.returncode == 1 and "was trained on another data.sha256.train_images than conf/" in line
+        assert store(clone).get_run(contenders[0]).data.to_dictionary() == before
+    finally:
+        git(clone, "reset", "--quiet", "--hard")
+        assert dvc(clone, digits, "checkout").returncode == 0
 
 
 def test_serve_answers_until_it_is_interrupted_and_its_port_is_its_own(clone, pages):

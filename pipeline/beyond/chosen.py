@@ -36,13 +36,6 @@ def files_of(config: Config, run: str | None, alias: str | None) -> Iterator[Cho
     run = run or registry.run_of(alias or "", config.data.name)
     found = tracking.find_run(run, config.data.name)
     with tempfile.TemporaryDirectory() as folder:
-        of_run = tracking.recorded_config(found, Path(folder)).data
-        for key in ("image_shape", "classes", "sha256"):
-            if getattr(of_run, key) != getattr(config.data, key):
-                raise PipelineError(
-                    f"MLflow run {run} was trained on another data.{key} of {config.data.name} than today's: train "
-                    "again, and where it is the champion, take that alias off it in `mlflow ui`"
-                )
         yield Chosen(
             tracking.recorded_model(found, Path(folder)),
             lambda: tracking.artifact(found, "val_predictions.csv", Path(folder)),
