@@ -12,7 +12,9 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
+from pipeline.command import overrides
 from pipeline.config import ROOT, Config, PipelineError, compose, from_dict, to_dict
 from pipeline.files import existing, load_yaml
 from pipeline.store import address, open_store, refusals_in_one_line
@@ -33,9 +35,10 @@ def find_run(run_id: str, data_name: str) -> Run:
             f"{run_id} ({run.info.run_name!r}, {run.info.status.lower()}) holds no trained model: take the id of a "
             "finished run, from a ranking or `mlflow ui`"
         )
-    today = flatten({"data": to_dict(compose(f"data={data_name}"))["data"]})
-    for key in (key for key in today if key.startswith(("data.image_shape", "data.sha256."))):
-        if run.data.params.get(key) != today[key]:
+    words = [word for word in overrides() if word.startswith("data.")]
+    today = flatten({"data": to_dict(compose(f"data={data_name}", *words))["data"]})
+    for key in (key for key in today if key.startswith(("data.image_shape", "data.classes", "data.sha256."))):
+        if run.data.params.get(key) != today[key][:MAX_PARAM_VAL_LENGTH]:
             raise PipelineError(
                 f"{run_id} was trained on another {key} than conf/data/{data_name}.yaml has today: train again, and "
                 "where it is the champion, take that alias off it in `mlflow ui`"

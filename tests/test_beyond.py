@@ -188,6 +188,10 @@ def test_predict_by_the_champion_and_by_its_run_are_alike(clone, contenders, pag
     )
     assert by_alias.returncode == 0, by_alias.stderr
     assert read_off(by_alias) == read_off(by_run) and "champion" in by_alias.stdout
+    of_other_data = pipeline(
+        clone, "predict", f"input={pages}", "alias=champion", f"data.sha256.train_images={64 * '0'}"
+    )
+    assert of_other_data.returncode == 1 and "was trained on another data.sha256.train_images" in of_other_data.stderr
 
 
 def test_a_run_of_other_pictures_than_todays_is_refused(clone, digits, contenders, pages, tmp_path):
