@@ -20,7 +20,7 @@ from conftest import generated_digits, write_idx
 
 from pipeline import data
 from pipeline.config import Data, PipelineError
-from pipeline.fetch import Arrays, find_arrays
+from pipeline.fetch import Arrays, find_arrays, own_variable
 
 FILES = {"train_images": "a-idx3", "train_labels": "a-idx1", "test_images": "b-idx3", "test_labels": "b-idx1"}
 
@@ -129,6 +129,18 @@ def test_an_archive_of_keras_is_a_source(server, settings, arrays, tmp_path):
     assert server.asked == ["/keras/digits.npz"]
 
 
+def test_a_folder_of_the_system_is_a_source_like_any_other(server, idx, settings, arrays, tmp_path, capsys):
+    fill(server, idx, settings, "right")
+    own, absent = f"{idx}/{{file}}", f"{tmp_path}/absent/{{file}}.gz"
+    settings.sources = [absent, own, *settings.sources]
+    assert_same(find_arrays(settings, None, tmp_path / "downloads"), arrays)
+    missing, taken = capsys.readouterr().out.splitlines()
+    assert missing.startswith(f"no: {absent}: ") and "No such file" in missing and taken == f"copied from {own}"
+    (idx / "b-idx1").write_bytes((idx / "b-idx1").read_bytes()[:-1] + b"\x07")
+    assert_same(find_arrays(settings, None, tmp_path / "others"), arrays)
+    assert "test_labels has SHA-256" in capsys.readouterr().out.splitlines()[1] and len(server.asked) == 4
+
+
 def test_a_kept_download_is_used_and_a_damaged_one_is_replaced(server, idx, settings, arrays, tmp_path, capsys):
     fill(server, idx, settings, "right")
     for _ in range(3):
@@ -165,6 +177,12 @@ def test_a_copy_of_ones_own_wins_and_no_fallback_replaces_it(server, idx, settin
     with pytest.raises(PipelineError, match=r"\AMNIST_SOURCE is not mnist: .*nosuch is neither a file nor a folder"):
         find_arrays(settings, str(tmp_path / "nosuch"), tmp_path / "downloads")
     assert server.asked == []
+
+
+def test_each_data_set_has_a_variable_of_its_own(settings):
+    assert own_variable(settings) == "MNIST_SOURCE"
+    settings.name = "fashion-mnist.2"
+    assert own_variable(settings) == "FASHION_MNIST_2_SOURCE"
 
 
 def test_no_source_at_all_is_one_refusal_and_leaves_nothing(server, idx, settings, tmp_path, capsys):
