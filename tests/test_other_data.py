@@ -151,12 +151,12 @@ def test_a_folder_named_like_published_data_is_refused(repository):
 def test_data_in_the_form_of_fashion_mnist_go_the_whole_way(repository, digits, tmp_path):
     """The real pictures take minutes: files of the same form, and their hashes in the same places."""
     settings = (repository / "conf/data/fashion_mnist.yaml").read_text().replace("val_size: 5000", "val_size: 50")
-    for split, key, size, seed in (("train", "train", 400, 5), ("t10k", "test", 100, 6)):
+    for part, key, size, seed in (("train", "train", 400, 5), ("t10k", "test", 100, 6)):
         parts = zip(("images-idx3", "labels-idx1"), generated_digits(size, seed), strict=True)
         for kind, array in parts:
             write_idx(tmp_path / "plain", array)
             # Packed by nobody's gzip but this one's: the arrays are what is known.
-            (tmp_path / f"{split}-{kind}-ubyte.gz").write_bytes(gzip.compress((tmp_path / "plain").read_bytes(), 1))
+            (tmp_path / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress((tmp_path / "plain").read_bytes(), 1))
             name, digest = f"{key}_{kind.split('-')[0]}", hashlib.sha256(array.tobytes()).hexdigest()
             settings = re.sub(rf"{name}: \w{{64}}", f"{name}: {digest}", settings)
     (repository / "conf/data/fashion_mnist.yaml").write_text(settings)
