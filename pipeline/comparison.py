@@ -107,7 +107,10 @@ def _test(a: Side, b: Side, confidence: float) -> Test | None:
     n, m = len(a.right), len(b.right)
     if n == m == 1:
         return statistics.compare_runs(a.right[0], b.right[0], confidence)
-    return statistics.compare_groups(a.accuracies, b.accuracies, confidence) if min(n, m) > 1 else None
+    if min(n, m) == 1:
+        return None
+    a_counts, b_counts = (side.right.sum(1).tolist() for side in (a, b))
+    return statistics.compare_groups(a_counts, b_counts, a.right.shape[1], confidence)
 
 
 def _verdict(a: Side, b: Side, test: Test | None, p: float, tests: int, confidence: float, of: str) -> Verdict:

@@ -4,7 +4,8 @@ Two questions, two kinds of tests. Two single runs differ on certain examples: M
 examples of the same kind would favour the same run. Two groups of seeds differ in their means: the permutation test
 says whether other seeds would favour the same group, on these examples. Neither answers the other's question.
 
-Shapes: N examples, n runs of a group. Accuracies are shares, 0 to 1; a difference is B's less A's.
+Shapes: N examples, n runs of a group. Accuracies are shares, 0 to 1; a difference is B's less A's. Groups are given as
+counts of correct predictions: differences of counts that are equal compare as equal, those of shares are rounded apart.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from scipy import stats
 
 from pipeline.metrics import Interval
 
-EXACT = 200_000  # orders a permutation test looks at: all of them up to 10 + 10 runs, random ones beyond
 POWER = 0.8  # the chance to show a difference that is there, for the number of seeds to train
 MOST_SEEDS = 10_000  # beyond which nobody would train
 
@@ -47,16 +47,11 @@ class Pair(NamedTuple):
 class Groups(NamedTuple):
     """Two groups of runs: the difference of their means, and the least p that so few runs could have shown."""
 
-    a: Mean
-    b: Mean
     difference: float
-    low: float
+    low: float  # NaN, like high, where all runs of a group are alike, in both groups
     high: float
     p: float
     least_p: float
-    effect: (
-        float  # the difference in standard deviations of a seed (Hedges's g); it and the interval are NaN without any
-    )
 
 
 def mean_interval(values: Sequence[float], confidence: float) -> Mean:
@@ -93,41 +88,40 @@ def compare_runs(a_right: NDArray[np.bool_], b_right: NDArray[np.bool_], confide
     return Pair(only_a, only_b, (only_b - only_a) / n, middle - half, middle + half, p)
 
 
-def compare_groups(a: Sequence[float], b: Sequence[float], confidence: float) -> Groups:
-    """Two groups of at least two runs each, by their accuracies.
+def compare_groups(a: Sequence[int], b: Sequence[int], examples: int, confidence: float) -> Groups:
+    """Compare two groups of at least two runs each by how many of the same `examples` each run has right.
 
-    The test permutes the runs between the groups (Fisher 1935): exact up to 10 + 10 runs, by 200,000 random orders
-    beyond. The interval is Welch's (1947), the effect Hedges's g (1981).
+    The test permutes the runs between the groups (Fisher 1935). It is two-sided by the size of the difference: p is the
+    share of all orders whose means differ at least as much as those observed, either way. The interval is Welch's
+    (1947).
     """
     n, m = len(a), len(b)
-    difference = float(np.mean(b) - np.mean(a))
-    # Differences that are equal but for the rounding of their sums count as equal: scipy allows 1e-14 of the value,
-    # and accuracies of 10,000 examples are 1e-4 apart.
-    found = stats.permutation_test(
-        (np.asarray(a), np.asarray(b)), _difference, n_resamples=EXACT, batch=2_000, vectorized=True, rng=0
-    )
-    variances = float(np.var(a, ddof=1)), float(np.var(b, ddof=1))
-    if not any(variances):
-        effect = low = high = math.nan
-    else:
-        welch = stats.ttest_ind(b, a, equal_var=False).confidence_interval(confidence)
-        low, high = float(welch.low), float(welch.high)
-        pooled = math.sqrt(((n - 1) * variances[0] + (m - 1) * variances[1]) / (n + m - 2))
-        effect = difference / pooled * (1 - 3 / (4 * (n + m) - 9))
-    return Groups(
-        mean_interval(a, confidence),
-        mean_interval(b, confidence),
-        difference,
-        low,
-        high,
-        float(found.pvalue),
-        min(1.0, 2 / math.comb(n + m, n)),
-        effect,
-    )
+    difference = (n * sum(b) - m * sum(a)) / (n * m * examples)
+    low = high = math.nan
+    errors = [float(np.var(counts, ddof=1)) / len(counts) for counts in (a, b)]  # squared standard errors of the means
+    if squared := sum(errors):
+        freedom = squared**2 / (errors[0] ** 2 / (n - 1) + errors[1] ** 2 / (m - 1))
+        half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(squared) / examples
+        low, high = difference - half, difference + half
+    least_p = (1 + (n == m)) / math.comb(n + m, n)  # groups of one size can change places
+    return Groups(difference, low, high, _permutation_p(a, b), least_p)
 
 
-def _difference(a: NDArray[np.float64], b: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    return np.mean(b, axis) - np.mean(a, axis)
+def _permutation_p(a: Sequence[int], b: Sequence[int]) -> float:
+    """The share of all orders that differ at least as much, from the exact distribution of a group's sum (in the manner
+    of Streitberg and Roehmel 1986): were each run drawn by itself, draws of `n` runs would all be equally probable."""
+    n, size = len(a), len(a) + len(b)
+    counts = np.array([*a, *b]) - min(*a, *b)
+    most = int(np.sort(counts)[-n:].sum())
+    chances = np.zeros((n + 1, most + 1))  # of so many runs drawn, with this sum
+    chances[0, 0] = 1
+    for count in counts:
+        drawn = chances[:-1, : most + 1 - count] * n / size
+        chances *= (size - n) / size
+        chances[1:, count:] += drawn
+    # |difference of means| * n * m, by the sum of the group: whole numbers, which tie exactly.
+    distance = np.abs(n * int(counts.sum()) - size * np.arange(most + 1))
+    return float(chances[n, distance >= distance[counts[:n].sum()]].sum() / chances[n].sum())
 
 
 def seeds_needed(difference: float, deviations: tuple[float, float], significance: float) -> int | None:
