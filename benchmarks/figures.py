@@ -6,14 +6,13 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from benchmarks.run import RECIPES
 from benchmarks.trial import PEERS
-from pipeline.plots import COLOURS, STYLE
+from pipeline.plots import COLOURS, styled
 
 COLOUR = dict(zip((*PEERS, *RECIPES), COLOURS, strict=False))  # of a peer or recipe, the same in every picture
 Sizes = dict[tuple[str, int, float], list[float]]  # name, digits and times the filters: seconds of an epoch, by round
@@ -25,7 +24,7 @@ def plot_error_against_seconds(points: Sequence[tuple[str, str, Sequence[float],
 
     A point is (name, label, seconds by round, errors by seed): at their median and mean, with their ranges.
     """
-    with rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(7.2, 4.4), layout="constrained")
         axes = figure.subplots()
         for name, label, seconds, errors in points:
@@ -46,7 +45,7 @@ def plot_error_against_seconds(points: Sequence[tuple[str, str, Sequence[float],
 
 def plot_seeds(rows: Sequence[tuple[str, str, Sequence[float], tuple[float, float, float]]]) -> Figure:
     """Test error of every seed in percent; a row is (name, label, errors, mean and its interval), NaN for none."""
-    with rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(7.2, 0.8 + 0.6 * len(rows)), layout="constrained")
         axes = figure.subplots()
         for place, (name, _, errors, mean) in enumerate(rows):
@@ -73,7 +72,7 @@ def plot_scaling(sizes: Sizes) -> Figure:
     fewest = min(digits for _, digits, _ in sizes)
     by_digits: Lines = {(name, digits): took for (name, digits, times), took in sizes.items() if times == 1}
     by_filters: Lines = {(name, times): took for (name, digits, times), took in sizes.items() if digits == fewest}
-    with rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(8.4, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         _plot_lines(left, by_digits)

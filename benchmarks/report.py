@@ -29,7 +29,7 @@ from benchmarks.trial import PEERS
 from pipeline.config import ROOT, PipelineError
 from pipeline.files import load_csv, load_json, replacing
 from pipeline.metrics import wilson_interval
-from pipeline.plots import PNG
+from pipeline.plots import save_figure
 from pipeline.statistics import Mean, mean_interval, prediction_interval
 from pipeline.tables import markdown_table, percent
 
@@ -480,8 +480,7 @@ def main() -> None:
     studies = load(RESULTS)
     drawn = pictures(studies)
     for name, figure in drawn.items():
-        with replacing(DOCS / "benchmark" / f"{name}.png") as temporary:
-            figure.savefig(temporary, **PNG)
+        save_figure(DOCS / "benchmark" / f"{name}.png", figure)
     for path, text in (
         ("benchmark.md", markdown(studies, drawn)),
         ("benchmark/summary.md", readme_table(studies)),

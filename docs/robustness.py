@@ -87,8 +87,7 @@ def main() -> None:
     shares = {
         recipe: {name: share(of_name) for name, of_name in of["corruptions"].items()} for recipe, of in found.items()
     }
-    with replacing(folder / "accuracy.png") as temporary:
-        plot_shares(shares, "test digits right, %").savefig(temporary, **plots.PNG)
+    plots.save_figure(folder / "accuracy.png", plot_shares(shares, "test digits right, %"))
     best = list(found)[-1]
     for name in ("corrupted.png", "suspects_test.png", "suspects_validation.png"):
         shutil.copyfile(RESULTS / best / name, folder / name)

@@ -132,8 +132,7 @@ def _draw_sides(
             {kind: [captioned(i) for i in of_kind] for kind, of_kind in shown.items()}
         )
     for file, figure in figures.items():
-        with replacing(folder / f"{file}.png") as temporary:
-            figure.savefig(temporary, **plots.PNG)
+        plots.save_figure(folder / f"{file}.png", figure)
     return [folder / f"{file}.png" for file in figures]
 
 
@@ -213,8 +212,7 @@ def _draw(path: Path, histories: dict[str, Any], rows: Sequence[Row]) -> None:
     tests = {
         row.name: (row.test_accuracy, metrics.Interval(row.test_accuracy_low, row.test_accuracy_high)) for row in rows
     }
-    with replacing(path) as temporary:
-        plots.plot_comparison(histories, tests, PUBLISHED).savefig(temporary, **plots.PNG)
+    plots.save_figure(path, plots.plot_comparison(histories, tests, PUBLISHED))
 
 
 if __name__ == "__main__":

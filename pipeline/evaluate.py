@@ -141,8 +141,7 @@ def _draw(
         ),
     }
     for name, figure in figures.items():
-        with replacing(folder / f"{name}.png") as temporary:
-            figure.savefig(temporary, **plots.PNG)
+        plots.save_figure(folder / f"{name}.png", figure)
     return [folder / f"{name}.png" for name in figures]
 
 

@@ -1,4 +1,4 @@
-"""Figures from arrays: nothing is computed here but places on the page, and nothing is saved.
+"""Figures from arrays, and their PNG files: nothing is computed here but places on the page.
 
 Shapes: N examples, H rows, W columns, K classes, M bins. Images are uint8 [N, H, W], 0 paper to 255 ink.
 """
@@ -6,16 +6,19 @@ Shapes: N examples, H rows, W columns, K classes, M bins. Images are uint8 [N, H
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
+from pipeline.files import replacing
 from pipeline.metrics import Calibration, Interval
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#777777"  # Okabe and Ito, for all eyes
@@ -26,9 +29,19 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "font.family": "DejaVu Sans",
 }
-PNG: dict[str, Any] = {"dpi": 120, "metadata": {"Software": None}}  # for savefig: the same figure gives the same bytes
 
 History = Sequence[Mapping[str, float]]  # rows of history.csv
+
+
+def styled(**settings: Any) -> AbstractContextManager[None]:
+    """Draw by STYLE on Matplotlib's own defaults, which no matplotlibrc of the user's or of this folder changes."""
+    return style.context(STYLE | settings, after_reset=True)
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write `figure` as PNG; the same figure gives the same bytes."""
+    with style.context("default"), replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, metadata={"Software": None})
 
 
 def plot_examples(
@@ -36,7 +49,7 @@ def plot_examples(
 ) -> Figure:
     """A sheet of examples, black ink on white, each under its title; red where `wrong`."""
     rows = max(1, -(-len(images) // columns))
-    with rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(1.15 * columns + 0.3, 1.4 * rows + 0.5), layout="constrained")
         figure.suptitle(heading)
         for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
@@ -51,7 +64,7 @@ def plot_examples(
 def plot_confusion_matrix(confusion: NDArray[np.int64], names: Sequence[str], title: str) -> Figure:
     """Counts [K true, K predicted], by the names of the classes; colour shows mistakes alone, the diagonal is grey."""
     classes, labels = range(len(confusion)), [_text(name) for name in names]
-    with rc_context(STYLE | {"axes.spines.top": True, "axes.spines.right": True}):
+    with styled(**{"axes.spines.top": True, "axes.spines.right": True}):
         figure = Figure(figsize=(5.6, 5.2), layout="constrained")
         axes = figure.subplots()
         mistakes = np.where(np.eye(len(confusion), dtype=bool), 0, confusion)
@@ -71,7 +84,7 @@ def plot_reliability(calibration: Calibration, title: str) -> Figure:
     """Accuracy against confidence, by bin, with the number of examples in each bin below."""
     bins = len(calibration.size)
     edges = np.linspace(0, 1, bins + 1)
-    with rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(4.6, 5.0), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="calibrated")
@@ -85,7 +98,7 @@ def plot_reliability(calibration: Calibration, title: str) -> Figure:
 
 def plot_history(history: History, title: str) -> Figure:
     """Loss and accuracy over the epochs, training (running figures) and validation."""
-    with rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(8.4, 3.6), layout="constrained")
         figure.suptitle(title)
         for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
@@ -104,7 +117,7 @@ def plot_comparison(
     `histories` and `tests` (accuracy and its interval) are by name. The run named `published` showed its test curve
     as validation curve: it is drawn dotted, being unlike the others'.
     """
-    with rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(10.4, 4.2), layout="constrained")
         train, val, test = figure.subplots(1, 3, sharey=True, width_ratios=[3, 3, 2])
         for colour, (name, history) in zip(cycle(COLOURS), histories.items(), strict=False):
@@ -131,7 +144,7 @@ def plot_comparison(
 
 def plot_curves(curves: Mapping[str, Sequence[float]], metric: str) -> Figure:
     """A metric, shares of 0 to 1, over the epochs of several runs, by name."""
-    with rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         axes = figure.subplots()
         for colour, (name, values) in zip(cycle(COLOURS), curves.items(), strict=False):
@@ -147,7 +160,7 @@ def plot_heat_map(
 ) -> Figure:
     """Shares [R, C], NaN where there is none yet, by the values (R and C of them) of two keys."""
     rows, columns = shares.shape
-    with rc_context(STYLE | {"axes.spines.top": True, "axes.spines.right": True}):
+    with styled(**{"axes.spines.top": True, "axes.spines.right": True}):
         figure = Figure(figsize=(2 + 0.9 * columns, 1.6 + 0.6 * rows), layout="constrained")
         axes = figure.subplots()
         axes.imshow(shares, cmap="cividis", aspect="auto")
@@ -163,7 +176,7 @@ def plot_heat_map(
 
 def plot_sides(accuracies: Mapping[str, Sequence[float]], of: str) -> Figure:
     """Every run of every side as a dot, in percent, and the mean of a side as a line."""
-    with rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(7.2, 1.2 + 0.6 * len(accuracies)), layout="constrained")
         axes = figure.subplots()
         for row, (colour, shares) in enumerate(zip(cycle(COLOURS), accuracies.values(), strict=False)):
@@ -178,7 +191,7 @@ def plot_sides(accuracies: Mapping[str, Sequence[float]], of: str) -> Figure:
 def plot_example_rows(rows: Mapping[str, Sequence[tuple[NDArray[np.uint8], str]]]) -> Figure:
     """Rows of examples, uint8 [H, W] each with its title, under the heading of the row."""
     most = max(map(len, rows.values()))
-    with rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(1.15 * most + 0.3, 1.75 * len(rows)), layout="constrained")
         parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
         for part, (heading, examples) in zip(parts, rows.items(), strict=True):
@@ -197,7 +210,7 @@ def plot_band(published: Sequence[float], curves: Sequence[Sequence[float]], ban
     All are shares right, 0 to 1; the band is left out where its limits are NaN.
     """
     epochs = range(1, len(published) + 1)
-    with rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.subplots()
         for curve in curves:
@@ -219,8 +232,8 @@ def _text(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def _curve(axes: Axes, history: History, key: str, error: bool = False, **style: Any) -> None:
+def _curve(axes: Axes, history: History, key: str, error: bool = False, **line: Any) -> None:
     values = np.array([row[key] for row in history])
     # A training error of exactly 0 has no place on a log scale: it is left out.
     shown = np.where(values < 1, 100 * (1 - values), np.nan) if error else values
-    axes.plot([row["epoch"] for row in history], shown, marker=".", **style)
+    axes.plot([row["epoch"] for row in history], shown, marker=".", **line)

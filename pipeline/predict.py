@@ -10,7 +10,6 @@ from pipeline.beyond import images, sheet
 from pipeline.command import entry_point, job_folder
 from pipeline.config import PipelineError, PredictConfig
 from pipeline.console import quiet_import
-from pipeline.files import replacing
 from pipeline.tables import percent
 
 
@@ -74,8 +73,7 @@ def _answer(name: str, page: sheet.Sheet, cnn: Any, picture: Path | None) -> Non
         from pipeline import plots
         from pipeline.beyond.drawing import plot_sheet
 
-        with replacing(picture) as temporary:
-            plot_sheet(page, captions, confidence >= cnn.sure_above).savefig(temporary, **plots.PNG)
+        plots.save_figure(picture, plot_sheet(page, captions, confidence >= cnn.sure_above))
         print(f"wrote {picture}")
 
 

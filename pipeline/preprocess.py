@@ -9,7 +9,7 @@ import numpy as np
 from pipeline import data
 from pipeline.command import entry_point, job_folder
 from pipeline.config import ROOT, Config, in_dvc_stage
-from pipeline.files import replacing, save_json
+from pipeline.files import save_json
 
 
 @entry_point
@@ -32,8 +32,7 @@ def _draw_samples(raw: dict[str, np.ndarray], names: list[str], folder: Path) ->
     chosen = [0, *(int(np.argmax(labels == value)) for value in np.unique(labels))]
     titles = ["the first", *(f"label {names[labels[i]]}" for i in chosen[1:])]
     figure = plots.plot_examples(raw["train_images"][chosen], titles, 6, "training examples")
-    with replacing(folder / "samples.png") as temporary:
-        figure.savefig(temporary, **plots.PNG)
+    plots.save_figure(folder / "samples.png", figure)
 
 
 if __name__ == "__main__":

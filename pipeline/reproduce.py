@@ -147,8 +147,7 @@ def _beside_published(config: Config) -> None:
     bands = [prediction_interval(of_epoch, config.evaluate.confidence) for of_epoch in zip(*curves, strict=True)]
     sentence = _published_sentence(log, curves, bands, config.evaluate.confidence)
     folder = job_folder()
-    with replacing(folder / "published.png") as temporary:
-        plots.plot_band(log, curves, bands).savefig(temporary, **plots.PNG)
+    plots.save_figure(folder / "published.png", plots.plot_band(log, curves, bands))
     with replacing(folder / "published.md") as temporary:
         temporary.write_text(f"{sentence}\n", encoding="utf-8")
     print(f"{sentence}\nwrote {folder}")

@@ -13,7 +13,7 @@ from pipeline.beyond.sheet import DIGITS
 from pipeline.command import entry_point, job_folder
 from pipeline.config import ROOT, Config, PipelineError, in_dvc_stage
 from pipeline.console import quiet_import
-from pipeline.files import existing, replacing, save_csv, save_json, sha256
+from pipeline.files import existing, save_csv, save_json, sha256
 from pipeline.tables import percent
 
 SHARE_SURE = 0.999
@@ -89,8 +89,7 @@ def _draw_corrupted(path: Path, test: data.Examples, found: dict[str, Any]) -> N
         ]
         for name, of in found["corruptions"].items()
     }
-    with replacing(path) as temporary:
-        plots.plot_example_rows(rows).savefig(temporary, **plots.PNG)
+    plots.save_figure(path, plots.plot_example_rows(rows))
 
 
 def _draw_suspects(path: Path, names: list[str], digits: data.Examples, place: Any, predictions: Any, of: str) -> None:
@@ -101,8 +100,7 @@ def _draw_suspects(path: Path, names: list[str], digits: data.Examples, place: A
         for i, of_it in zip(place, predictions, strict=True)
     ]
     sheet = plots.plot_examples(digits.images[place], titles, 10, f"the {of} images whose labels it believes least")
-    with replacing(path) as temporary:
-        sheet.savefig(temporary, **plots.PNG)
+    plots.save_figure(path, sheet)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from pipeline import model as networks
 from pipeline import tracking
 from pipeline.config import Config, PipelineError, to_dict
 from pipeline.data import Examples
-from pipeline.files import load_csv, replacing, sha256
+from pipeline.files import load_csv, sha256
 from pipeline.record import Record, Row, home, now, remove_sent, unfinished, waiting
 from pipeline.store import open_store, refusals_in_one_line
 from pipeline.surroundings import NOBODY, Identity, about, deciding, difference, flatten, origin, packages
@@ -87,8 +87,7 @@ class Sender:
         titles = ["as it is"] * len(some) + ["augmented"] * len(some)
         heading = f"{config.name}: training examples, and how training varies them"
         sheet = plots.plot_examples(np.concatenate([some, varied]), titles, len(some), heading)
-        with replacing(record.folder / "artifacts" / "augmented.png") as temporary:
-            sheet.savefig(temporary, **plots.PNG)
+        plots.save_figure(record.folder / "artifacts" / "augmented.png", sheet)
         self.send()
 
     def send(self) -> None:

@@ -281,10 +281,8 @@ def renew(parent: str, folder: Path, in_its_time: bool = False) -> list[Child]:
         save_csv(folder / "ranking.csv", columns)
         with replacing(folder / "ranking.md") as temporary:
             temporary.write_text(markdown(children), encoding="utf-8")
-        with replacing(folder / "sweep.png") as temporary:
-            _draw(children, {run.info.run_id: tracking.curve(run, "val_accuracy") for run in runs}).savefig(
-                temporary, **plots.PNG
-            )
+        curves = {run.info.run_id: tracking.curve(run, "val_accuracy") for run in runs}
+        plots.save_figure(folder / "sweep.png", _draw(children, curves))
         best = children[0] if children else None
         tags = {"best": best.name, "best_run": best.run_id} if best and best.status == "FINISHED" else {}
         tags["mlflow.note.content"] = markdown(children)[:5_000]  # what the run's page opens with; MLflow takes so much

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable
 
+import matplotlib
 import numpy as np
 import pytest
 from conftest import generated_digits
@@ -35,15 +35,28 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 }
 
 
+OF_A_USER = {  # a matplotlibrc: each line alone changes a picture, and text.usetex needs a LaTeX
+    "text.usetex": True,
+    "font.family": "serif",
+    "image.origin": "lower",
+    "axes.grid": True,
+    "axes.prop_cycle": matplotlib.cycler("color", ["r"]),
+    "figure.facecolor": "black",
+    "savefig.bbox": "tight",
+    "savefig.transparent": True,
+}
+
+
 @pytest.mark.parametrize("name", FIGURES)
-def test_the_same_input_gives_the_same_png(name):
-    files = []
-    for _ in range(2):
-        file = io.BytesIO()
-        FIGURES[name]().savefig(file, **plots.PNG)
-        files.append(file.getvalue())
-    assert files[0] == files[1] and files[0].startswith(b"\x89PNG")
-    assert b"Software" not in files[0] and b"matplotlib" not in files[0].lower()
+def test_the_same_input_gives_the_same_png_whatever_matplotlibrc_says(name, tmp_path):
+    files = [tmp_path / "plain.png", tmp_path / "odd.png"]
+    for file, settings in zip(files, ({}, OF_A_USER), strict=True):
+        with matplotlib.rc_context(settings):
+            plots.save_figure(file, FIGURES[name]())
+            assert matplotlib.rcParams["axes.grid"] == bool(settings)  # the user's own, in a notebook
+    plain, odd = (file.read_bytes() for file in files)
+    assert plain == odd and plain.startswith(b"\x89PNG")
+    assert b"Software" not in plain and b"matplotlib" not in plain.lower()
 
 
 def test_digits_are_upright_in_grey_under_their_titles():

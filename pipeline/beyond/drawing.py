@@ -1,15 +1,14 @@
-"""Figures of pages. Like pipeline.plots: from arrays, nothing computed but places, nothing saved."""
+"""Figures of pages. Like pipeline.plots: from arrays, nothing computed but places."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from pipeline.beyond.sheet import Sheet
-from pipeline.plots import BLUE, COLOURS, ORANGE, STYLE
+from pipeline.plots import BLUE, COLOURS, ORANGE, styled
 
 A_ROW = 12  # digits beneath a page
 
@@ -19,7 +18,7 @@ def plot_sheet(sheet: Sheet, captions: Sequence[str], sure: Sequence[bool]) -> F
     rows = -(-len(captions) // A_ROW)
     height, width = sheet.page.shape
     page_height = 9.0 * height / width
-    with rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(9, page_height + rows + 0.4), layout="constrained")
         upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[page_height, rows])[:, 0]
         axes = upper.subplots()
@@ -41,7 +40,7 @@ def plot_sheet(sheet: Sheet, captions: Sequence[str], sure: Sequence[bool]) -> F
 def plot_shares(shares: Mapping[str, Mapping[str, float]], xlabel: str) -> Figure:
     """Shares, 0 to 1, by recipe and by what was done to the digits: a line of dots each."""
     names = list(next(iter(shares.values())))
-    with rc_context(STYLE):
+    with styled():
         figure = Figure(figsize=(7, 0.28 * len(names) + 1), layout="constrained")
         axes = figure.subplots()
         for (recipe, of), colour in zip(shares.items(), COLOURS, strict=False):
