@@ -78,6 +78,7 @@ def entry_point(verb: Callable[[Any], float | None]) -> Callable[[], None]:
         os.environ["HYDRA_FULL_ERROR"] = "1"
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's word for Ctrl-C
         try:
+            sys.argv[1:] = [ID.sub(r"\1='\2'", word) for word in sys.argv[1:]]
             _check_words(sys.argv[1:])
             sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in FLAGS)  # Hydra takes no word after one
             for path in [ROOT / "params.yaml", *sorted(CONF.rglob("*.yaml"))]:
@@ -102,6 +103,7 @@ OF_HYDRA = re.compile(
 )
 # Of joblib, Ray and submitit, which nothing else here needs to import.
 KILLED = ("TerminatedWorkerError", "WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "UncompletedJobError")
+ID = re.compile(r"(a|b|run)=([0-9a-f]{12,32})\Z")  # text, even where Hydra would read a number, as of 9447e1230643
 TO_RAY = re.compile(r"(?!.*_target_)\+hydra\.launcher\.ray\.(init|remote)\.\w+=")
 
 

@@ -77,7 +77,7 @@ def find_runs(what: str, data_name: str) -> dict[str, list[Run]]:
         query = f"tags.dvc_stage = 'train@{what}' and {trained}"
         found = [run for run in client.search_runs([experiment], query, order_by=NEWEST) if PARENT not in run.data.tags]
         found = found[:1]
-    elif re.fullmatch("[0-9a-f]{12}", what):
+    elif re.fullmatch("g?[0-9a-f]{12}", what):  # groups of earlier code have no g
         found = _search(client, experiment, f"tags.group = '{what}' and {trained}")
     else:
         try:

@@ -7,10 +7,13 @@ import pickle
 import time
 from pathlib import Path
 
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib.figure import Figure
 
-from pipeline import sweep, tracking
+from pipeline import surroundings, sweep, tracking
 from pipeline.config import ROOT
+from pipeline.files import save_csv
 
 
 def test_a_ranking_is_renewed_in_its_time_and_always_at_the_end(tmp_path, monkeypatch):
@@ -36,6 +39,18 @@ def test_a_ranking_is_renewed_in_its_time_and_always_at_the_end(tmp_path, monkey
     os.utime(tmp_path / ".next", (0, time.time() - 1))
     sweep.renew("parent", tmp_path, in_its_time=True)
     assert len(asked) == 3 and (tmp_path / "ranking.csv").read_text().startswith("rank,seed,")
+
+
+@pytest.mark.parametrize("digits", ["9447e1230643", "012345678901", "1e0000000000", "abcdef012345"])
+def test_the_id_of_a_group_is_never_a_number(compose, tmp_path, monkeypatch, digits):
+    """9447e1230643 was drawn by a real sweep: pandas and Hydra made infinity of it."""
+    monkeypatch.setattr(surroundings, "_sha256_of", lambda _: digits.ljust(64, "0"))
+    group = surroundings.identity(compose(), []).group
+    assert group == f"g{digits}"
+    assert OverridesParser.create().parse_override(f"a={group}").value() == group
+    save_csv(tmp_path / "ranking.csv", {"rank": [1, 2], "group": [group, group]})
+    pandas = pytest.importorskip("pandas")
+    assert pandas.read_csv(tmp_path / "ranking.csv")["group"].tolist() == [group, group]
 
 
 def test_a_job_is_told_of_its_sweep_and_store_and_of_no_secret(tmp_path, monkeypatch):

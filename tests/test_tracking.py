@@ -290,6 +290,9 @@ def test_a_sweep_of_several_pages_is_whole_and_every_page_is_small(tmp_path, mon
     assert sorted(run.info.run_id for run in tracking.of_sweep(parent)) == sorted([*children, other])
     assert asked == [2, 2, 2, 2]
     assert [len(runs) for runs in tracking.find_runs("0" * 12, "mnist").values()] == [5]
+    client.set_tag(children[0], "group", "g9447e1230643")
+    [[today]] = tracking.find_runs("g9447e1230643", "mnist").values()
+    assert today.info.run_id == children[0]
 
 
 @pytest.mark.parametrize("what", ["0" * 32, "fast"])
