@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks.run import RESULTS
 from pipeline import statistics
+from pipeline.comparison import Side, verdicts
 from pipeline.files import save_json
 
 TRIES = 4_000
@@ -70,6 +71,15 @@ def welch(generator: np.random.Generator) -> bool:
     return found.low <= 5 / DIGITS <= found.high
 
 
+def together(generator: np.random.Generator) -> bool:
+    """Three groups of 5 seeds, two alike and one 5 digits better: all three intervals, as `compare` gives them."""
+    counts = [seeds(generator, 5, mean) for mean in (MEAN, MEAN, MEAN + 5)]
+    sides = [Side("", {}, np.arange(DIGITS) < np.array(count)[:, None], [], 0, 0) for count in counts]
+    tests = [verdict.test for verdict in verdicts(sides, CONFIDENCE, "test")]
+    differences = [difference / DIGITS for difference in (0, 5, 5)]
+    return all(test.low <= value <= test.high for test, value in zip(tests, differences, strict=True) if test)
+
+
 def one_more(generator: np.random.Generator) -> bool:
     low, high = statistics.prediction_interval(accuracies(generator), CONFIDENCE)
     return low <= seeds(generator, 1)[0] / DIGITS <= high
@@ -87,6 +97,7 @@ SIMULATIONS: dict[str, tuple[str, Callable[[np.random.Generator], bool]]] = {
     "difference of two runs (Agresti and Min), 10,000 digits": ("holds the truth", pair_interval),
     "mean of 10 seeds (Student)": ("holds the truth", mean_interval),
     "difference of 5 + 5 seeds (Welch)": ("holds the truth", welch),
+    "all differences of 3 groups of 5 seeds": ("hold the truth", together),
     "one more seed after 10": ("holds the truth", one_more),
 }
 

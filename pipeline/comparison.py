@@ -52,8 +52,9 @@ class Verdict(NamedTuple):
 
     a: str
     b: str
-    test: Test | None  # none where one seed meets several
+    test: Test | None  # none where one seed meets several; its interval holds together with those of the other tests
     p: float  # of the test, adjusted by Holm where there are several; NaN without one
+    shown: bool  # whether there is a difference, by p: if so the interval lies on one side of 0, else it holds 0
     sentence: str
 
 
@@ -91,62 +92,73 @@ def told_apart(sides: Sequence[Side]) -> list[Side]:
     ]
 
 
-def verdicts(sides: Sequence[Side], confidence: float, of: str) -> list[Verdict]:
-    """Every two sides, the p of their tests adjusted for there being several."""
+def verdicts(sides: Sequence[Side], confidence: float, split: str) -> list[Verdict]:
+    """Every two sides, adjusted for there being several tests.
+
+    All intervals hold together with `confidence`, by Bonferroni's inequality. p is adjusted by Holm, which decides.
+    """
     pairs = list(itertools.combinations(sides, 2))
-    tests = [_test(a, b, confidence) for a, b in pairs]
-    found = [test.p for test in tests if test]
-    adjusted = iter(statistics.holm(found))
+    count = sum(map(_testable, pairs))
+    tests = [_test(a, b, 1 - (1 - confidence) / count) if _testable((a, b)) else None for a, b in pairs]
+    adjusted = iter(statistics.holm([test.p for test in tests if test]))
     return [
-        _verdict(a, b, test, next(adjusted) if test else np.nan, len(found), confidence, of)
+        _verdict(a, b, test, next(adjusted), count, confidence, split) if test else _placed(a, b, split)
         for (a, b), test in zip(pairs, tests, strict=True)
     ]
 
 
-def _test(a: Side, b: Side, confidence: float) -> Test | None:
-    n, m = len(a.right), len(b.right)
-    if n == m == 1:
+def _testable(pair: tuple[Side, Side]) -> bool:
+    return len({len(side.right) > 1 for side in pair}) == 1
+
+
+def _test(a: Side, b: Side, confidence: float) -> Test:
+    if len(a.right) == 1:
         return statistics.compare_runs(a.right[0], b.right[0], confidence)
-    if min(n, m) == 1:
-        return None
     a_counts, b_counts = (side.right.sum(1).tolist() for side in (a, b))
     return statistics.compare_groups(a_counts, b_counts, a.right.shape[1], confidence)
 
 
-def _verdict(a: Side, b: Side, test: Test | None, p: float, tests: int, confidence: float, of: str) -> Verdict:
-    n, examples = f"n = {len(a.right)} + {len(b.right)}", f"{a.right.shape[1]:,} {of} examples"
-    if test is None:
-        sentence = _one_seed_sentence(a, b, examples)
-        return Verdict(a.name, b.name, None, p, sentence)
+def _verdict(a: Side, b: Side, test: Test, p: float, tests: int, confidence: float, split: str) -> Verdict:
+    significance = round(1 - confidence, 12)
+    shown = round(p, 12) < significance
+    low, high = statistics.agreeing(test.low, test.high, test.difference, shown)
+    test = test._replace(low=low, high=high)
     worse, better = (a.name, b.name) if test.difference > 0 else (b.name, a.name)
-    low, high = sorted((np.sign(test.difference) * test.low, np.sign(test.difference) * test.high))
-    shown = p < 1 - confidence
+    if test.difference < 0:
+        low, high = -high, -low
     sentence = f"{better} is better than {worse}: " if shown else f"no difference shown between {a.name} and {b.name}: "
     sentence += f"{points(abs(test.difference))} points" + (f" for {better}" if not shown and test.difference else "")
-    interval = f"{100 * confidence:g} % {points(low)} to {points(high)}"
+    least = "above 0" if shown and points(low) == points(0) else points(low)
+    interval = f"{100 * confidence:g} % {least} to {points(high)}"
+    n, examples = f"n = {len(a.right)} + {len(b.right)}", f"{a.right.shape[1]:,} {split} examples"
     sentence += f" ({'all runs of a side alike' if math.isnan(low) else interval}), {p_value(p)}"
-    sentence += (f", adjusted for {tests} tests" if tests > 1 else "") + f", {n}, {examples}"
+    sentence += (f", both adjusted for {tests} tests" if tests > 1 else "") + f", {n}, {examples}"
     if isinstance(test, statistics.Pair):
         sentence += "; of these two runs, not of other seeds"
-        return Verdict(a.name, b.name, test, p, sentence)
-    if not shown:
+    elif not shown:
         deviations = float(np.std(a.accuracies, ddof=1)), float(np.std(b.accuracies, ddof=1))
-        needed = statistics.seeds_needed(test.difference, deviations, 1 - confidence)
-        if test.least_p >= 1 - confidence:
+        needed = statistics.seeds_needed(test.difference, deviations, significance / tests)
+        if test.least_p >= significance:
             sentence += f"; so few runs cannot show any: the least p of {n} is {test.least_p:.2f}"
         many = f"about {float(f'{needed:.2g}'):,.0f}" if needed else f"more than {statistics.MOST_SEEDS:,}"
         sentence += f"; {many} seeds a side would be needed to show a difference of this size"
-    return Verdict(a.name, b.name, test, p, sentence)
+    return Verdict(a.name, b.name, test, p, shown, sentence)
 
 
-def _one_seed_sentence(a: Side, b: Side, examples: str) -> str:
+def _placed(a: Side, b: Side, split: str) -> Verdict:
+    """Where one seed stands among several: it is not tested."""
     one, several = (a, b) if len(a.right) == 1 else (b, a)
     [accuracy], many = one.accuracies, several.accuracies
     where = "inside" if min(many) <= accuracy <= max(many) else "above" if accuracy > max(many) else "below"
-    return (
+    return Verdict(
+        a.name,
+        b.name,
+        None,
+        math.nan,
+        False,
         f"{one.name} has one seed, which shows nothing of other seeds: its {percent(accuracy)} lies {where} the "
         f"range of the {len(many)} of {several.name}, {percent(min(many))} to {percent(max(many))} "
-        f"({examples}); train more seeds of it (sweep=seeds) for a test"
+        f"({a.right.shape[1]:,} {split} examples); train more seeds of it (sweep=seeds) for a test",
     )
 
 
@@ -243,7 +255,7 @@ def as_json(sides: Sequence[Side], found: Sequence[Verdict], of: str, reads: int
 
 
 def _figures(verdict: Verdict) -> dict[str, float]:
-    test = verdict.test
-    if test is None:
+    if verdict.test is None:
         return {}
-    return {"difference": test.difference, "low": test.low, "high": test.high, "p": test.p, "p_adjusted": verdict.p}
+    figures = ("difference", "low", "high", "p")
+    return {key: getattr(verdict.test, key) for key in figures} | {"p_adjusted": verdict.p, "shown": verdict.shown}

@@ -39,7 +39,7 @@ def promote(config: RunConfig) -> None:
         print(f"models:/{name}@champion is version {version}, run {run}: the first")
         return
     verdict = _compared(champion.run_id, run, test, config)
-    better = bool(verdict.test and verdict.test.difference > 0 and verdict.p < 1 - config.evaluate.confidence)
+    better = bool(verdict.test and verdict.test.difference > 0 and verdict.shown)
     version = registry.register(found, name, _card(found))
     alias = registry.CHAMPION if better else registry.CHALLENGER
     now = registry.found(registry.CHAMPION, name)

@@ -10,6 +10,7 @@ counts of correct predictions: differences of counts that are equal compare as e
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -124,16 +125,29 @@ def _permutation_p(a: Sequence[int], b: Sequence[int]) -> float:
     return float(chances[n, distance >= distance[counts[:n].sum()]].sum() / chances[n].sum())
 
 
+def agreeing(low: float, high: float, difference: float, shown: bool) -> Interval:
+    """An interval of a difference that says of 0 what the test says; NaN stay NaN.
+
+    Test and interval are of different procedures and can disagree at the edge. The test decides: the limit nearest to
+    0 is moved to it. Where a difference is shown the limit 0 is not part of the interval ("above 0"), else it is.
+    """
+    if not shown:
+        return Interval(max(min(low, 0), -1), min(max(high, 0), 1))
+    return Interval(max(low, 0), min(high, 1)) if difference > 0 else Interval(max(low, -1), min(high, 0))
+
+
 def seeds_needed(difference: float, deviations: tuple[float, float], significance: float) -> int | None:
     """Seeds a side that show such a difference of means in 80 % of tries; None for more than 10,000.
 
-    By Student's two-sided test of two groups of one size, whose seeds have these standard deviations.
+    By Student's two-sided test of two groups of one size, whose seeds have these standard deviations; never so few that
+    the permutation test could not show any.
     """
+    fewest = next(n for n in itertools.count(2) if 2 / math.comb(2 * n, n) < significance)
     spread = math.sqrt((deviations[0] ** 2 + deviations[1] ** 2) / 2)
     if not spread:
-        return 2 if difference else None
+        return fewest if difference else None
     for_sure = abs(difference) / spread
-    sizes = np.unique(np.geomspace(2, MOST_SEEDS, 4_000).astype(int))
+    sizes = np.unique(np.geomspace(fewest, MOST_SEEDS, 4_000).astype(int))
     freedom = 2 * sizes - 2
     limit = stats.t.ppf(1 - significance / 2, freedom)
     power = stats.nct.sf(limit, freedom, for_sure * np.sqrt(sizes / 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -56,6 +57,59 @@ def test_no_difference_says_how_many_seeds_it_would_take():
     same = answer(side("a", 970, 980), side("b", 980, 970))
     assert same.startswith("no difference shown between a and b: +0.00 points (95 % ")
     assert same.endswith("more than 10,000 seeds a side would be needed to show a difference of this size")
+
+
+def test_equal_accuracies_have_an_interval_of_their_own_width():
+    a, b = single("a", list(range(20))), single("b", list(range(100, 120)))
+    # 20 against 20 discordant of 1,000, and half a digit more in each cell: 1.96 sqrt(41 / 1002) / sqrt(1002).
+    assert "+0.00 points (95 % -1.25 to +1.25), p = 1.000" in answer(a, b)
+    # Deviations of sqrt(50) over 2 + 2 runs: t(2) = 4.3027, times sqrt(25 + 25).
+    assert "+0.00 points (95 % -3.04 to +3.04), p = 1.000" in answer(side("a", 970, 980), side("b", 980, 970))
+
+
+def test_the_interval_is_adjusted_as_p_is():
+    a, b, c = single("a", list(range(25))), single("b", list(range(100, 110))), single("c", list(range(200, 208)))
+    sentences = [verdict.sentence for verdict in comparison.verdicts([a, b, c], 0.95, "test")]
+    # z of 1 - .05 / 6 is 2.394: 15 / 1002 +- 2.394 sqrt(36 - 15² / 1002) / 1002 is +.066 to +2.928, and p = 2 * .0167.
+    # 17 / 1002 +- 2.394 sqrt(34 - 17² / 1002) / 1002, and p = 3 * .00455.
+    assert "b is better than a: +1.50 points (95 % +0.07 to +2.93), p = 0.033, both adjusted for 3" in sentences[0]
+    assert "c is better than a: +1.70 points (95 % +0.31 to +3.08), p = 0.014, both adjusted for 3" in sentences[1]
+
+
+def test_where_test_and_interval_disagree_the_test_decides():
+    # Welch: +2.00 +- .23, but 3 + 3 runs cannot show anything.
+    assert "+2.00 points for b (95 % +0.00 to +2.23), p = 0.100" in answer(
+        side("a", 970, 971, 972), side("b", 990, 991, 992)
+    )
+    # 1 of the 252 orders, either way round; Welch: t(4) = 2.7764, so .68 +- 2.7764 * .58, which is -.93 to 2.29.
+    groups = side("a", 970, 970, 970, 970, 970), side("b", 971, 971, 971, 971, 1000)
+    assert "b is better than a: +0.68 points (95 % above 0 to +2.29), p = 0.008" in answer(*groups)
+    assert "b is better than a: +0.68 points (95 % above 0 to +2.29), p = 0.008" in answer(*groups[::-1])
+
+
+def test_no_sentence_and_no_figures_contradict_themselves():
+    generator = np.random.default_rng(3)
+    seen = set()
+    for _ in range(100):
+        chances = generator.choice([0.9, 0.95, 0.99], 3)
+        runs = generator.choice([1, 3, 5], 3)
+        sides = [
+            Side(name, {}, generator.random((n, 200)) < chance, [], 0, 0)
+            for name, n, chance in zip("abc", runs, chances, strict=True)
+        ]
+        for verdict in comparison.verdicts(sides, 0.95, "test"):
+            if verdict.test is None:
+                continue
+            assert verdict.shown == (verdict.p < 0.05) == (" is better than " in verdict.sentence)
+            assert -1 <= verdict.test.low <= verdict.test.difference <= verdict.test.high <= 1
+            [(low, high)] = re.findall(r"\(95 % (above 0|[+-][\d.]+) to ([+-][\d.]+)\), p ", verdict.sentence)
+            if verdict.shown:
+                assert (low == "above 0" or float(low) > 0) and float(high) > 0
+                assert verdict.test.low >= 0 or verdict.test.high <= 0
+            else:
+                assert float(low) <= 0 <= float(high) and verdict.test.low <= 0 <= verdict.test.high
+            seen.add((verdict.shown, type(verdict.test).__name__, " adjusted for " in verdict.sentence))
+    assert len(seen) == 8  # all kinds
 
 
 def test_sides_whose_runs_are_all_alike_have_no_interval():

@@ -97,6 +97,16 @@ def test_groups_that_do_not_vary_have_no_interval():
     assert (groups.low, groups.high) == (pytest.approx(0.1 - 0.127062, abs=1e-6), pytest.approx(0.227062, abs=1e-6))
 
 
+def test_an_interval_agrees_with_its_test():
+    agreeing = statistics.agreeing
+    assert agreeing(0.1, 0.3, 0.2, True) == (0.1, 0.3) and agreeing(-0.3, -0.1, -0.2, True) == (-0.3, -0.1)
+    assert agreeing(-0.1, 0.3, 0.1, True) == (0, 0.3) and agreeing(-0.3, 0.1, -0.1, True) == (-0.3, 0)
+    assert agreeing(0.1, 0.3, 0.2, False) == (0, 0.3) and agreeing(-0.3, -0.1, -0.2, False) == (-0.3, 0)
+    assert agreeing(-3, 2, 0, False) == (-1, 1) and agreeing(-3, 2, -0.1, True) == (-1, 0)
+    for shown in (True, False):
+        assert all(map(math.isnan, agreeing(math.nan, math.nan, 0.1, shown)))
+
+
 def test_mean_and_prediction_intervals_by_hand():
     # Of .990, .992, .994: standard deviation .002, t(.975, 2) = 4.3027.
     mean = statistics.mean_interval([0.990, 0.992, 0.994], 0.95)
@@ -119,7 +129,9 @@ def test_the_seeds_needed_are_cohens(effect, n):
 def test_seeds_needed_where_there_is_nothing_to_tell_by():
     assert statistics.seeds_needed(0.0, (1.0, 1.0), 0.05) is None
     assert statistics.seeds_needed(1e-4, (1.0, 1.0), 0.05) is None
-    assert statistics.seeds_needed(0.1, (0.0, 0.0), 0.05) == 2
+    # 4 + 4 seeds are the fewest whose least p, 2 / 70, is below .05; 6 + 6, 2 / 924, below .005.
+    assert statistics.seeds_needed(0.1, (0.0, 0.0), 0.05) == statistics.seeds_needed(9.0, (1.0, 1.0), 0.05) == 4
+    assert statistics.seeds_needed(0.1, (0.0, 0.0), 0.005) == statistics.seeds_needed(9.0, (1.0, 1.0), 0.005) == 6
 
 
 def test_holm_by_hand():
