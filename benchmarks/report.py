@@ -30,7 +30,7 @@ from pipeline.config import ROOT, PipelineError
 from pipeline.files import load_csv, load_json, replacing
 from pipeline.metrics import wilson_interval
 from pipeline.plots import save_figure
-from pipeline.statistics import Mean, mean_interval, prediction_interval
+from pipeline.statistics import FEWEST, Mean, mean_interval, prediction_interval
 from pipeline.tables import markdown_table, percent
 
 DOCS = ROOT / "docs"
@@ -49,8 +49,8 @@ Studies = dict[str, list[Trial]]  # by the name of the study
 Row = dict[str, str]  # of a table: a cell by its column
 
 
-def mean_over_seeds(values: Sequence[float]) -> Mean:
-    return mean_interval(values, CONFIDENCE)
+def mean_over_seeds(values: Sequence[float], least: float = 0, most: float = 1) -> Mean:
+    return mean_interval(values, CONFIDENCE, least, most)
 
 
 def load(folder: Path) -> Studies:
@@ -120,7 +120,7 @@ def alike(studies: Studies) -> Row:
         ("training", log["train_accuracy"], [trial["train_accuracy"] for trial in trials]),
         ("test", log["val_accuracy"], accuracies(trials, "test")),
     ):
-        if len(values) > 1:
+        if len(values) >= FEWEST:
             low, high = prediction_interval(values, CONFIDENCE)
             inside.append(low <= published <= high)
             found.append(f"{name}: published {percent(published)}, one more seed {reach(low, high)}, n = {len(values)}")
@@ -278,7 +278,7 @@ def processor_rows(studies: Studies) -> list[Row]:
             }
         )
     if rows:
-        mean = mean_over_seeds(differences)
+        mean = mean_over_seeds(differences, -100, 100)
         said = (
             f"{mean.mean:+.2f} points of accuracy with AVX2 ({mean.low:+.2f} to {mean.high:+.2f}), n = {mean.n} seeds"
         )
@@ -347,7 +347,7 @@ def pictures(studies: Studies) -> dict[str, Figure]:
     for what, digits in GROUPS:
         for name, trials in tested(studies, what, digits).items():
             errors, took = [100 * (1 - a) for a in accuracies(trials, "test")], training_seconds(studies, what)
-            mean = mean_over_seeds(errors)
+            mean = mean_over_seeds(errors, 0, 100)
             seeds.append((what, f"{name}\n{digits:,} digits, n = {mean.n}", errors, mean[1:]))
             if took and digits == SPLIT:
                 points.append((what, f"{name}, n = {mean.n} seeds", list(took.values()), errors))

@@ -199,16 +199,12 @@ def markdown(sides: Sequence[Side], found: Sequence[Verdict], confidence: float,
         ]
     ]
     for side in sides:
-        mean = statistics.mean_interval(side.accuracies, confidence)
         errors = float(np.mean(side.right.shape[1] - side.right.sum(1)))
-        limits = "–" if mean.n == 1 else f"{percent(mean.low)} to {percent(mean.high)}"
         seconds = f"{np.median(side.seconds):,.0f}" if side.seconds else "–"
         rows.append(
             [
                 side.name,
-                str(mean.n),
-                percent(mean.mean),
-                limits,
+                *mean_cells(side.accuracies, confidence),
                 f"{errors:,.1f} of {side.right.shape[1]:,}",
                 seconds,
                 f"{side.num_params:,}",
@@ -240,6 +236,15 @@ def markdown(sides: Sequence[Side], found: Sequence[Verdict], confidence: float,
         )
         + "\n"
     )
+
+
+def mean_cells(accuracies: Sequence[float], confidence: float) -> list[str]:
+    """How many there are, their mean and its interval; the values themselves where there are two."""
+    n, mean, low, high = statistics.mean_interval(accuracies, confidence)
+    limits = f"{percent(low)} to {percent(high)}"
+    if n < statistics.FEWEST:
+        limits = "–" if n == 1 else " and ".join(map(percent, accuracies)) + ": 2 seeds, too few for an interval"
+    return [str(n), percent(mean), limits]
 
 
 def as_json(sides: Sequence[Side], found: Sequence[Verdict], of: str, reads: int) -> dict[str, Any]:

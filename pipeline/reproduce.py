@@ -17,7 +17,7 @@ from pipeline.config import ROOT, Config, PipelineError, RunConfig, compose, fro
 from pipeline.console import quiet_import
 from pipeline.files import load_csv, load_json, load_yaml, replacing, sha256
 from pipeline.metrics import Interval
-from pipeline.statistics import prediction_interval
+from pipeline.statistics import FEWEST, prediction_interval
 from pipeline.surroundings import git, identity, uncommitted, versions
 from pipeline.tables import percent, plain, points
 
@@ -154,12 +154,12 @@ def _beside_published(config: Config) -> None:
 
 
 def _published_sentence(log: list[float], curves: list[list[float]], bands: list[Interval], confidence: float) -> str:
-    n, last = len(curves), percent(log[-1])
-    ours = f"{percent(min(c[-1] for c in curves))} to {percent(max(c[-1] for c in curves))}"
-    if n == 1:
+    n, last, ends = len(curves), percent(log[-1]), [curve[-1] for curve in curves]
+    ours = " to ".join(dict.fromkeys(map(percent, (min(ends), max(ends)))))
+    if n < FEWEST:
         return (
-            f"published training accuracy {last} after {len(log)} epochs, ours {percent(curves[0][-1])} (n = 1 seed, "
-            "which shows no spread: python -m pipeline.train sweep=seeds recipe=baseline)"
+            f"published training accuracy {last} after {len(log)} epochs, ours {ours} (n = {n}, too few seeds to say "
+            "where one more would lie: python -m pipeline.train sweep=seeds recipe=baseline)"
         )
     inside = sum(band.low <= value <= band.high for value, band in zip(log, bands, strict=True))
     return (

@@ -22,11 +22,12 @@ from scipy import stats
 from pipeline.metrics import Interval
 
 POWER = 0.8  # the chance to show a difference that is there, for the number of seeds to train
+FEWEST = 3  # values that Student's intervals are given for
 MOST_SEEDS = 10_000  # beyond which nobody would train
 
 
 class Mean(NamedTuple):
-    """Of a group, with Student's interval of it: NaN where there is one run."""
+    """Of a group, with Student's interval of it: NaN where there are fewer than 3 runs."""
 
     n: int
     mean: float
@@ -55,22 +56,26 @@ class Groups(NamedTuple):
     least_p: float
 
 
-def mean_interval(values: Sequence[float], confidence: float) -> Mean:
+def mean_interval(values: Sequence[float], confidence: float, least: float = 0, most: float = 1) -> Mean:
+    """The mean of accuracies, or of other values from `least` to `most`, with Student's interval within these bounds.
+
+    It is NaN for fewer than 3 values: that of two is 12.7 times as wide as they are apart, and says nothing.
+    """
     n, mean = len(values), float(np.mean(values))
-    if n == 1:
-        return Mean(1, mean, math.nan, math.nan)
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return Mean(n, mean, mean - half, mean + half)
+    return Mean(n, mean, *_students(values, confidence, math.sqrt(1 / n), least, most))
 
 
-def prediction_interval(values: Sequence[float], confidence: float) -> Interval:
-    """Where one more run of the group would lie, by Student's t; NaN of one run."""
+def prediction_interval(accuracies: Sequence[float], confidence: float) -> Interval:
+    """Where one more run of the group would lie, by Student's t; NaN for fewer than 3 runs."""
+    return _students(accuracies, confidence, math.sqrt(1 + 1 / len(accuracies)), 0, 1)
+
+
+def _students(values: Sequence[float], confidence: float, scale: float, least: float, most: float) -> Interval:
     n, mean = len(values), float(np.mean(values))
-    if n == 1:
+    if n < FEWEST:
         return Interval(math.nan, math.nan)
-    deviation = float(np.std(values, ddof=1)) * math.sqrt(1 + 1 / n)
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * deviation
-    return Interval(mean - half, mean + half)
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * float(np.std(values, ddof=1)) * scale
+    return Interval(max(mean - half, least), min(mean + half, most))
 
 
 def compare_runs(a_right: NDArray[np.bool_], b_right: NDArray[np.bool_], confidence: float) -> Pair:

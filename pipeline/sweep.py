@@ -335,8 +335,8 @@ def by_group(children: Sequence[Child]) -> dict[str, list[Child]]:
 
 def markdown(children: Sequence[Child]) -> str:
     """The ranking as a table, with a second one of means where there are several seeds."""
+    from pipeline.comparison import mean_cells
     from pipeline.metrics import wilson_interval
-    from pipeline.statistics import mean_interval
 
     rows = [["", "run", "validation", "training", "s in training", "parameters", "MLflow run"]]
     for rank, child in enumerate(children, 1):
@@ -356,8 +356,7 @@ def markdown(children: Sequence[Child]) -> str:
         return text
     rows = [["", "n seeds", "mean validation", f"{100 * CONFIDENCE:g} % of the mean (t)"]]
     for name, members in groups.items():
-        mean = mean_interval([child.val_accuracy for child in members], CONFIDENCE)
-        rows.append([name, str(mean.n), percent(mean.mean), f"{percent(mean.low)} to {percent(mean.high)}"])
+        rows.append([name, *mean_cells([child.val_accuracy for child in members], CONFIDENCE)])
     return f"{text}\n{markdown_table(rows)}\n"
 
 

@@ -40,6 +40,11 @@ def test_the_interval_of_a_mean_is_students():
     assert (n, mean) == (3, pytest.approx(0.992))
     assert (low, high) == (pytest.approx(0.987032, abs=1e-6), pytest.approx(0.996968, abs=1e-6))
     assert report.mean_over_seeds([0.5])[:2] == (1, 0.5)
+    # Neither is it cut off at 0 and 1 where it is of no accuracies: 0 +- 4.3027 * 2 / sqrt(3).
+    assert report.mean_over_seeds([-2, 0, 2], -100, 100)[2:] == (
+        pytest.approx(-4.9684, abs=1e-3),
+        pytest.approx(4.9684, abs=1e-3),
+    )
 
 
 def test_seconds_of_all_epochs_are_the_first_and_the_mean_of_the_later_ones():
@@ -132,20 +137,20 @@ def test_the_report_holds_the_figures_of_its_trials(tmp_path, monkeypatch):
     found = studies(
         tmp_path,
         time=[timed("published", 20, 20), timed("keras_convnet", 10, 10), timed("fast", 15)],
-        accuracy=[scored("fast", 1000), scored("fast", 950)],
+        accuracy=[scored("fast", 1000), scored("fast", 975), scored("fast", 950)],
         scaling=[timed("published", 2) | {"train_digits": 7000, "words": ["--filters-times=4"]}, timed("published", 1)],
         start=[{"what": "dvc repro", "process_seconds": seconds, **HERE} for seconds in (1, 3, 2)],
     )
     page = report.markdown(found, report.pictures(found))
     text = re.sub(" +", " ", page)  # the columns stand below each other
     assert "| fast | 7 | 1 | 15.0 | 15 | 0.05 | 0.10 | 20 | 1 | 900 | 1 |" in text
-    # 1,000 and 950 wrong: .9025, deviation .0035355, t(.975, 1) = 12.7062; of the disputed, 947 alone is below 950.
-    means = "| fast | 55,000 | 2 | 90.250 % | 87.073 to 93.427 % | 90.00 to 90.50 % | 975.0 of 10,000"
+    # 1,000 to 950 wrong: .9025, deviation .0025, t(.975, 2) = 4.3027; of the disputed, 947 alone is below 950.
+    means = "| fast | 55,000 | 3 | 90.250 % | 89.629 to 90.871 % | 90.00 to 90.50 % | 975.0 of 10,000"
     assert f"{means} | 89.65 to 90.82 % | 1.0 | 99.50 % | 99.00 % |" in text
-    assert "fast on 55,000: 2 of 10 seeds" in text and "accurate on 60,000: 0 of 10 seeds" in text
+    assert "fast on 55,000: 3 of 10 seeds" in text and "accurate on 60,000: 0 of 10 seeds" in text
     assert "| | 55,000 digits | 7,000 digits, filters × 4 |" in text and "| dvc repro | 2.00 (1.00–3.00) | 3 |" in text
     [row] = [line for line in report.readme_table(found).splitlines() if line.startswith("| fast")]
-    assert re.sub(" +", " ", row).startswith("| fast | 55,000 | 2 | 90.250 % (87.073 to 93.427 %) |")
+    assert re.sub(" +", " ", row).startswith("| fast | 55,000 | 3 | 90.250 % (89.629 to 90.871 %) |")
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(report, "DOCS", tmp_path / "docs")
     report.main()

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from pipeline import comparison
+from pipeline import comparison, reproduce, statistics
 from pipeline.comparison import Predictions, Side
 from pipeline.config import PipelineError
 
@@ -150,14 +150,35 @@ def test_only_what_differs_is_listed():
 
 
 def test_the_table_holds_means_intervals_and_costs():
-    sides = [side("a", 970, 980), side("b", 990)]
+    sides = [side("a", 960, 970, 980), side("b", 990)]
     text = comparison.markdown(sides, comparison.verdicts(sides, 0.95, "test"), 0.95, "test", 3)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    # Half the interval: t(1) = 12.706, times .01 / 2.
-    low, high = 97.5 - 12.7062 * 0.5, 97.5 + 12.7062 * 0.5
-    assert rows[2] == ["a", "2", "97.50 %", f"{low:.2f} % to {high:.2f} %", "25.0 of 1,000", "60", "1,000", "5,000"]
+    # Half the interval: t(2) = 4.3027, times .01 / sqrt(3).
+    assert rows[2] == ["a", "3", "97.00 %", "94.52 % to 99.48 %", "30.0 of 1,000", "60", "1,000", "5,000"]
     assert rows[3][:5] == ["b", "1", "99.00 %", "–", "10.0 of 1,000"]
     assert "which were read 3 x for these runs" in text
+
+
+def test_an_interval_of_a_mean_stays_within_0_and_100_percent_and_two_seeds_have_none():
+    # Of 2 seeds Student's would be 21.55 +- 12.7 * .35 and of 3, 99.3 +- 4.3027 * .7 / sqrt(3) = 97.6 to 101.0.
+    assert comparison.mean_cells([0.212, 0.219], 0.95) == [
+        "2",
+        "21.55 %",
+        "21.20 % and 21.90 %: 2 seeds, too few for an interval",
+    ]
+    assert comparison.mean_cells([0.986, 0.993, 1.0], 0.95) == ["3", "99.30 %", "97.56 % to 100.00 %"]
+    assert comparison.mean_cells([0.0, 0.007, 0.014], 0.95) == ["3", "0.70 %", "0.00 % to 2.44 %"]
+
+
+def test_two_seeds_do_not_say_where_one_more_would_lie():
+    curves = [[0.9, 0.98], [0.91, 0.985], [0.905, 0.99]]
+    bands = [statistics.prediction_interval(epoch, 0.95) for epoch in zip(*curves, strict=True)]
+    assert "n = 3 seeds of baseline, in 2 of 2 epochs" in reproduce._published_sentence(
+        [0.9, 0.99], curves, bands, 0.95
+    )
+    said = reproduce._published_sentence([0.9, 0.99], curves[:2], [], 0.95)
+    assert "99.00 % after 2 epochs, ours 98.00 % to 98.50 % (n = 2, too few seeds to say where one more" in said
+    assert "ours 98.00 % (n = 1, too few" in reproduce._published_sentence([0.9, 0.99], curves[:1], [], 0.95)
 
 
 def test_runs_on_other_digits_are_not_comparable():
