@@ -6,6 +6,7 @@ import csv
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -61,8 +62,18 @@ def remove_left_over(folder: Path) -> None:
 
 
 def save_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object. NaN and infinity, which are no JSON, become null."""
+    text = json.dumps(_without_nan(value), indent=2, allow_nan=False)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def save_yaml(path: Path, value: Mapping[str, Any]) -> None:

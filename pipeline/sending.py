@@ -365,7 +365,7 @@ def _adopt(folder: Path, of: Evaluation) -> None:
     }
     record = Record(folder, known)
     for row in load_csv(of.history_file, ["epoch"]):
-        values = {key: value for key, value in row.items() if key != "epoch" and not math.isnan(value)}
+        values = {key: value for key, value in row.items() if key != "epoch" and math.isfinite(value)}
         record.add_rows([{"step": int(row["epoch"]), "time": now(), "values": values}])
     record.add_text("config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
     record.add_file(of.model_file, "")

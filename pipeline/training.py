@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -114,7 +115,7 @@ def _epoch(row: dict[str, Any]) -> engine.Epoch:
 
 def metrics_row(row: dict[str, Any], size: int) -> record.Row:
     """A row of the history as MLflow shows it, at step = epoch."""
-    values = {key: value for key, value in row.items() if key not in ("epoch", "time") and value == value}  # not NaN
+    values = {key: value for key, value in row.items() if key not in ("epoch", "time") and math.isfinite(value)}
     return {
         "step": row["epoch"],
         "time": row["time"],

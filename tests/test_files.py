@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import yaml
 
@@ -81,6 +83,13 @@ def test_a_table_reads_back_the_same_floats_to_the_last_bit(tmp_path):
 def test_absent_figures_read_back_as_nan(tmp_path):
     save_csv(tmp_path / "table.csv", {"loss": [math.nan]})
     assert math.isnan(load_csv(tmp_path / "table.csv", ["loss"])[0]["loss"])
+
+
+def test_what_is_no_number_is_null_in_json(tmp_path):
+    value = {"none": math.nan, "rows": {"x": [1.5, math.inf, (np.float64("nan"), -math.inf)]}, "text": "NaN"}
+    save_json(tmp_path / "value.json", value)
+    read = json.loads((tmp_path / "value.json").read_text(), parse_constant=pytest.fail)
+    assert read == {"none": None, "rows": {"x": [1.5, None, [None, None]]}, "text": "NaN"}
 
 
 def test_json_and_yaml_read_back_with_their_order_and_exact_floats(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import recipes
 from pipeline.config import PipelineError
-from pipeline.files import load_csv
+from pipeline.files import load_csv, load_json, save_json
 
 FIGURES = {
     "num_params": 103_514,
@@ -75,7 +75,7 @@ def test_the_sentence_tells_training_from_test(published):
     )
 
 
-def test_cells_of_the_published_row_and_of_a_recipe(published):
+def test_cells_of_the_published_row_and_of_a_recipe(published, tmp_path):
     assert recipes.cells(published) == [
         "published",
         "2,774,410",
@@ -96,6 +96,10 @@ def test_cells_of_the_published_row_and_of_a_recipe(published):
         "1,100 of 110,000",
     ]
     assert recipes.cells(row._replace(val_accuracy=0.9912))[4] == "99.12 %"
+    save_json(tmp_path / "metrics.json", FIGURES)
+    without_validation = load_json(tmp_path / "metrics.json")
+    assert without_validation["val_accuracy"] is None
+    assert recipes.cells(recipes.recipe_row("accurate", without_validation)) == recipes.cells(row)
     by_views = row._replace(test_views=5, test_errors_one_view=1_234)
     assert recipes.cells(by_views)[-1] == "1,100 of 110,000 (1,234 by one view)"
 
