@@ -33,6 +33,9 @@ def promote(config: RunConfig) -> None:
         registry.register(found, name, _card(found))
         print(f"models:/{name}@champion is version {champion.version}, run {run}, already")
         return
+    if champion is not None and registry.is_gone(champion):
+        print(f"the run of the champion, version {champion.version}, was deleted: the next one is the first again")
+        champion = None
     if champion is None:
         version = registry.register(found, name, _card(found))
         registry.point(registry.CHAMPION, name, version)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,6 +217,29 @@ def test_a_run_of_other_pictures_than_todays_is_refused(clone, digits, contender
     finally:
         git(clone, "reset", "--quiet", "--hard")
         assert dvc(clone, digits, "checkout").returncode == 0
+
+
+def test_a_champion_whose_run_was_deleted_is_named_and_the_next_one_is_the_first(clone, contenders, pages):
+    weak, strong = contenders
+    client = store(clone)
+    client.set_registered_model_alias("mnist", "champion", "1")
+    assert champion(clone) == weak
+    client.delete_run(weak)
+    command = (str(Path(sys.executable).with_name("mlflow")), "gc", "--run-ids", weak)
+    done = run(
+        *command, "--backend-store-uri", "sqlite:///mlflow.db", "--tracking-uri", "sqlite:///mlflow.db", cwd=clone
+    )
+    assert done.returncode == 0, done.stderr
+    read = pipeline(clone, "predict", f"input={pages}", "alias=champion")
+    [line] = read.stderr.splitlines()
+    assert read.returncode == 1 and line.startswith(f"error: the champion of mnist is run {weak}, which was deleted: ")
+    first = pipeline(clone, "promote", f"run={strong}")
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout.splitlines() == [
+        "the run of the champion, version 1, was deleted: the next one is the first again",
+        f"models:/mnist@champion is version 2, run {strong}: the first",
+    ]
+    assert champion(clone) == strong
 
 
 def test_serve_answers_until_it_is_interrupted_and_its_port_is_its_own(clone, pages):

@@ -6,7 +6,7 @@ from typing import Any
 
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from pipeline.config import PipelineError
 from pipeline.store import open_store, refusals_in_one_line
@@ -62,9 +62,25 @@ def found(alias: str, name: str) -> Any | None:
         raise
 
 
+@refusals_in_one_line()
+def is_gone(version: Any) -> bool:
+    """Return whether the run of a version was deleted; its version and alias stay in the registry, even after gc."""
+    try:
+        return bool(open_store(version.name)[0].get_run(version.run_id).info.lifecycle_stage != "active")
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
+        return True
+
+
 def run_of(alias: str, name: str) -> str:
     """The id of the run whose model `alias` stands for; without any, a PipelineError."""
     version = found(alias, name)
     if version is None:
         raise PipelineError(f"the registry has no {alias} of {name}: `python -m pipeline.promote run=<id>` makes one")
+    if is_gone(version):
+        raise PipelineError(
+            f"the {alias} of {name} is run {version.run_id}, which was deleted: `python -m pipeline.promote run=<id>` "
+            f"makes another; until `mlflow gc`, `mlflow runs restore --run-id {version.run_id}` brings it back"
+        )
     return str(version.run_id)
