@@ -30,6 +30,7 @@ from pipeline.config import (
     shortened,
 )
 from pipeline.files import broken_yaml, check_yaml
+from pipeline.isolation import isolate, reader_gone
 
 
 class Folders(NamedTuple):
@@ -73,19 +74,22 @@ def entry_point(verb: Callable[[Any], float | None]) -> Callable[[], None]:
 
     @functools.wraps(verb)
     def command() -> None:
+        isolate()
         # Hydra then raises instead of printing several lines; a user who has set it wants the traceback.
         full_error = os.environ.setdefault("HYDRA_FULL_ERROR", "") == "1"
         os.environ["HYDRA_FULL_ERROR"] = "1"
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's word for Ctrl-C
         try:
-            sys.argv[1:] = [ID.sub(r"\1='\2'", word) for word in sys.argv[1:]]
-            _check_words(sys.argv[1:])
-            sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in FLAGS)  # Hydra takes no word after one
+            _check_words([word for word in sys.argv[1:] if not _is_text(word)])
+            words = [_quoted(word) if _is_text(word) else word for word in sys.argv[1:]]
+            sys.argv[1:] = sorted(words, key=lambda word: word not in FLAGS)  # Hydra takes no word after one
             for path in [ROOT / "params.yaml", *sorted(CONF.rglob("*.yaml"))]:
                 check_yaml(path)
             _compose_and_call(verb)
         except KeyboardInterrupt:
             sys.exit("interrupted")
+        except BrokenPipeError:
+            sys.exit(reader_gone())
         except Exception as error:
             message = one_line(error)
             if full_error or message is None:
@@ -96,6 +100,7 @@ def entry_point(verb: Callable[[Any], float | None]) -> Callable[[], None]:
 
 
 FLAGS = ("-m", "--multirun", "-h", "--help")
+PATHS = ("input", "path", "run")  # keys whose value may name a file or folder
 SHOWN_LINE = 500  # characters, at the beginning and the end of a refusal
 LONGEST, DEEPEST = 4_000, 10  # characters of all words, brackets within one another
 OF_HYDRA = re.compile(
@@ -103,7 +108,7 @@ OF_HYDRA = re.compile(
 )
 # Of joblib, Ray and submitit, which nothing else here needs to import.
 KILLED = ("TerminatedWorkerError", "WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "UncompletedJobError")
-ID = re.compile(r"(a|b|run)=([0-9a-f]{12,32})\Z")  # text, even where Hydra would read a number, as of 9447e1230643
+ID = re.compile(r"(a|b|run)=[0-9a-f]{12,32}")  # of these Hydra would take 9447e1230643 for a number
 TO_RAY = re.compile(r"(?!.*_target_)\+hydra\.launcher\.ray\.(init|remote)\.\w+=")
 
 
@@ -119,10 +124,13 @@ def _compose_and_call(verb: Callable[[Any], float | None]) -> None:
     def task(composed: DictConfig) -> float | None:
         nonlocal composed_once
         composed_once = True
+        isolate()  # a worker process of joblib or Ray
         try:
             if verb.__name__ != "train" and HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise PipelineError(f"{verb.__name__} does not sweep: give one value a key, without -m")
             return verb(checked(composed))
+        except BrokenPipeError:
+            sys.exit(reader_gone())  # the other jobs of a sweep too would find no reader
         except Exception as error:
             if not in_dvc_stage():
                 _remove_empty(job_folder())
@@ -159,6 +167,23 @@ def _check_words(words: Sequence[str]) -> None:
     for word in words:
         if refusal := _refusal(word):
             raise PipelineError(f"{shortened(word)}: {refusal}")
+
+
+def _is_text(word: str) -> bool:
+    """Return True for run=<id>, and for input=<path> and its like where the path exists: they are taken as typed."""
+    key, _, value = word.partition("=")
+    with suppress(OSError, ValueError):  # too long for a path, for one
+        exists = key in PATHS and value != "" and ((ROOT / value).exists() or Path(value).exists())
+        return exists or ID.fullmatch(word) is not None
+    return False
+
+
+def _quoted(word: str) -> str:
+    """Write key=value so that Hydra's grammar takes the value for text: `a,b.png`, `IMG (1).png`, 7."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    key, _, value = word.partition("=")
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
 def _refusal(word: str) -> str | None:

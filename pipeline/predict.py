@@ -10,7 +10,7 @@ from pipeline.beyond import images, sheet
 from pipeline.command import entry_point, job_folder
 from pipeline.config import PipelineError, PredictConfig
 from pipeline.console import quiet_import
-from pipeline.tables import percent
+from pipeline.tables import percent, plain
 
 
 @entry_point
@@ -25,7 +25,7 @@ def predict(config: PredictConfig) -> None:
     print(f"by {cnn.words}; {f'sure from {percent(cnn.sure_above)} on' if cnn.sure_above <= 1 else 'never sure'}")
     refused = []
     for number, file in enumerate(files, 1):
-        name = os.fsencode(file).decode("utf-8", "replace")  # bytes of another encoding cannot be printed
+        name = plain(os.fsencode(file).decode("utf-8", "replace"))  # bytes of another encoding cannot be printed
         try:
             page = sheet.read_sheet(images.read_image(file, name))
         except PipelineError as error:

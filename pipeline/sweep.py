@@ -29,6 +29,7 @@ from pipeline.command import Folders, job_folder, jobs_at_once, one_line, overri
 from pipeline.config import ROOT, Config, PipelineError, compose, refusing, shortened
 from pipeline.console import quiet_import
 from pipeline.files import replacing, save_csv
+from pipeline.isolation import reader_gone
 from pipeline.record import left_unfinished
 from pipeline.surroundings import Identity, depends_on_length, identity, origin
 from pipeline.tables import markdown_table, percent, plain
@@ -238,6 +239,8 @@ def reported() -> Iterator[None]:
         if PARENT in os.environ:
             try:
                 _close(os.environ[PARENT], status)
+            except BrokenPipeError:
+                sys.exit(reader_gone())
             except PipelineError as error:  # MLflow went away
                 sys.exit(f"error: {error}: the same command again completes the ranking")
 

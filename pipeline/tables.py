@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 
 # What Markdown and its HTML are made of, where it is no ordinary text: `p < 0.001`, `batch_size` and `[3, 3]` stay.
@@ -14,7 +15,8 @@ MARKS = re.compile(
 
 def plain(text: str) -> str:
     """A name from elsewhere in one line that moves no terminal's cursor: what does not print becomes a mark."""
-    return "".join(character if character.isprintable() else "�" for character in text)
+    shown = (one if one.isprintable() or unicodedata.category(one) == "Zs" else "�" for one in text)  # Zs: spaces
+    return "".join(shown)
 
 
 def as_text(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -26,6 +27,16 @@ COMMANDS = {
 PROMISE = "the same bits in other surroundings"
 
 
+NOTEBOOK = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+ELSEWHERE = {"GIT_DIR": "/nowhere/.git", "GIT_WORK_TREE": "/nowhere", "GIT_INDEX_FILE": "/nowhere/index"}
+KERAS = {"KERAS_BACKEND": "torch", "TF_USE_LEGACY_KERAS": "1"}
+LATIN = {"PYTHONIOENCODING": "iso-8859-1:strict"}
+MATPLOTLIBRC = (
+    "text.usetex: True\nimage.origin: lower\naxes.grid: True\nsavefig.bbox: tight\nsavefig.transparent: True\n"
+)
+CHANNELS_FIRST = {"image_data_format": "channels_first", "floatx": "float64", "backend": "torch", "epsilon": 1e-3}
+
+
 class Surroundings(NamedTuple):
     """What is unlike the reference."""
 
@@ -36,6 +47,8 @@ class Surroundings(NamedTuple):
     backwards: bool = False  # the files of the repository were made in another order
     other_user: bool = False
     home: bool = True  # that may be written to
+    keras_json: Mapping[str, object] = {}  # in the home
+    matplotlibrc: str = ""  # in the working directory
 
 
 ALL = {
@@ -48,6 +61,15 @@ ALL = {
     "another hash seed": Surroundings(variables={"PYTHONHASHSEED": "4321"}),
     "another user": Surroundings(other_user=True),
     "a folder made in another order": Surroundings(backwards=True),
+    "a notebook's kernel": Surroundings(variables=NOTEBOOK),
+    "a matplotlibrc": Surroundings(matplotlibrc=MATPLOTLIBRC),
+    "another Keras by variables": Surroundings(variables=KERAS),
+    "a keras.json with channels first": Surroundings(keras_json={"image_data_format": "channels_first"}),
+    "a keras.json with float64": Surroundings(keras_json={"floatx": "float64"}),
+    "a keras.json with float16": Surroundings(keras_json={"floatx": "float16"}),
+    "a terminal of ISO-8859-1": Surroundings(variables=LATIN),
+    "warnings as errors": Surroundings(variables={"PYTHONWARNINGS": "error"}),
+    "git's variables of elsewhere": Surroundings(variables=ELSEWHERE),
 }
 
 
@@ -80,9 +102,15 @@ def made(prepared: Path, place: Path, around: Surroundings) -> dict[str, str]:
     folder, home = place / around.name, place / "home"
     copy(prepared, folder, around.backwards)
     home.mkdir()
+    if around.keras_json:
+        (home / ".keras").mkdir()
+        (home / ".keras" / "keras.json").write_text(json.dumps(around.keras_json))
+    if around.matplotlibrc:
+        (place if around.elsewhere else folder).joinpath("matplotlibrc").write_text(around.matplotlibrc)
     options: dict[str, object] = {
         "umask": around.umask,
         "encoding": "utf-8",
+        "errors": "replace",
         "HOME": str(home),
         "PYTHONPATH": str(folder),
         "PYTHONHASHSEED": "0",
@@ -99,8 +127,9 @@ def made(prepared: Path, place: Path, around: Surroundings) -> dict[str, str]:
     with nullcontext() if around.home else read_only(home):
         for stage, words in COMMANDS.items():
             done = python(folder, *words, DVC_STAGE=stage, **options)
-            assert (done.returncode, done.stderr) == (0, ""), (around, done)
-    assert around.home or not any(home.iterdir())
+            said = done.stderr if "PYTHONWARNINGS" not in around.variables else ""  # then all of others' is shown
+            assert (done.returncode, said) == (0, ""), (around, done)
+    assert around.home or {path.name for path in home.iterdir()} <= {".keras"}
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for top in ("models", "results")
@@ -139,12 +168,18 @@ def differences(found: Mapping[str, str], expected: Mapping[str, str]) -> list[s
 
 TOGETHER = Surroundings(  # several that cannot hide one another: each but adds to what could differ
     name="Übung 1 – мои цифры",
-    variables={"TZ": "Pacific/Kiritimati", "PYTHONHASHSEED": "4321", "LC_ALL": "C", "LANG": "C"},
+    variables={"TZ": "Pacific/Kiritimati", "PYTHONHASHSEED": "4321", "LC_ALL": "C", "LANG": "C"}
+    | NOTEBOOK
+    | ELSEWHERE
+    | KERAS
+    | LATIN,
     umask=0o077,
     elsewhere=True,
     backwards=True,
     other_user=True,
     home=False,
+    keras_json=CHANNELS_FIRST,
+    matplotlibrc=MATPLOTLIBRC,
 )
 
 

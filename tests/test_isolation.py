@@ -1,0 +1,140 @@
+"""A command in a strange shell: streams, variables, and paths that are typed as they are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from conftest import ROOT, git
+
+from pipeline import surroundings
+from pipeline.command import entry_point
+from pipeline.isolation import isolate
+
+ISOLATED = "import os, sys, warnings; from pipeline.isolation import isolate; isolate()\n"
+
+
+def shell(line: str, code: str, *words: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a line of bash, in which $P stands for this Python with `code`."""
+    python = {"P": sys.executable, "CODE": ISOLATED + code, "PYTHONPATH": str(ROOT)}
+    line = line.replace("$P", '"$P" -c "$CODE"')
+    return subprocess.run(
+        ["bash", "-c", line, "bash", *words], env=os.environ | python | variables, capture_output=True
+    )
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_the_first_file_that_is_opened_does_not_take_the_place_of_a_closed_stream(closed, tmp_path):
+    code = (
+        "file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)\n"
+        "os.write(file, str(file).encode())\n"
+        "print('said'); print('said', file=sys.stderr)\n"
+        "sys.exit(os.system('echo said; echo said >&2'))"
+    )
+    done = shell(f'$P "$1" {closed}', code, str(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "3"
+    assert done.returncode == 0  # the other program could write too
+    assert done.stdout == (b"" if ">&-" in closed.split() else b"said\nsaid\n")
+    assert done.stderr == (b"" if "2>&-" in closed.split() else b"said\nsaid\n")
+
+
+def test_a_terminal_without_a_character_gets_an_escape_and_a_warning_of_others_is_no_error():
+    code = "print('val – é'); warnings.warn('old', DeprecationWarning); print(os.environ['PYTHONWARNINGS'])"
+    done = shell("$P", code, PYTHONIOENCODING="iso-8859-1:strict", PYTHONWARNINGS="error")
+    assert done.stdout == b"val \\u2013 \xe9\ndefault\n"  # and the programs that it starts only warn, too
+    assert done.stderr.endswith(b"DeprecationWarning: old\n") and b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["seed=3"]])
+def test_a_command_that_nobody_reads_ends_without_a_word(words, tmp_path):
+    code = "from pipeline.command import entry_point\nentry_point(lambda config: print(config.seed))()"
+    ours, theirs = os.pipe()
+    os.close(ours)  # as `head` does once it has enough
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (141, b"")  # as a shell has it for a program that SIGPIPE ended
+
+
+@pytest.fixture
+def environ():
+    with mock.patch.dict(os.environ):
+        yield os.environ
+
+
+def test_a_user_without_a_name_and_a_home_has_no_home_to_write_to(environ, monkeypatch):
+    monkeypatch.setattr("pwd.getpwuid", mock.Mock(side_effect=KeyError))
+    del environ["HOME"]
+    with pytest.raises(RuntimeError):
+        Path.home()
+    isolate()
+    assert Path.home() == Path(os.devnull)
+
+
+def test_variables_of_git_name_no_other_repository(environ, tmp_path):
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "commit", "--quiet", "--allow-empty", "--message", "elsewhere")
+    elsewhere, ours = git(tmp_path, "rev-parse", "HEAD").strip(), git(ROOT, "rev-parse", "HEAD").strip()
+    environ |= {"GIT_DIR": str(tmp_path / ".git"), "GIT_WORK_TREE": str(tmp_path), "GIT_INDEX_FILE": "none"}
+    assert surroundings.git("rev-parse", "HEAD") == elsewhere
+    isolate()
+    assert surroundings.git("rev-parse", "HEAD") == ours
+    assert surroundings.git("ls-files", "pyproject.toml") == "pyproject.toml"
+
+
+PATHS = [
+    "IMG (1).png",
+    "café.png",
+    "cafe\u0301.png",  # as macOS writes it
+    "it's.png",
+    "a,b.png",
+    'say "9".png',
+    "back\\slash\\'.png",
+    "Screenshot 2026-01-01 at 9.41.00\u202fAM.png",
+    "{a: 1}.png",
+    "[1].png",
+    "x=y.png",
+    "7",
+    "1e3",
+    "null",
+    "true",
+    " ",
+    "~",
+]
+
+
+@pytest.mark.parametrize(
+    ("verb", "key", "name"),
+    [*(("predict", "input", name) for name in PATHS), ("adopt", "path", "2024"), ("evaluate", "run", "a, b (1)")],
+)
+def test_a_path_that_exists_is_taken_as_it_was_typed(verb, key, name, environ, monkeypatch, tmp_path):
+    taken = []
+    command = lambda config: taken.append(getattr(config, key))  # noqa: E731
+    command.__name__ = verb
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [verb, f"{key}={name}"])
+    Path(name).mkdir()
+    entry_point(command)()
+    assert taken == [name]
+
+
+def test_a_list_of_paths_and_a_path_that_is_nowhere_are_read_by_hydra(environ, monkeypatch, tmp_path):
+    taken = []
+
+    def predict(config):
+        taken.append(config.input)
+
+    monkeypatch.chdir(tmp_path)
+    for value in ("[a.png,b.png]", "7", ""):
+        monkeypatch.setattr(sys, "argv", ["predict", f"input={value}"])
+        entry_point(predict)()
+    assert taken == [["a.png", "b.png"], 7, ""]
