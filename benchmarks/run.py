@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks.trial import PEERS
 from pipeline import surroundings
-from pipeline.config import ROOT, PipelineError, compose, to_dict
+from pipeline.config import ROOT, PipelineError, compose, explicit
 from pipeline.console import quiet_import
 from pipeline.files import load_json, save_json
 
@@ -45,13 +45,6 @@ SHARED = {  # one_cycle depends on the number of epochs: nothing can be shared
 }
 SEEDS, PEER_SEEDS, PROCESSOR_SEEDS, ROUNDS, FULL_ROUNDS = 10, 3, 5, 3, 7
 ALL_DIGITS = "data.val_size=0"  # trained on all 60,000, as the published run was
-DECIDES = (
-    "data",
-    "model",
-    "augment",
-    "optimizer",
-    "engine",
-)  # the modules that, with the values, decide a trained model
 
 
 def time_plan(rounds: int) -> Iterator[tuple[str, list[str]]]:
@@ -210,9 +203,9 @@ def _run(*command: str, refused: bool = False, **variables: str) -> str:
 def _source(what: str) -> str:
     """What decides the figures of a peer or recipe, as a hash: a trial of other code or values is run again."""
     peer = what in PEERS
-    values = to_dict(compose(f"recipe={'baseline' if peer else what}"))
+    values = explicit(compose(f"recipe={'baseline' if peer else what}"))
     values = {key: values[key] for key in (("train", "data") if peer else values)}
-    files = [ROOT / "benchmarks/peers.py"] if peer else [ROOT / "pipeline" / f"{name}.py" for name in DECIDES]
+    files = [ROOT / "benchmarks/peers.py"] if peer else surroundings.computing_modules()
     content = [json.dumps(values, sort_keys=True).encode(), *(file.read_bytes() for file in files)]
     return hashlib.sha256(b"".join(content)).hexdigest()[:12]
 

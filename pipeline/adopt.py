@@ -57,7 +57,8 @@ def adopt(config: AdoptConfig) -> None:
     data.save_arrays(ROOT / "data" / "downloads" / name / f"{name}.npz", **arrays)
     with replacing(described) as temporary:
         text = HEADER.format(path=path, count=f"{len(labels):,}")
-        text += yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False, default_flow_style=None, width=120)
+        values = {key: value for key, value in dataclasses.asdict(settings).items() if key != "name"}  # the file's
+        text += yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
         temporary.write_text(text, encoding="utf-8")
     if ignored:
         names = ", ".join(entry.relative_to(folder).as_posix() for entry in ignored[:SHOWN_NAMES])

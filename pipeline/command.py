@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,13 +24,15 @@ from pipeline.config import (
     PipelineError,
     checked,
     config_name,
+    explicit,
+    flatten,
     in_dvc_stage,
     joined,
     refusing,
     register,
     shortened,
 )
-from pipeline.files import broken_yaml, check_yaml
+from pipeline.files import broken_yaml, check_yaml, load_yaml
 from pipeline.isolation import isolate, reader_gone
 
 
@@ -43,6 +46,15 @@ def output_folders(config: Config) -> Folders:
     if in_dvc_stage():
         return Folders(ROOT / "models" / config.name, ROOT / "results" / "recipes" / config.name)
     return Folders(job_folder(), job_folder())
+
+
+def composed_file(config: Config) -> tuple[Path, dict[str, Any]]:
+    """Where `compose` writes the values that this stage of DVC reads, and these values: those of a recipe, or of the
+    data for the stages that all recipes share."""
+    values = {key: value for key, value in explicit(config).items() if key not in ("recipes", "dataset")}
+    if "@" in os.environ.get("DVC_STAGE", "@"):
+        return ROOT / "results" / "recipes" / config.name / "config.yaml", values
+    return ROOT / "results" / "data.yaml", {"data": values["data"]}
 
 
 def job_folder() -> Path:
@@ -128,7 +140,10 @@ def _compose_and_call(verb: Callable[[Any], float | None]) -> None:
         try:
             if verb.__name__ != "train" and HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise PipelineError(f"{verb.__name__} does not sweep: give one value a key, without -m")
-            return verb(checked(composed))
+            config = checked(composed, HydraConfig.get().runtime.choices)
+            if in_dvc_stage():
+                return _run_stage(verb, config)
+            return verb(config)
         except BrokenPipeError:
             sys.exit(reader_gone())  # the other jobs of a sweep too would find no reader
         except Exception as error:
@@ -150,6 +165,36 @@ def _compose_and_call(verb: Callable[[Any], float | None]) -> None:
             raise
         with refusing(" ".join(sys.argv[1:])):  # words and files are all that it can come from
             raise
+
+
+def _run_stage(verb: Callable[[Any], float | None], config: Config) -> float | None:
+    """Run a stage of DVC, which trusts it twice: to read the values that DVC has seen, and to write all its outputs."""
+    begin = time.time_ns()
+    if verb.__name__ not in ("compose", "compare"):  # the one writes them, the other is of no recipe
+        path, values = composed_file(config)
+        seen, now = flatten(load_yaml(path)), flatten(values)
+        for key in [key for key in seen | now if seen.get(key) != now.get(key)]:
+            raise PipelineError(
+                f"{path.relative_to(ROOT)} has {key}={seen.get(key)}, and conf/ with params.yaml now make it "
+                f"{now.get(key)}: run `dvc repro`, or before a single stage `dvc repro compose compose_data`"
+            )
+    value = verb(config)
+    # The time of the last change of the file itself: a file that is linked here keeps the time of its content.
+    stale = [path for path in _stage_outputs(config) if not path.exists() or path.stat().st_ctime_ns < begin]
+    if stale:
+        raise PipelineError(f"the stage ended without writing {stale[0].relative_to(ROOT)}, which dvc.yaml promises")
+    return value
+
+
+def _stage_outputs(config: Config) -> list[Path]:
+    """The outputs that dvc.yaml lists for the stage that runs."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stage = stages.get(os.environ["DVC_STAGE"].partition("@")[0], {})
+    entries = [entry for kind in ("outs", "metrics", "plots") for entry in stage.get(kind, [])]
+    names = [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+    return [
+        ROOT / name.replace("${item.recipe}", config.name).replace("${dataset}", config.data.name) for name in names
+    ]
 
 
 def _remove_empty(folder: Path) -> None:

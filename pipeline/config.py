@@ -1,13 +1,16 @@
 """The configuration: its schema and its limits.
 
-The values stand in params.yaml and conf/; the schema below has none, so that no value hides here.
+The values stand in params.yaml and conf/. A default in the schema below is of a key that came after the first recorded
+runs and means "as before", so that these stay readable; where a value is its default, nothing is written or hashed.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +24,7 @@ MOST_LAYERS = 50  # of a kind
 MOST_WEIGHTS = 100_000_000  # 2 GB in training: they, their gradients, Adam's moments
 MOST_ACTIVATIONS = 2_000_000  # of an example: 4 GB for the 500 that are predicted at once
 SHOWN = 200  # characters of a refused value
+RETIRED = ("train.profile_steps",)  # keys of recorded configurations that no longer exist
 
 
 class PipelineError(Exception):
@@ -29,7 +33,7 @@ class PipelineError(Exception):
 
 @dataclass
 class Data:
-    name: str = MISSING
+    name: str = MISSING  # of its file in conf/data
     image_shape: list[int] = MISSING
     classes: list[str] = MISSING
     published: bool = MISSING
@@ -59,14 +63,14 @@ class Model:
     pooling: str = MISSING
     units: list[int] = MISSING
     pixel_scale: float = MISSING
-    precision: str = MISSING
+    precision: str = "float32"
 
 
 @dataclass
 class Optimizer:
     batch_size: int = MISSING
     batch_shards: int = MISSING
-    row_strips: int = MISSING
+    row_strips: int = 1
     learning_rate: float = MISSING
     schedule: str = MISSING
     warmup: float = MISSING
@@ -78,25 +82,24 @@ class Optimizer:
 class Augment:
     rotation: float = MISSING
     scale: float = MISSING
-    stretch: float = MISSING
+    stretch: float = 0.0
     shear: float = MISSING
     shift: float = MISSING
-    full_until: float = MISSING
-    last: float = MISSING
+    full_until: float = 0.0
+    last: float = 1.0
 
 
 @dataclass
 class Train:
     epochs: int = MISSING
-    examples: int | None = MISSING
-    profile_steps: int = MISSING
+    examples: int | None = None
 
 
 @dataclass
 class Evaluate:
     confidence: float = MISSING
     calibration_bins: int = MISSING
-    views: int = MISSING
+    views: int = 1
 
 
 @dataclass
@@ -109,7 +112,7 @@ class Config:
     train: Train = MISSING
     evaluate: Evaluate = MISSING
     data: Data = MISSING
-    name: str = MISSING
+    name: str = MISSING  # of its file in conf/recipe
     model: Model = MISSING
     optimizer: Optimizer = MISSING
     augment: Augment = MISSING
@@ -186,8 +189,9 @@ def _limits(config: Config) -> Iterator[tuple[str, Any, bool, str]]:
     def one_of(key: str, value: str, *choices: str) -> tuple[str, Any, bool, str]:
         return key, value, value in choices, " or ".join(choices)
 
-    def names(key: str, value: Any, each: Iterable[Any]) -> tuple[str, Any, bool, str]:
-        plain = all(isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]{0,63}", name, re.ASCII) for name in each)
+    def names(key: str, value: Any, each: Iterable[Any], folder: str = "") -> tuple[str, Any, bool, str]:
+        pattern = rf"{folder}[A-Za-z0-9][\w.-]{{0,63}}"
+        plain = all(isinstance(name, str) and re.fullmatch(pattern, name, re.ASCII) for name in each)
         return key, value, plain, "plain names: letters, digits, _ - and . alone, at most 64 and no . first"
 
     data, model, optimizer, augment = config.data, config.model, config.optimizer, config.augment
@@ -198,9 +202,11 @@ def _limits(config: Config) -> Iterator[tuple[str, Any, bool, str]]:
     short = all(isinstance(name, str) and name.isprintable() and 0 < len(name) <= 40 for name in data.classes)
     yield "data.classes", data.classes, distinct and short, "2 to 256 different names of at most 40 characters"
     yield one_of("data.sha256_of", data.sha256_of, "arrays", "files")
-    for key, name in (("name", config.name), ("dataset", config.dataset), ("data.name", data.name)):
+    for key, name in (("dataset", config.dataset), ("data.name", data.name)):
         yield names(key, name, [name])
-    yield names("recipes", config.recipes, config.recipes)
+    in_folder = r"([A-Za-z0-9][\w-]*/)?"
+    yield names("name", config.name, [config.name], in_folder)
+    yield names("recipes", config.recipes, config.recipes, in_folder)
     for field, of_array in (("files", data.files), ("sha256", data.sha256)):
         yield f"data.{field}", of_array, of_array.keys() == set(ARRAYS), f"one each for {', '.join(ARRAYS)}"
     for key in ARRAYS:
@@ -213,7 +219,6 @@ def _limits(config: Config) -> Iterator[tuple[str, Any, bool, str]]:
     examples = config.train.examples
     accepted = examples is None or 1 <= examples < 2**31
     yield "train.examples", examples, accepted, f"a whole number from 1 to {2**31 - 1}, or null for all"
-    yield whole("train.profile_steps", config.train.profile_steps, 0, 1000)
     yield whole("data.val_size", data.val_size, 0, 2**31 - 1)
     yield whole("data.split_seed", data.split_seed, 0, 2**31 - 1)
     yield positive("data.fraction", data.fraction, 1)
@@ -322,14 +327,54 @@ def to_dict(config: Config) -> dict[str, Any]:
     return OmegaConf.to_container(own)  # type: ignore[return-value]
 
 
+def explicit(config: Config) -> dict[str, Any]:
+    """The composed values without those that are the schema's default, nested, as plain Python types.
+
+    This is what is written for DVC and hashed: a key that comes later leaves the files and hashes of before alone.
+    """
+
+    return {key: _explicit(value) for key, value in _set(config, Config)}
+
+
+def _set(values: Any, schema: Any) -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(schema):
+        if (value := getattr(values, field.name)) != field.default:
+            yield field.name, value
+
+
+def _explicit(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {key: _explicit(inner) for key, inner in _set(value, value)}
+    return [_explicit(one) for one in value] if isinstance(value, list) else value
+
+
+def flatten(values: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict[str, str]:
+    """Nested values under dotted keys, as text; a list of plain values stays one value."""
+    flat: dict[str, str] = {}
+    items = values.items() if isinstance(values, Mapping) else enumerate(values)
+    for key, value in items:
+        nested = isinstance(value, Mapping) or (
+            isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
+        )
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": str(value)}
+    return flat
+
+
 def from_dict(values: Mapping[str, Any], source: str) -> Config:
-    """The inverse of to_dict, checked; what other code recorded may not fit, and is a PipelineError."""
+    """The inverse of to_dict, checked; what other code recorded may not fit, and is a PipelineError.
+
+    Keys that came later have their default, those that went are left out.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         with refusing(source):
-            return checked(OmegaConf.merge(OmegaConf.structured(Config), values))
+            recorded = copy.deepcopy(dict(values))
+            for key in RETIRED:
+                section, _, name = key.partition(".")
+                recorded.get(section, {}).pop(name, None)
+            return checked(OmegaConf.merge(OmegaConf.structured(Config), recorded))
     except OmegaConfBaseException as error:
         raise PipelineError(
             f"{source} was written by other code ({joined(error)}): check out its commit first"
@@ -361,17 +406,34 @@ def joined(error: BaseException, before: str = "") -> str:
     return text if key is None or key[1] in before + text else f"{key[1]}: {text}"
 
 
-def checked(composed: Any) -> Config:
-    """The values of a composed configuration, OmegaConf's DictConfig, within their limits."""
+def checked(composed: Any, choices: Mapping[str, str] | None = None) -> Config:
+    """The values of a composed configuration, OmegaConf's DictConfig, within their limits.
+
+    Recipe and data set are named by the files that Hydra's `choices` say; a recorded configuration holds its names.
+    """
     from omegaconf import OmegaConf
 
     with refusing("configuration"):
         _refuse_references(OmegaConf.to_container(composed, resolve=False))
+        if choices:
+            _name_by_file(composed, choices)
         config = OmegaConf.to_object(composed)
         if not isinstance(config, Config):
             raise PipelineError("the defaults in conf/ leave out the schema: bring conf/config.yaml back")
         validate(config)
     return config
+
+
+def _name_by_file(composed: Any, choices: Mapping[str, str]) -> None:
+    from omegaconf import OmegaConf
+
+    for key, group in (("name", "recipe"), ("data.name", "data")):
+        name = OmegaConf.select(composed, key)  # None where it is MISSING, as it should be
+        if name not in (None, choices[group]):
+            raise PipelineError(
+                f"{key}={shortened(name)}: the name is that of the file, {group}={choices[group]}: remove the key"
+            )
+        OmegaConf.update(composed, key, choices[group])
 
 
 def _refuse_references(value: Any, key: str = "") -> None:
@@ -393,6 +455,7 @@ def compose(*words: str, verb: str = "") -> Config:
     """The checked configuration that a stage gets for these key=value words, inside a command of Hydra's or not."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import open_dict
 
     register()
     ready = GlobalHydra.instance().is_initialized()
@@ -400,7 +463,11 @@ def compose(*words: str, verb: str = "") -> Config:
         refusing(" ".join(words)),
         nullcontext() if ready else hydra.initialize_config_dir(str(CONF), version_base="1.3"),
     ):
-        return checked(hydra.compose(config_name(verb), list(words)))
+        composed = hydra.compose(config_name(verb), list(words), return_hydra_config=True)
+        choices = composed.hydra.runtime.choices
+        with open_dict(composed):
+            del composed["hydra"]
+        return checked(composed, choices)
 
 
 def register() -> None:

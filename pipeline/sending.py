@@ -30,12 +30,12 @@ from numpy.typing import NDArray
 
 from pipeline import model as networks
 from pipeline import tracking
-from pipeline.config import Config, PipelineError, to_dict
+from pipeline.config import Config, PipelineError, flatten, to_dict
 from pipeline.data import Examples
 from pipeline.files import load_csv, sha256
 from pipeline.record import Record, Row, home, now, remove_sent, unfinished, waiting
 from pipeline.store import open_store, refusals_in_one_line
-from pipeline.surroundings import NOBODY, Identity, about, deciding, difference, flatten, origin, packages
+from pipeline.surroundings import NOBODY, Identity, about, difference, origin, packages, trained_with
 
 SYNC = "python -m pipeline.sync, or the next run, sends it"
 EVALUATION = "evaluate"  # the section of the configuration that only evaluation reads and logs
@@ -121,7 +121,7 @@ def about_training(
         "experiment": config.data.name,
         "name": name,
         "tags": tags | ({tracking.PARENT: parent} if parent else {}),
-        "params": flatten(deciding(config))
+        "params": trained_with(config)
         | {"data.train_examples": str(len(train.labels)), "data.val_examples": str(len(val.labels))},
         "inputs": [describe("train", train), describe("val", val)],
         "origin": origin(config, identity),
@@ -357,7 +357,7 @@ def _adopt(folder: Path, of: Evaluation) -> None:
         "experiment": config.data.name,
         "name": config.name,
         "tags": tags,
-        "params": flatten(deciding(config)) | {"model.num_params": str(of.model.count_params())},
+        "params": trained_with(config) | {"model.num_params": str(of.model.count_params())},
         "inputs": [],
         "made": {"weights_sha256": tracking.weights_sha256(of.model_file), "model_sha256": sha256(of.model_file)},
         "status": "FINISHED",

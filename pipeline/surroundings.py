@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import importlib.metadata
@@ -9,11 +10,11 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.config import ROOT, Config, to_dict
+from pipeline.config import ROOT, Config, explicit, flatten, to_dict
 from pipeline.console import quiet_import
 from pipeline.files import sha256
 
@@ -21,9 +22,10 @@ NOBODY = {"mlflow.user": "pipeline", "mlflow.source.name": "pipeline"}  # instea
 PACKAGES = ("tensorflow", "keras", "numpy", "hydra-core", "mlflow", "dvc")
 THREADS = "intra-op 1, inter-op 2"  # as engine.start sets them
 COMPUTES = PACKAGES[:3]  # those whose version can change a result
-DECIDES = ("augment", "checkpoint", "data", "engine", "model", "optimizer", "training")  # our modules that can
-# What decides nothing about a trained model: how it is evaluated, and what else `dvc repro` builds.
-DECIDES_NOTHING = ("evaluate", "recipes", "dataset", "run", "a", "b")
+# What these do shows in the values and arrays that they hand over, which are hashed themselves.
+NOT_COMPUTING = ("config", "files")
+# What decides nothing about a trained model: its name, how it is evaluated, and what else `dvc repro` builds.
+DECIDES_NOTHING = ("evaluate", "recipes", "dataset", "name")
 # What DVC deletes and rewrites around a stage, and the benchmark between trials, does not make a tree dirty.
 NOT_SOURCE = (":!results", ":!dvc.lock", ":!benchmarks/results", ":!docs/benchmark", ":!docs/benchmark.md")
 
@@ -39,26 +41,19 @@ class Identity(NamedTuple):
 
 
 def deciding(config: Config) -> dict[str, Any]:
-    """What of a configuration can change a trained model."""
-    return {key: value for key, value in to_dict(config).items() if key not in DECIDES_NOTHING}
+    """What of a configuration can change a trained model, to be hashed."""
+    return {key: value for key, value in explicit(config).items() if key not in DECIDES_NOTHING}
 
 
-def flatten(values: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict[str, str]:
-    """Nested values under dotted keys, as text; a list of plain values stays one value."""
-    flat: dict[str, str] = {}
-    items = values.items() if isinstance(values, Mapping) else enumerate(values)
-    for key, value in items:
-        nested = isinstance(value, Mapping) or (
-            isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
-        )
-        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": str(value)}
-    return flat
+def trained_with(config: Config) -> dict[str, str]:
+    """The same to be logged: under dotted keys, as text, defaults included."""
+    return flatten({key: value for key, value in to_dict(config).items() if key not in DECIDES_NOTHING})
 
 
 def identity(config: Config, data_files: Sequence[Path]) -> Identity:
     values = deciding(config)
     data = _sha256_of_all(tuple(data_files))
-    code = _sha256_of("".join(sha256(ROOT / "pipeline" / f"{name}.py") for name in DECIDES))
+    code = _sha256_of("".join(map(sha256, computing_modules())))
     versions = [importlib.metadata.version(name) for name in COMPUTES]
     without_seed = {key: value for key, value in values.items() if key != "seed"}
     content, group = (
@@ -66,6 +61,32 @@ def identity(config: Config, data_files: Sequence[Path]) -> Identity:
     )
     # The g: 9447e1230643 would be a number, and infinite, to Hydra and to whoever reads a ranking.
     return Identity(_sha256_of(json.dumps(values, sort_keys=True)), data, code, content, f"g{group[:12]}")
+
+
+def computing_modules() -> list[Path]:
+    """The files whose code can change a trained model: the training loop, the data, all that these import, and the
+    module that puts them together."""
+    package = ROOT / "pipeline"
+    skipped = {package / f"{name}.py" for name in NOT_COMPUTING}
+    reached: set[Path] = set()
+    waiting = {package / "engine.py", package / "data.py"}
+    while waiting:
+        reached |= waiting
+        waiting = set().union(*map(_imported, waiting)) - reached - skipped
+    return sorted(reached | {package / "training.py"})
+
+
+def _imported(file: Path) -> set[Path]:
+    """The files of this package that a module imports, at the top or inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    modules = {name.replace(".", "/") for name in names if name.startswith("pipeline.")}
+    files = {ROOT / f"{module}{end}" for module in modules for end in (".py", "/__init__.py")}
+    return {path for path in files if path.is_file()}
 
 
 def depends_on_length(config: Config) -> bool:

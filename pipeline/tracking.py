@@ -15,10 +15,10 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
 from pipeline.command import overrides
-from pipeline.config import ROOT, Config, PipelineError, compose, from_dict, to_dict
+from pipeline.config import ROOT, Config, PipelineError, compose, flatten, from_dict, to_dict
 from pipeline.files import existing, load_yaml
 from pipeline.store import address, open_store, refusals_in_one_line
-from pipeline.surroundings import about, flatten
+from pipeline.surroundings import about
 from pipeline.tables import as_text
 
 PARENT = "mlflow.parentRunId"

@@ -24,9 +24,6 @@ def train(config: Config) -> float:
     with quiet_import():
         from pipeline import debug, training
 
-    if config.train.profile_steps:
-        print(debug.profile(config, examples))
-        return 0.0
     split, outputs = training.Split(examples, val), output_folders(config)
     if job := sweep.job():
         return job.run(config, split, identity(config, files), outputs)

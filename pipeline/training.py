@@ -175,5 +175,11 @@ def _made_before(config: Config, identity: Identity, outputs: Folders) -> Traine
         rows = load_csv(outputs.results / "history.csv", engine.Epoch._fields)
     except PipelineError:  # not written, or MLflow does not answer
         return None
+    for file in (
+        outputs.model / "model.keras",
+        outputs.results / "history.csv",
+        outputs.results / "val_predictions.csv",
+    ):
+        file.touch()  # they are this stage's as well
     history = [_epoch(row) for row in rows]
     return Trained(f"made before, MLflow run {run.info.run_id}", history, outputs.model / "model.keras")

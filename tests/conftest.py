@@ -26,18 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., Config]:
     """compose("recipe=accurate", "train.epochs=1", ...) gives what a verb would get."""
-    import hydra
-    from hydra.core.config_store import ConfigStore
-    from omegaconf import OmegaConf
-
-    ConfigStore.instance().store(name="schema", node=Config)
-    OmegaConf.register_new_resolver("run_folder", lambda parent: parent, replace=True)
-
-    def composed(*overrides: str) -> Config:
-        with hydra.initialize_config_dir(str(configuration.CONF), version_base="1.3"):
-            return OmegaConf.to_object(hydra.compose("config", list(overrides)))  # type: ignore[return-value]
-
-    return composed
+    return configuration.compose
 
 
 def generated_digits(size: int, seed: int, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -118,11 +107,29 @@ def small_repository(folder: Path, digits: Path) -> None:
     (folder / "conf/data/mnist.yaml").write_text(settings)
 
 
+COMPOSED: dict[tuple[Path, tuple[str, ...]], dict[str, bytes]] = {}
+
+
+def write_composed(folder: Path, *words: str) -> None:
+    """Write what `dvc repro` has composed before a stage that is called with these words, which a test runs by hand."""
+    [recipe] = [word.removeprefix("recipe=") for word in words if word.startswith("recipe=")] or ["baseline"]
+    names = {f"compose@{recipe}": f"results/recipes/{recipe}/config.yaml", "compose_data": "results/data.yaml"}
+    if (folder, words) not in COMPOSED:
+        for stage in names:
+            done = run(sys.executable, "-m", "pipeline.compose", *words, cwd=folder, DVC_STAGE=stage)
+            assert done.returncode == 0, done.stderr
+        COMPOSED[folder, words] = {name: (folder / name).read_bytes() for name in names.values()}
+    for name, content in COMPOSED[folder, words].items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory, digits) -> Path:
     """A copy of the working tree with the generated digits split, and nothing trained."""
     folder = tmp_path_factory.mktemp("repository")
     small_repository(folder, digits)
+    write_composed(folder)
     for verb in ("fetch", "preprocess"):
         variables = {"MNIST_SOURCE": str(digits), "DVC_STAGE": verb}
         done = run(sys.executable, "-m", f"pipeline.{verb}", cwd=folder, **variables)

@@ -17,6 +17,7 @@ import yaml
 from conftest import ROOT, run
 from omegaconf import OmegaConf
 
+from pipeline import command
 from pipeline import config as configuration
 from pipeline.config import ARRAYS, Config, PipelineError, network, validate
 
@@ -41,10 +42,10 @@ def test_a_recipe_composes_within_the_limits_under_its_own_name(compose, path):
     name = path.relative_to(ROOT / "conf" / "recipe").with_suffix("").as_posix()
     config = compose(f"recipe={name}")
     validate(config)
-    assert config.name == path.stem
+    assert config.name == name
     own = load(path)
     composed = configuration.to_dict(config)
-    for section in own.keys() - {"defaults", "name"}:
+    for section in own.keys() - {"defaults"}:
         assert composed[section] == composed[section] | own[section]
 
 
@@ -76,7 +77,7 @@ def test_a_recipe_that_changes_another_gives_only_what_differs(compose, recipe):
 @pytest.mark.parametrize("recipe", WHOLE, ids=lambda path: path.stem)
 def test_every_value_has_exactly_one_source(compose, recipe):
     given = [*flat(load(ROOT / "params.yaml")), *flat(load(recipe)), *flat({"data": load(DATA[0])})]
-    assert sorted(given) == sorted(flat(configuration.to_dict(compose())))
+    assert sorted([*given, "name", "data.name"]) == sorted(flat(configuration.to_dict(compose())))
 
 
 def test_what_one_verb_alone_takes_is_no_configuration_of_a_run(compose):
@@ -90,10 +91,62 @@ def test_what_dvc_builds_exists_and_every_listed_name_is_a_file(compose):
     assert config.dataset in {path.stem for path in DATA}
 
 
-def test_the_schema_holds_no_value():
-    schema = [kind for kind in vars(configuration).values() if dataclasses.is_dataclass(kind)]
-    assert configuration.Config in schema and len(schema) >= 8
-    assert {field.default for kind in schema for field in dataclasses.fields(kind)} == {"???"}
+# A default of the schema stands for every run that was recorded before the key was there.
+AS_BEFORE = {
+    "train.examples": None,  # all
+    "evaluate.views": 1,
+    "model.precision": "float32",
+    "optimizer.row_strips": 1,
+    "augment.stretch": 0.0,
+    "augment.full_until": 0.0,
+    "augment.last": 1.0,  # the amounts do not fall
+}
+
+
+def test_a_key_of_the_schema_has_no_value_but_for_those_that_came_later(compose):
+    sections = {"": configuration.Config} | {
+        f"{name}.": type(section) for name, section in vars(compose()).items() if dataclasses.is_dataclass(section)
+    }
+    defaults = {
+        f"{name}{field.name}": field.default for name, kind in sections.items() for field in dataclasses.fields(kind)
+    }
+    assert {key: default for key, default in defaults.items() if default != "???"} == AS_BEFORE
+    assert len(defaults) > 40
+
+
+def test_a_recorded_configuration_lacks_keys_that_came_later_and_has_some_that_went(composed):
+    recorded = configuration.to_dict(composed)
+    for key in AS_BEFORE:
+        section, _, name = key.partition(".")
+        del recorded[section][name]
+    recorded["train"]["profile_steps"] = 0
+    read = configuration.from_dict(recorded, "config.yaml")
+    assert read.optimizer.row_strips == 1 and composed.optimizer.row_strips == 2
+    assert {key: flat(configuration.to_dict(read))[key] for key in AS_BEFORE} == AS_BEFORE
+    assert recorded["train"]["profile_steps"] == 0, "what was handed over stays as it is"
+    with pytest.raises(PipelineError, match="was written by other code"):
+        configuration.from_dict(recorded | {"unheard_of": 1}, "config.yaml")
+
+
+def test_what_is_written_and_hashed_leaves_out_keys_that_have_their_default(compose):
+    plain, cut = (compose("recipe=baseline", f"optimizer.row_strips={count}") for count in (1, 2))
+    left_out = flat(configuration.to_dict(plain)).keys() - flat(configuration.explicit(plain)).keys()
+    assert left_out == AS_BEFORE.keys()
+    assert configuration.explicit(cut)["optimizer"] == configuration.explicit(plain)["optimizer"] | {"row_strips": 2}
+    assert configuration.from_dict(configuration.explicit(cut), "config.yaml") == cut
+
+
+def test_a_copied_file_has_a_name_of_its_own(copy):
+    for group in ("recipe", "data"):
+        folder = copy / "conf" / group
+        shutil.copy(folder / {"recipe": "accurate.yaml", "data": "mnist.yaml"}[group], folder / "mine.yaml")
+    done = run(sys.executable, "-m", "pipeline.compose", "recipe=mine", "data=mine", cwd=copy)
+    values = yaml.safe_load(done.stdout)
+    assert (values["name"], values["data"]["name"]) == ("mine", "mine")
+    with (copy / "conf/recipe/mine.yaml").open("a") as file:
+        file.write("name: accurate\n")  # as recipes had it once
+    expected = "error: name=accurate: the name is that of the file, recipe=mine: remove the key\n"
+    assert refusal(copy, "recipe=mine") == expected
 
 
 SEED, SHARE = "a whole number from 0 to 2147483647", "a number from 0 to below 1"
@@ -110,7 +163,6 @@ LIMITS = {  # what is given: what is asked for instead
     "train.epochs=0": "a whole number from 1 to 10000",
     "train.examples=0": "a whole number from 1 to 2147483647, or null for all",
     "train.examples=2147483648": "a whole number from 1 to 2147483647, or null for all",
-    "train.profile_steps=-1": "a whole number from 0 to 1000",
     "data.image_shape=[]": "two whole numbers from 1 to 1000",
     "data.image_shape=[28, [28]]": "two whole numbers from 1 to 1000",
     "data.classes=['a']": "2 to 256 different names of at most 40 characters",
@@ -285,7 +337,7 @@ REFUSED = {
     "name='a\nb'": "name='a b': holds characters that do not print",
     "hydra.searchpath=[x]": "hydra.searchpath=[x]: a key of Hydra's that stays as it is",
     "--config-dir=x": "--config-dir=x: no option: give key=value, or -m, --multirun, -h, --help",
-    "name=../../x": "name=../../x is out of range: give plain names",
+    "name=x": "name=x: the name is that of the file, recipe=baseline: remove the key",
     "recipe=null": "recipe=null: ValueError, Config group override must be a string or a list",
     "name=ä": "name=ä: LexerNoViableAltException: name=ä: give key=value, or key=\"'value'\" for other characters",
 }
@@ -399,7 +451,7 @@ def test_help_of_every_stage_and_a_refusal_load_neither_tensorflow_nor_mlflow(co
 
 
 FOLDERS = """
-import json, os
+import json
 from pipeline.command import entry_point, output_folders, overrides
 
 @entry_point
@@ -407,21 +459,21 @@ def fetch(config):
     print(json.dumps([*map(str, output_folders(config)), *overrides()]))
 
 fetch()
-os.environ["DVC_STAGE"] = "train@accurate"
-fetch()
 """
 
 
-def test_a_dvc_stage_writes_to_its_outputs_and_any_other_run_to_a_folder_of_its_own(copy):
+def test_a_dvc_stage_writes_to_its_outputs_and_any_other_run_to_a_folder_of_its_own(copy, compose, monkeypatch):
     done = python(copy, FOLDERS, ["recipe=accurate"])
-    (model, results, word), staged = map(json.loads, done.stdout.splitlines())
+    model, results, word = json.loads(done.stdout)
     assert model == results and Path(model).parent == copy / "outputs" and word == "recipe=accurate"
-    assert staged[:2] == [str(copy / "models" / "accurate"), str(copy / "results" / "recipes" / "accurate")]
     assert list((copy / "outputs").iterdir()) == [Path(model)]
+    monkeypatch.setenv("DVC_STAGE", "train@debug/one_batch")
+    staged = command.output_folders(compose("recipe=debug/one_batch"))
+    assert staged == (ROOT / "models/debug/one_batch", ROOT / "results/recipes/debug/one_batch")
 
 
 def test_only_train_sweeps(copy):
-    done = python(copy, FOLDERS.partition("os.environ")[0], ["-m", "seed=3,4"])
+    done = python(copy, FOLDERS, ["-m", "seed=3,4"])
     assert done.returncode == 1 and "error: fetch does not sweep: give one value a key, without -m" in done.stderr
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import generated_digits
 
+from benchmarks.profile import profile
 from pipeline import debug, engine
 from pipeline.data import Examples
 from pipeline.engine import Epoch
@@ -43,9 +44,9 @@ def test_memorising_is_told_by_the_last_epoch_and_its_absence_by_the_loss(figure
 
 
 def test_a_profile_counts_the_operations_of_a_step(compose):
-    config = compose("recipe=accurate", "model.filters=2", "optimizer.batch_size=8", "train.profile_steps=3")
+    config = compose("recipe=accurate", "model.filters=2", "optimizer.batch_size=8")
     digits = Examples(*generated_digits(20, 0), np.arange(20, dtype=np.int32))
-    rows = [line.split() for line in debug.profile(config, digits).splitlines()]
+    rows = [line.split() for line in profile(config, digits, steps=3).splitlines()]
     calls = {row[0]: float(row[-1]) for row in rows[1:-2]}
     assert calls["ImageProjectiveTransformV3"] == 1  # a step
     assert sum(count for kind, count in calls.items() if "Conv2DBackpropFilter" in kind) == 4 * 2  # layers, shards

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, generated_digits, run
+from conftest import ROOT, generated_digits, run, write_composed
 
 from pipeline import data
 from pipeline.config import Data, PipelineError
@@ -88,10 +88,11 @@ def test_more_validation_digits_than_there_are_is_refused(raw, size, fraction, o
 
 
 BOTH = """
-import sys
+import os, sys
 from pipeline import fetch, preprocess
-fetch.fetch()
-preprocess.preprocess()
+for stage, verb in (("fetch", fetch.fetch), ("preprocess", preprocess.preprocess)):
+    os.environ["DVC_STAGE"] = stage
+    verb()
 print({"tensorflow", "keras", "mlflow"} & set(sys.modules))
 """
 
@@ -99,11 +100,13 @@ print({"tensorflow", "keras", "mlflow"} & set(sys.modules))
 def test_both_stages_write_their_outputs_without_loading_tensorflow_or_mlflow(raw, tmp_path):
     for name in ("pipeline", "conf"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
     np.savez(tmp_path / "own.npz", **{data.KERAS_NAMES[key]: array for key, array in raw.items()})
     words = [f"data.sha256.{key}={data.array_sha256(array)}" for key, array in raw.items()]
     words += ["data.val_size=100", "data.split_seed=7"]
-    done = run(sys.executable, "-c", BOTH, *words, cwd=tmp_path, MNIST_SOURCE="own.npz", DVC_STAGE="preprocess")
+    write_composed(tmp_path, *words)
+    done = run(sys.executable, "-c", BOTH, *words, cwd=tmp_path, MNIST_SOURCE="own.npz")
     assert (done.returncode, done.stderr) == (0, "")
     wrote, sizes, loaded = done.stdout.splitlines()
     assert (
@@ -120,7 +123,11 @@ def test_both_stages_write_their_outputs_without_loading_tensorflow_or_mlflow(ra
     }
     assert (tmp_path / "results" / "samples.png").read_bytes().startswith(b"\x89PNG")
     assert files(tmp_path / "data") == ["mnist.npz", "split.json", "test.npz", "train.npz", "val.npz"]
-    assert not (tmp_path / "outputs").exists() and files(tmp_path / "results") == ["samples.png"]
+    assert not (tmp_path / "outputs").exists() and files(tmp_path / "results") == [
+        "config.yaml",
+        "data.yaml",
+        "samples.png",
+    ]
 
 
 def files(folder: Path) -> list[str]:

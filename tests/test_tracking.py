@@ -25,7 +25,7 @@ from pipeline.config import Config, PipelineError
 from pipeline.data import Examples, save_arrays, save_predictions
 from pipeline.files import save_csv, sha256
 from pipeline.store import open_store
-from pipeline.surroundings import NOT_SOURCE, flatten, git, identity
+from pipeline.surroundings import NOT_SOURCE, git, identity
 
 HISTORY = [
     engine.Epoch(1, 0.9, 0.5, 0.8, 0.6, 0.001),
@@ -93,7 +93,7 @@ def test_parameters_are_every_value_of_the_configuration(trained):
     settings = configuration.to_dict(trained.config)
     for key in ("evaluate", "recipes", "dataset"):  # the evaluation logs the first; the others decide nothing
         settings.pop(key)
-    assert set(flatten(settings)) < set(params) and "recipes" not in params
+    assert set(configuration.flatten(settings)) < set(params) and "recipes" not in params
     assert not any(key.startswith("evaluate.") for key in params)
 
 
@@ -379,7 +379,7 @@ def test_a_sweep_has_its_children_and_what_it_found_but_nothing_deleted(trained)
 
 
 def test_flatten_keeps_lists_of_plain_values_whole():
-    assert flatten({"a": {"b": [1, 2]}, "c": [{"d": 1}, {"d": 2}]}) == {
+    assert configuration.flatten({"a": {"b": [1, 2]}, "c": [{"d": 1}, {"d": 2}]}) == {
         "a.b": "[1, 2]",
         "c.0.d": "1",
         "c.1.d": "2",

@@ -24,7 +24,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from conftest import small_repository
+from conftest import small_repository, write_composed
 from faults_report import record
 
 HERE = Path(__file__).resolve().parent
@@ -136,6 +136,8 @@ class Bench:
             for file in outputs:
                 file.unlink(missing_ok=True)
             stage = f"{verb}@baseline" if verb in ("train", "evaluate") else verb
+            if verb != "sync":
+                write_composed(self.folder, *words)
             requests.append(
                 {
                     "module": f"pipeline.{verb}",

@@ -22,7 +22,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from conftest import small_repository
+from conftest import small_repository, write_composed
 from harness import UNSET, of_store
 from proxy import Proxy
 
@@ -180,10 +180,14 @@ class Repository:
 
     def request(self, verb: str, *signals: tuple[float, int], **variables: str) -> dict[str, Any]:
         trained = verb in ("train", "evaluate")
+        words = self.WORDS if trained else ()
+        if verb != "sync":
+            write_composed(self.folder, *words)
+        stage = {"DVC_STAGE": f"{verb}@baseline" if trained else verb}
         return {
             "module": f"pipeline.{verb}",
-            "words": self.WORDS if trained else (),
-            "variables": ({} if verb == "sync" else {"DVC_STAGE": f"{verb}@baseline"}) | self.tracker | variables,
+            "words": words,
+            "variables": ({} if verb == "sync" else stage) | self.tracker | variables,
             "signals": signals,
         }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import run
+from conftest import run, write_composed
 from disks import Disk, limited, mounts, read_only
 from harness import Bench, Ended, copy_steps, judge, lost, report, state
 
@@ -323,6 +323,7 @@ def as_a_user(stage: Done, *words: str, **variables: str) -> Ended:
     """Run the command in a process of its own, behind `words`."""
     bench, (verb, *rest) = stage.bench, stage.command
     command = [*words, sys.executable, "-m", f"pipeline.{verb}", *rest]
+    write_composed(bench.folder, *rest)
     done = run(*command, cwd=bench.folder, DVC_STAGE=f"{verb}@baseline", **variables)
     return Ended(done.returncode, done.stdout, done.stderr, 0.0, 0, "")
 

@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import small_repository
+from conftest import small_repository, write_composed
 from disks import read_only
 from faults_report import record
 
 SOMEBODY = 54321  # a user id that has no name, as in many a container
-COMMANDS = {
-    "train@baseline": ["pipeline.train", "recipe=baseline", "train.epochs=2", "optimizer.batch_size=100"],
-    "evaluate@baseline": ["pipeline.evaluate", "recipe=baseline"],
-}
+WORDS = ["recipe=baseline", "train.epochs=2", "optimizer.batch_size=100"]
+COMMANDS = {f"{verb}@baseline": [f"pipeline.{verb}", *WORDS] for verb in ("train", "evaluate")}
 PROMISE = "the same bits in other surroundings"
 
 
@@ -78,6 +76,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     """A repository with its data, which nothing was trained in."""
     folder = tmp_path_factory.mktemp("prepared")
     small_repository(folder, digits)
+    write_composed(folder, *WORDS)
     for stage in ("fetch", "preprocess"):
         done = python(folder, f"pipeline.{stage}", DVC_STAGE=stage, MNIST_SOURCE=str(digits))
         assert (done.returncode, done.stderr) == (0, "")

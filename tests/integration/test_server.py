@@ -101,7 +101,7 @@ def repository(server: TrackingServer, digits: Path, tmp_path_factory: pytest.Te
     for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "start"]):
         git(folder, *words)
     done = dvc(folder, digits, "repro", MLFLOW_TRACKING_URI=server.uri)
-    assert done.returncode == 0 and len(ran(done)) == 7, done.stdout + done.stderr
+    assert done.returncode == 0 and len(ran(done)) == 10, done.stdout + done.stderr
     yield Repository(folder, digits, server.uri)
     assert not [*folder.glob("mlflow.db"), *folder.glob("mlflow.db-*"), *(folder / "mlruns").glob("[0-9]*")]
 
