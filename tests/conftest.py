@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +20,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from pipeline import config as configuration
 from pipeline.config import Config
@@ -46,11 +51,66 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     path.write_bytes(header + array.tobytes())
 
 
-def run(*words: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as a user would, its output captured; the variables of MLflow, DVC and make are unset."""
+FORKS = "PYTEST_FORKS"  # the folder of the process that all workers' commands are forks of
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault(FORKS, tempfile.mkdtemp(prefix="forks-"))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop(FORKS))
+
+
+@functools.cache
+def user_path() -> str:
+    """PATH with a `python` first that runs our verbs as forks of fork_server.py, which the first to come starts."""
+    environment = str(Path(sys.executable).parent)
+    path = os.pathsep.join([environment, os.environ["PATH"]])
+    if not sys.platform.startswith("linux"):
+        return path
+    folder = Path(os.environ[FORKS])
+    with FileLock(folder / "lock"):
+        if not (folder / "python").exists():
+            server, address = str(Path(__file__).with_name("fork_server.py")), str(folder / "socket")
+            owner = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+            with socket.socket(socket.AF_UNIX) as listening, (folder / "log").open("w") as log:
+                listening.bind(address)
+                listening.listen()
+                server_process = subprocess.Popen(
+                    [sys.executable, server, "serve", str(listening.fileno()), str(owner)],
+                    pass_fds=[listening.fileno()],
+                    env=user_variables(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+                server_process.returncode = 0  # nobody waits for it: it ends when we have
+            words = [sys.executable, "-IS", server, address]
+            (folder / "python").write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+            (folder / "python").chmod(0o755)
+    return os.pathsep.join([str(folder), path])
+
+
+def user_variables() -> dict[str, str]:
+    """Our environment without what MLflow, DVC and make read."""
     unset = ("DVC_", "MLFLOW_", "MNIST_", "MAKE", "MFLAGS")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(unset)}
-    return subprocess.run(words, cwd=cwd, env=kept | variables, capture_output=True, text=True)
+    return {key: value for key, value in os.environ.items() if not key.startswith(unset)}
+
+
+def start(*words: str, cwd: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
+    """Start a command as a user would, its output in pipes: `python` is a fork if it can be, sys.executable never."""
+    environment, pipe = user_variables() | {"PATH": user_path()} | variables, subprocess.PIPE
+    return subprocess.Popen(words, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def run(*words: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Start a command, and wait for it."""
+    with start(*words, cwd=cwd, **variables) as process:
+        stdout, stderr = process.communicate()
+    return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
 
 
 SMALL = {"conf/recipe/baseline.yaml": ("filters: 64 ", "filters: 2 "), "params.yaml": ("epochs: 15", "epochs: 2")}
@@ -132,7 +192,7 @@ def repository(tmp_path_factory, digits) -> Path:
     write_composed(folder)
     for verb in ("fetch", "preprocess"):
         variables = {"MNIST_SOURCE": str(digits), "DVC_STAGE": verb}
-        done = run(sys.executable, "-m", f"pipeline.{verb}", cwd=folder, **variables)
+        done = run("python", "-m", f"pipeline.{verb}", cwd=folder, **variables)
         assert done.returncode == 0, done.stderr
     return folder
 
@@ -160,7 +220,7 @@ def clone(run_through, tmp_path_factory) -> Path:
     """A copy of it for each file of tests: what others trained before would be found again by this one's sweeps."""
     folder = copy(run_through, tmp_path_factory.mktemp("clone"))
     follow = "from pipeline.store import open_store; open_store('mnist')"
-    done = run(sys.executable, "-c", follow, cwd=folder)
+    done = run("python", "-c", follow, cwd=folder)
     assert done.returncode == 0 and str(folder) in done.stdout, done.stderr
     return folder
 
@@ -171,8 +231,7 @@ def git(folder: Path, *words: str) -> str:
 
 
 def dvc(folder: Path, source: Path | str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return run(sys.executable, "-m", "dvc", *words, cwd=folder, PATH=path, MNIST_SOURCE=str(source), **variables)
+    return run("dvc", *words, cwd=folder, MNIST_SOURCE=str(source), **variables)
 
 
 def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -189,7 +248,7 @@ PARENT = "mlflow.parentRunId"
 
 
 def pipeline(clone: Path, verb: str, *words: str) -> subprocess.CompletedProcess[str]:
-    return run(sys.executable, "-m", f"pipeline.{verb}", *words, cwd=clone)
+    return run("python", "-m", f"pipeline.{verb}", *words, cwd=clone)
 
 
 def runs(clone: Path, query: str = ""):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
-from conftest import dvc, generated_digits, git, pipeline, ran, run, runs, store, write_idx
+from conftest import dvc, generated_digits, git, pipeline, ran, run, runs, start, store, write_idx
 from PIL import Image
 
 pytestmark = pytest.mark.pipeline
@@ -70,7 +70,7 @@ digits = np.stack([sheet.read_sheet(page).digits[0] for page in pages])
 probabilities = metrics.softmax(engine.predict(load_model(Path("models/baseline/model.keras")), digits))
 print(json.dumps([probabilities.argmax(1).tolist(), probabilities.max(1).tolist()]))
 """
-    digits, confidence = json.loads(run(sys.executable, "-c", code, cwd=clone).stdout)
+    digits, confidence = json.loads(run("python", "-c", code, cwd=clone).stdout)
     done = pipeline(clone, "predict", f"input={pages}", "recipe=baseline")
     said = re.findall(r"^  1: (\d), ([\d.]+) %", done.stdout, re.MULTILINE)
     assert [int(digit) for digit, _ in said] == digits
@@ -174,7 +174,7 @@ loaded = mlflow.pyfunc.load_model("models:/mnist@champion").predict(digits)
 own = engine.predict(load_model(Path("models/baseline/model.keras")), digits)
 print(np.abs(np.asarray(loaded) - own).max())
 """
-    done = run(sys.executable, "-c", code, cwd=clone, TF_CPP_MIN_LOG_LEVEL="3")
+    done = run("python", "-c", code, cwd=clone, TF_CPP_MIN_LOG_LEVEL="3")
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split()[-1]) < 1e-3
 
@@ -245,8 +245,7 @@ def test_a_champion_whose_run_was_deleted_is_named_and_the_next_one_is_the_first
 
 
 def test_serve_answers_until_it_is_interrupted_and_its_port_is_its_own(clone, pages):
-    command = [sys.executable, "-m", "pipeline.serve", "recipe=baseline", "port=0"]
-    with subprocess.Popen(command, cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+    with start("python", "-m", "pipeline.serve", "recipe=baseline", "port=0", cwd=clone) as server:
         address = re.search(r"draw at (http://127\.0\.0\.1:(\d+)),", server.stdout.readline())
         page = (pages / "3.png").read_bytes()
         answer = requests.post(f"{address[1]}/predict", data=page, headers={"Content-Type": "image/png"}, timeout=60)

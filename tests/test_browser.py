@@ -20,7 +20,7 @@ pytestmark = [
 
 def test_a_sweep_is_seen_in_the_browser(clone):
     done = run(
-        sys.executable, "-m", "pipeline.train", "-m", "recipe=baseline", "train.epochs=2,4", "seed=5,6", cwd=clone
+        "python", "-m", "pipeline.train", "-m", "recipe=baseline", "train.epochs=2,4", "seed=5,6", cwd=clone
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     [parent] = re.findall(r"^sweep .*MLflow run (\w{32})", done.stdout, re.MULTILINE)

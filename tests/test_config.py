@@ -313,7 +313,7 @@ def copy(tmp_path) -> Path:
 def refusal(copy: Path, *words: str) -> str:
     """The one line of a refused training, which left nothing behind."""
     before = sorted(path.name for path in copy.iterdir())
-    done = run(sys.executable, "-m", "pipeline.train", *words, cwd=copy)
+    done = run("python", "-m", "pipeline.train", *words, cwd=copy)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and done.stderr.endswith("\n")
     assert sorted(path.name for path in copy.iterdir()) == before
@@ -419,7 +419,7 @@ def test_a_key_that_is_no_name_is_refused_with_its_file(copy, key):
 
 
 def test_a_sweep_with_one_wrong_type_is_refused_before_its_first_job(copy):
-    done = run(sys.executable, "-m", "pipeline.train", "-m", "train.epochs=1,many", cwd=copy)
+    done = run("python", "-m", "pipeline.train", "-m", "train.epochs=1,many", cwd=copy)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stdout == ""
     assert done.stderr.startswith("error: Error merging override train.epochs=many: Value 'many' of type 'str'")
     assert not [path for path in copy.glob("multirun/*/*") if path.is_dir()]

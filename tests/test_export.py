@@ -79,7 +79,7 @@ print(json.dumps([found, loaded]))
 def exports(clone, tmp_path_factory):
     """A folder a recipe, with every format that is installed and Keras's logits."""
     folder = tmp_path_factory.mktemp("exports")
-    done = run(sys.executable, "-c", WRITES, str(folder), *sorted(INSTALLED), cwd=clone)
+    done = run("python", "-c", WRITES, str(folder), *sorted(INSTALLED), cwd=clone)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -103,7 +103,7 @@ def test_a_process_with_the_runtime_alone_predicts_as_keras_does(clone, exports,
 def patched(clone, patch: str, *words: str):
     """The command, after a change to what it works with."""
     code = f"import os, sys\nimport numpy as np\n{patch}\nfrom pipeline.export import export\nexport()"
-    return run(sys.executable, "-c", code, *words, cwd=clone)
+    return run("python", "-c", code, *words, cwd=clone)
 
 
 def test_a_killed_export_leaves_nothing_under_the_final_name_and_the_next_one_writes_it(clone):

@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +109,7 @@ def test_a_folder_named_like_a_number_gives_a_name_that_can_be_typed_and_leftove
     (tmp_path / "checkout").mkdir()
     copy_repository(tmp_path / "checkout")
     shutil.copy(repository / "conf/data/data_2024.yaml", tmp_path / "checkout/conf/data/data_2024.yaml")
-    words = (sys.executable, "-m", "pipeline.fetch", "data=data_2024")
+    words = ("python", "-m", "pipeline.fetch", "data=data_2024")
     alone = run(*words, cwd=tmp_path / "checkout")
     assert alone.returncode == 1 and "data_2024 is gone, and data_2024 was not published" in alone.stderr
     done = run(*words, cwd=tmp_path / "checkout", DVC_ROOT=str(repository), DVC_STAGE="fetch", MNIST_SOURCE="/absent")
@@ -219,7 +218,7 @@ def test_data_in_the_form_of_fashion_mnist_go_the_whole_way(repository, digits, 
         done = pipeline(repository, verb, *words)
         assert done.returncode == 1 and said in done.stderr and len(done.stderr.splitlines()) == 1
     assert pipeline(repository, "compare", "data=fashion_mnist").returncode == 0
-    words = (sys.executable, "-m", "pipeline.fetch", "data=fashion_mnist")
+    words = ("python", "-m", "pipeline.fetch", "data=fashion_mnist")
     done = run(*words, cwd=repository, FASHION_MNIST_SOURCE=str(digits))
     assert done.returncode == 1 and "FASHION_MNIST_SOURCE is not fashion_mnist: train_images has SHA" in done.stderr
 

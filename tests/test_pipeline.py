@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +28,7 @@ print(*model(np.load(sys.argv[2])["images"]).numpy().argmax(1))
 
 def keras_predictions(model_file: Path, digits_file: Path) -> list[int]:
     """As README says to use the model, elsewhere."""
-    done = run(sys.executable, "-c", PLAIN_KERAS, str(model_file), str(digits_file))
+    done = run("python", "-c", PLAIN_KERAS, str(model_file), str(digits_file))
     return [int(word) for word in done.stdout.split()]
 
 
@@ -129,7 +128,7 @@ def test_a_refused_value_leaves_the_last_good_results(clone, digits):
 
 
 def test_a_run_outside_dvc_has_its_own_folder_and_leaves_dvcs_outputs_alone(clone, digits):
-    words = [sys.executable, "-m", "pipeline.train", "recipe=baseline", "train.epochs=1"]
+    words = ["python", "-m", "pipeline.train", "recipe=baseline", "train.epochs=1"]
     done = run(*words, cwd=clone)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -148,7 +147,7 @@ def test_a_run_outside_dvc_has_its_own_folder_and_leaves_dvcs_outputs_alone(clon
 
 def test_a_loss_that_is_not_finite_stops_the_run_which_is_marked_as_failed(clone):
     growing = ["optimizer.learning_rate=10", "optimizer.weight_decay=0.99", "optimizer.batch_size=4"]
-    done = run(sys.executable, "-m", "pipeline.train", "recipe=baseline", *growing, cwd=clone)
+    done = run("python", "-m", "pipeline.train", "recipe=baseline", *growing, cwd=clone)
     assert done.returncode == 1 and done.stderr.startswith("error: the loss is not finite in epoch 1, step ")
     assert done.stderr.count("\n") == 1 and "lower optimizer.learning_rate=10" in done.stderr
     client = store(clone)
@@ -204,7 +203,7 @@ def test_a_damaged_file_is_refused_in_one_line(clone, case):
     content = (clone / name).read_bytes()
     (clone / name).unlink()  # DVC's cache may share the file
     (clone / name).write_bytes(damage(content))
-    done = run(sys.executable, "-m", f"pipeline.{verb}", "recipe=baseline", cwd=clone)
+    done = run("python", "-m", f"pipeline.{verb}", "recipe=baseline", cwd=clone)
     (clone / name).write_bytes(content)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
     assert message in done.stderr and "dvc repro" in done.stderr

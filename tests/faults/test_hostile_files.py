@@ -460,7 +460,7 @@ def test_configuration_that_makes_objects_or_calls_functions_is_refused_before_a
     before = (tree / place).read_text()
     for text in (TAGS[0].replace("{command}", trap.command), CALL.format(pickle=trap.folder / "x.pickle")):
         (tree / place).write_text(f"{before}\n{text}\n")
-        done = run(sys.executable, "-m", "pipeline.train", "recipe=baseline", cwd=tree)
+        done = run("python", "-m", "pipeline.train", "recipe=baseline", cwd=tree)
         (tree / place).write_text(before)
         assert done.returncode == 1 and done.stderr.startswith(f"error: {place}:") and done.stderr.count("\n") == 1
         assert not trap.sprung()

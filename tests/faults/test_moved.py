@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def opens(folder: Path) -> None:
     [logged] = client.search_logged_models([found.info.experiment_id], query)
     assert logged.artifact_location.startswith((folder / "mlruns").as_uri())
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    done = run(sys.executable, "-c", LOAD, uri, logged.model_uri, str(folder / "data/processed/test.npz"), cwd=folder)
+    done = run("python", "-c", LOAD, uri, logged.model_uri, str(folder / "data/processed/test.npz"), cwd=folder)
     rows = np.genfromtxt(folder / "results/recipes/baseline/predictions.csv", delimiter=",", names=True)
     last = done.stdout.splitlines()[-1:]  # below a progress bar
     assert [int(word) for word in " ".join(last).split()] == list(rows["prediction"]), done.stderr

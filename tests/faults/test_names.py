@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -143,6 +142,6 @@ def store(tmp_path_factory):
 
 @pytest.mark.parametrize("verb", ["train", "compare"])
 def test_a_refusal_moves_no_cursor_of_the_terminal(verb):
-    done = run(sys.executable, "-m", f"pipeline.{verb}", "recipe=\x1b]0;title\x07\x1b[2Jx", cwd=ROOT)
+    done = run("python", "-m", f"pipeline.{verb}", "recipe=\x1b]0;title\x07\x1b[2Jx", cwd=ROOT)
     assert done.returncode == 1 and done.stderr.startswith("error: ")
     assert done.stderr.removesuffix("\n").isprintable() and done.stdout == ""

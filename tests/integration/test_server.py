@@ -64,7 +64,7 @@ class Repository:
         self.client = store(uri)
 
     def verb(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
-        return run(sys.executable, "-m", f"pipeline.{name}", *words, cwd=self.folder, **self.variables)
+        return run("python", "-m", f"pipeline.{name}", *words, cwd=self.folder, **self.variables)
 
     def fine(self, name: str, *words: str) -> str:
         done = self.verb(name, *words)
@@ -176,7 +176,7 @@ def test_a_sweep_of_32_with_8_at_once_is_whole_on_the_server(
         assert weights_sha256(Path(served)) == weights_sha256(files[tags["model_sha256"]]) == tags["weights_sha256"]
     pairs = {models[run_id].model_uri: str(files[digests[run_id]["model_sha256"]]) for run_id in sorted(digests)[:3]}
     test = str(repository.folder / "data/processed/test.npz")
-    words = [sys.executable, "-c", PREDICTIONS, test, json.dumps(pairs)]
+    words = ["python", "-c", PREDICTIONS, test, json.dumps(pairs)]
     done = run(*words, cwd=repository.folder, **repository.variables, MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false")
     answers = [line.split() for line in done.stdout.splitlines() if line.startswith("models:/")]
     assert {uri for uri, _ in answers} == set(pairs), done.stderr

@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -118,6 +117,6 @@ def slurm() -> Iterator[dict[str, str]]:
 def test_jobs_of_slurm_make_the_same_sweep(slurm, repository, alone, tmp_path):
     folder = copy(repository, tmp_path)
     words = (*WORDS, "hydra/launcher=slurm", "hydra.launcher.partition=main", "hydra.launcher.cpus_per_task=1")
-    done = run(sys.executable, "-m", "pipeline.train", *words, cwd=folder, **slurm)
+    done = run("python", "-m", "pipeline.train", *words, cwd=folder, **slurm)
     assert done.returncode == 0, done.stderr
     assert trained(folder, parent_of(done)) == alone
