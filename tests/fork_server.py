@@ -20,9 +20,14 @@ from typing import Any, NoReturn
 SECONDS = 600  # that one command may take
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 IMPORTS = """
-    fastapi filelock hydra.main hydra.core.plugins keras matplotlib.backends.backend_agg matplotlib.figure mlflow.models
-    mlflow.data.numpy_dataset mlflow.store.tracking.sqlalchemy_store mlflow.tensorflow mlflow.tracking numpy omegaconf
-    PIL.Image psutil requests scipy.interpolate scipy.ndimage scipy.stats sklearn.datasets tensorflow tqdm uvicorn yaml
+    alembic.command fastapi filelock git hydra._internal.core_plugins.basic_launcher hydra.core.plugins
+    hydra.experimental.callback hydra.main hydra_plugins.hydra_joblib_launcher.joblib_launcher
+    hydra_plugins.hydra_optuna_sweeper.optuna_sweeper keras matplotlib.backends.backend_agg matplotlib.figure
+    matplotlib.style mlflow.data.numpy_dataset mlflow.models mlflow.pyfunc mlflow.store.db.utils
+    mlflow.store.tracking.sqlalchemy_store mlflow.tensorflow mlflow.tracing.provider mlflow.tracking mlflow.types.agent
+    numpy omegaconf PIL.BmpImagePlugin PIL.GifImagePlugin PIL.JpegImagePlugin PIL.PngImagePlugin PIL.PpmImagePlugin
+    psutil requests scipy.interpolate scipy.ndimage scipy.stats sklearn.datasets sqlalchemy.dialects.sqlite tensorflow
+    tqdm uvicorn yaml
 """
 # Variables that are read when they are used; what else is unlike the server's own may have been read by an import.
 LATE = ("DVC_", "FAULTS_", "GIT_", "HYDRA_", "MLFLOW_", "MNIST_", "PYTEST_")
