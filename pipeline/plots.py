@@ -161,7 +161,8 @@ def plot_heat_map(
     """Shares [R, C], NaN where there is none yet, by the values (R and C of them) of two keys."""
     rows, columns = shares.shape
     with styled(**{"axes.spines.top": True, "axes.spines.right": True}):
-        figure = Figure(figsize=(2 + 0.9 * columns, 1.6 + 0.6 * rows), layout="constrained")
+        width = max(0.9, 0.1 * max(map(len, values[1])))
+        figure = Figure(figsize=(2 + width * columns, 1.6 + 0.6 * rows), layout="constrained")
         axes = figure.subplots()
         axes.imshow(shares, cmap="cividis", aspect="auto")
         middle = (np.nanmin(shares) + np.nanmax(shares)) / 2

@@ -18,11 +18,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from pipeline.config import ROOT, PipelineError
-from pipeline.files import load_json, replacing, save_json
+from pipeline.files import HOST, load_json, replacing, save_json
 
+MACHINE = hashlib.sha256(HOST.encode()).hexdigest()[:8]
+SILENCE = 900  # seconds after which a training of another machine counts as dead: longer than an epoch takes
 Row = dict[str, Any]  # {"step": int, "time": int, "values": {key: float}}; times in milliseconds since 1970
 
 
@@ -38,6 +41,28 @@ def home() -> Path:
 def now() -> int:
     """Milliseconds since 1970, as MLflow counts."""
     return int(time.time() * 1000)
+
+
+def process_tag() -> str:
+    """This process and the time, for other machines: the name of this one, which may be a person's, as a hash."""
+    return f"{MACHINE} {os.getpid()} {now()}"
+
+
+def lives(tag: str | None) -> bool:
+    """Return whether the process of a `process_tag`, renewed each epoch, still trains; this one itself does not.
+
+    One of another machine counts as living until SILENCE seconds after its last word.
+    """
+    if tag is None:  # earlier code wrote none
+        return False
+    machine, pid, last = tag.split()
+    if now() - int(last) > 1000 * SILENCE or (machine, int(pid)) == (MACHINE, os.getpid()):
+        return False
+    if machine != MACHINE:
+        return True
+    with suppress(psutil.Error):  # gone; one that began later has only its number
+        return psutil.Process(int(pid)).create_time() * 1000 <= int(last)
+    return False
 
 
 def link(file: Path, target: Path) -> None:
@@ -222,8 +247,6 @@ class SystemSamples:
         return rows
 
     def _sample(self) -> None:
-        import psutil
-
         with suppress(OSError):
             psutil.cpu_percent()  # the first one means nothing
         while not self._ended.wait(1):

@@ -33,7 +33,7 @@ from pipeline import tracking
 from pipeline.config import Config, PipelineError, flatten, to_dict
 from pipeline.data import Examples
 from pipeline.files import load_csv, sha256
-from pipeline.record import Record, Row, home, now, remove_sent, unfinished, waiting
+from pipeline.record import Record, Row, home, now, process_tag, remove_sent, unfinished, waiting
 from pipeline.store import open_store, refusals_in_one_line
 from pipeline.surroundings import NOBODY, Identity, about, difference, origin, packages, trained_with
 
@@ -108,19 +108,20 @@ class Sender:
             self.run_id = _begin(client, experiment, self.record)
         _log_rows(client, self.run_id, self.record.rows[self.sent :])
         self.sent = len(self.record.rows)
-        if self.record.about["status"] != "RUNNING":
+        if self.record.about["status"] == "RUNNING":
+            client.set_tag(self.run_id, "process", process_tag())
+        else:
             client.set_terminated(self.run_id, self.record.about["status"], self.record.about["end"])
 
 
 def about_training(
-    config: Config, name: str, parent: str | None, identity: Identity, train: Examples, val: Examples
+    config: Config, name: str, tags: Mapping[str, str], identity: Identity, train: Examples, val: Examples
 ) -> dict[str, Any]:
-    """What is known of a run before training. `parent` is the run id of the sweep that it belongs to."""
-    tags = about("pipeline.train") | {"recipe": config.name} | identity._asdict()
+    """What is known of a run before training. `tags` are those of a sweep's child."""
     return {
         "experiment": config.data.name,
         "name": name,
-        "tags": tags | ({tracking.PARENT: parent} if parent else {}),
+        "tags": {**about("pipeline.train"), "recipe": config.name, **identity._asdict(), **tags},
         "params": trained_with(config)
         | {"data.train_examples": str(len(train.labels)), "data.val_examples": str(len(val.labels))},
         "inputs": [describe("train", train), describe("val", val)],
@@ -197,8 +198,8 @@ def _begin(client: MlflowClient, experiment: str, record: Record) -> str:
     about = record.about
     run = _run_of(client, experiment, about["id"])
     if run is None:
-        tags = about["tags"] | {"record": about["id"]}
-        run = client.create_run(experiment, about["start"], tags, about["name"])
+        tags = about["tags"] | {"record": about["id"], "process": process_tag()}
+        run = client.create_run(experiment, about["start"], tags, about["name"][: tracking.NAME])
     run_id = run.info.run_id
     if run.info.status != about["status"] and about["status"] == "RUNNING":
         client.update_run(run_id, "RUNNING")

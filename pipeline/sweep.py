@@ -7,6 +7,7 @@ same command again trains what is missing. Children are ranked by validation acc
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import re
@@ -17,7 +18,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,13 +26,14 @@ import numpy as np
 from filelock import FileLock
 from hydra.experimental.callback import Callback
 
+from pipeline import data
 from pipeline.command import Folders, job_folder, jobs_at_once, one_line, overrides
 from pipeline.config import ROOT, Config, PipelineError, compose, refusing, shortened
 from pipeline.console import quiet_import
-from pipeline.files import replacing, save_csv
+from pipeline.files import load_json, replacing, save_csv
 from pipeline.isolation import reader_gone
-from pipeline.record import left_unfinished
-from pipeline.surroundings import Identity, depends_on_length, identity, origin
+from pipeline.record import left_unfinished, lives
+from pipeline.surroundings import DECIDES_NOTHING, Identity, depends_on_length, identity, origin
 from pipeline.tables import markdown_table, percent, plain
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ LOCKS = ROOT / "multirun" / ".locks"
 SHARED = ROOT / "multirun" / ".shared"
 MOST_JOBS = 1_000  # each is composed before the first one runs, which takes a minute or two
 CONFIDENCE = 0.95
+LOOK_AGAIN = 5.0  # seconds between looks at a job that another machine trains
+LABEL = 24  # characters of a value or name beside a picture
 SPARE = 4  # the ranking is renewed again after so many times what it took: it grows with the sweep
 
 
@@ -52,7 +56,7 @@ class Child(NamedTuple):
     """A line of the ranking. Accuracies are shares of the last epoch, NaN where there is none."""
 
     name: str
-    values: dict[str, str]  # by swept key
+    values: dict[str, str]  # by swept key, as they were given
     status: str  # MLflow's: FINISHED, RUNNING, FAILED or KILLED
     val_accuracy: float
     train_accuracy: float
@@ -96,8 +100,11 @@ def open_sweep(config: Any) -> None:
     preset = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
     with refusing(" ".join(words)):
         keys, jobs = _search(preset, words) if "optuna" in config.hydra.sweeper._target_ else _grid(preset + words)
-    data_files = [ROOT / "data" / "processed" / f"{name}.npz" for name in ("train", "val")]
-    planned = [compose(*job, verb="train") for job in jobs]
+    if idle := [key for key in keys if key.partition(".")[0] in DECIDES_NOTHING]:
+        raise PipelineError(f"{idle[0]} changes nothing in training, each value trains the same: leave it out")
+    data_files = [data.PROCESSED / f"{name}.npz" for name in ("train", "val")]
+    split = load_json(data.PROCESSED / "split.json")
+    planned = [_planned(job, keys, split) for job in jobs]
     contents = [identity(job, data_files).content_sha256 for job in planned]
     searched = str(config.hydra.sweeper) if "optuna" in config.hydra.sweeper._target_ else ""
     digest = hashlib.sha256("".join([*sorted(contents), searched]).encode()).hexdigest()
@@ -121,12 +128,36 @@ def open_sweep(config: Any) -> None:
         print("schedule or augmentation depend on the number of epochs: each number is trained by itself", flush=True)
 
 
+def _planned(job: Sequence[str], keys: Sequence[str], split: Mapping[str, Any]) -> Config:
+    """The configuration of a job; one that cannot be trained is a PipelineError that names the job by its `keys`."""
+    try:
+        config = compose(*job, verb="train")
+        data.check_split(split, config.data, data.PROCESSED)
+    except Exception as error:
+        message = one_line(error)
+        if message is None or not keys:
+            raise
+        raise PipelineError(f"{_named(_swept(job, keys))}: {message}") from error
+    return config
+
+
+def _swept(words: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
+    """The values that key=value words give to `keys`."""
+    values = dict(word.split("=", 1) for word in words)
+    return {key: values[key] for key in keys if key in values}
+
+
+def _named(values: Mapping[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in values.items())
+
+
 def _grid(words: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """The keys that vary, and the words of every job, as Hydra will make them."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    given = OverridesParser.create().parse_overrides(list(words))
+    given = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(words))
     count = math.prod(map(_count, given))
     if not count <= MOST_JOBS:  # nor where it is NaN
         raise PipelineError(f"{shortened(' '.join(words))}: {count:.10g} jobs: give values for at most {MOST_JOBS:,}")
@@ -157,7 +188,11 @@ class Job(NamedTuple):
     """This process's part in a sweep."""
 
     parent: str
-    name: str
+    values: dict[str, str]  # by swept key, as Hydra gives them
+
+    @property
+    def name(self) -> str:
+        return _named(self.values) or "all the same"
 
     def run(self, config: Config, examples: Split, identity: Identity, outputs: Folders) -> float:
         """Train, or answer from the store what was trained already: the validation accuracy."""
@@ -165,17 +200,16 @@ class Job(NamedTuple):
 
         LOCKS.mkdir(parents=True, exist_ok=True)
         try:
-            # Whoever holds the lock is training just this; whoever was killed holds none.
+            # Whoever of this repository holds the lock is training just this; whoever was killed holds none.
             with FileLock(LOCKS / f"{identity.content_sha256}.lock"):
                 if run := self._found(config, identity):
-                    tracking.join_sweep(self.parent, run)
+                    tracking.join_sweep(self.parent, run, self.values)
                     print(f"{self.name}: found finished, MLflow run {run.info.run_id}", flush=True)
                     return run.data.metrics.get("val_accuracy", math.nan)
+                tags = tracking.child_tags(self.parent, self.values)
                 bar = jobs_at_once() == 1
                 shared = None if depends_on_length(config) else self._shared(config, identity)
-                trained = training.train_tracked(
-                    config, examples, identity, outputs, self.name, self.parent, bar, shared
-                )
+                trained = training.train_tracked(config, examples, identity, outputs, self.name, tags, bar, shared)
                 return trained.history[-1].val_accuracy
         finally:
             with while_the_tracker_answers():
@@ -187,13 +221,22 @@ class Job(NamedTuple):
 
         with while_the_tracker_answers():
             sending.send_waiting()  # what is looked for may be among it
-            content = identity.content_sha256
-            run = tracking.finished(config.data.name, content)
-            left = left_unfinished(content, self.name, origin(config, identity))
+            content, waited = identity.content_sha256, False
+            while True:
+                run = tracking.finished(config.data.name, content)
+                left = left_unfinished(content, self.name, origin(config, identity))
+                others = tracking.unfinished_children(self.parent, content, left)
+                dead = [o for o in others if o.info.status != "RUNNING" or not lives(o.data.tags.get("process"))]
+                if run or others == dead:
+                    break
+                if not waited:
+                    print(f"{self.name}: another machine trains just this: waiting for it", flush=True)
+                waited = True
+                time.sleep(LOOK_AGAIN)
             if run and left:  # another command has trained it since
                 shutil.rmtree(left)
                 left = None
-            if not left and tracking.discard_unfinished(self.parent, content) and not run:
+            if not left and tracking.discard(dead) and not run:
                 print(f"{self.name}: left unfinished by an earlier try, trained again", flush=True)
             return run
         return None
@@ -220,9 +263,7 @@ def job() -> Job | None:
     """The job of a sweep that this is, or None."""
     if PARENT not in os.environ:
         return None
-    keys = os.environ[KEYS].split()
-    words = [word for word in overrides() if word.partition("=")[0] in keys]
-    return Job(os.environ[PARENT], " ".join(words) or "all the same")
+    return Job(os.environ[PARENT], _swept(overrides(), os.environ[KEYS].split()))
 
 
 @contextmanager
@@ -297,33 +338,40 @@ def renew(parent: str, folder: Path, in_its_time: bool = False) -> list[Child]:
 
 
 def ranked(runs: Sequence[Any]) -> list[Child]:
-    """MLflow's runs as children: the finished ones first, by validation accuracy, the smaller network at a tie."""
+    """MLflow's runs as children: the finished ones first, by validation accuracy, the smaller network at a tie.
+
+    What two machines have trained both counts once.
+    """
     from pipeline import tracking
 
-    children = []
-    for run in runs:
+    children: dict[str, Child] = {}  # by content
+    for run in sorted(runs, key=lambda run: run.info.status == "FINISHED"):
         parameters, figures, tags = run.data.params, run.data.metrics, run.data.tags
-        values = {key: parameters[key] for key in os.environ[KEYS].split() if key in parameters}
-        if "recipe" in os.environ[KEYS].split():
-            values["recipe"] = tags["recipe"]
-        children.append(
-            Child(
-                plain(" ".join(f"{key}={value}" for key, value in values.items()) or run.info.run_name),
-                values,
-                run.info.status,
-                figures.get("val_accuracy", math.nan),
-                figures.get("train_accuracy", math.nan),
-                sum(tracking.curve(run, "epoch_seconds")),
-                int(parameters.get("model.num_params", 0)),
-                int(parameters.get("data.val_examples", 0)),
-                tags["group"],
-                run.info.run_id,
-            )
+        values = swept_values(run, os.environ[KEYS].split())
+        children[tags["content_sha256"]] = Child(
+            plain(_named(values) or run.info.run_name),
+            values,
+            run.info.status,
+            figures.get("val_accuracy", math.nan),
+            figures.get("train_accuracy", math.nan),
+            sum(tracking.curve(run, "epoch_seconds")),
+            int(parameters.get("model.num_params", 0)),
+            int(parameters.get("data.val_examples", 0)),
+            tags["group"],
+            run.info.run_id,
         )
     return sorted(
-        children,
+        children.values(),
         key=lambda child: (child.status != "FINISHED", -np.nan_to_num(child.val_accuracy), child.num_params),
     )
+
+
+def swept_values(run: Any, keys: Sequence[str]) -> dict[str, str]:
+    """What the sweep gave a run for its keys, as it was typed; for runs of earlier code, what their parameters say."""
+    with suppress(ValueError):  # earlier code wrote none, or no JSON
+        return {key: str(value) for key, value in json.loads(run.data.tags.get("swept", "")).items()}
+    known = run.data.params | {"recipe": run.data.tags.get("recipe", "")}
+    return {key: known[key] for key in keys} if known.keys() >= set(keys) else {}
 
 
 def by_group(children: Sequence[Child]) -> dict[str, list[Child]]:
@@ -368,16 +416,29 @@ def _draw(children: Sequence[Child], curves: Mapping[str, Sequence[float]]) -> A
     from pipeline import plots
 
     keys = [key for key in os.environ[KEYS].split() if key != "seed"]
-    if len(keys) != 2 or not any(child.status == "FINISHED" for child in children):
-        return plots.plot_curves({child.name: curves[child.run_id] for child in children}, "validation accuracy")
-    values = [sorted({child.values[key] for child in children}, key=_number_first) for key in keys]
+    finished = [child for child in children if child.status == "FINISHED"]
+    if len(keys) != 2 or not finished:
+        names = _labels([child.name for child in children])
+        drawn = zip(names, (curves[child.run_id] for child in children), strict=True)
+        return plots.plot_curves(dict(drawn), "validation accuracy")
+    values = [sorted({child.values.get(key, "") for child in children}, key=_number_first) for key in keys]
     grid = np.full([len(of) for of in values], np.nan)
     for place in np.ndindex(*grid.shape):
         here = [values[axis][index] for axis, index in enumerate(place)]
-        found = [c.val_accuracy for c in children if c.status == "FINISHED" and [c.values[key] for key in keys] == here]
+        found = [child.val_accuracy for child in finished if [child.values.get(key, "") for key in keys] == here]
         if found:
             grid[place] = np.mean(found)
-    return plots.plot_heat_map(grid, keys, values, "validation accuracy in %, last epoch")
+    return plots.plot_heat_map(grid, keys, list(map(_labels, values)), "validation accuracy in %, last epoch")
+
+
+def _labels(texts: Sequence[str]) -> list[str]:
+    """Texts that fit beside a picture: where one is long, all from shortly before the first difference on, and cut."""
+    if max(map(len, texts), default=0) <= LABEL:
+        return list(texts)
+    alike = len(os.path.commonprefix(texts)) if len(texts) > 1 else 0  # noqa: RUF071 - no paths
+    start = max(0, alike - LABEL // 2)
+    rest = [text[start:] for text in texts]
+    return [f"{'…' if start else ''}{text[:LABEL]}{'…' if text[LABEL:] else ''}" for text in rest]
 
 
 def _number_first(text: str) -> tuple[float, str]:

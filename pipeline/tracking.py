@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,14 @@ from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
 from pipeline.command import overrides
 from pipeline.config import ROOT, Config, PipelineError, compose, flatten, from_dict, to_dict
-from pipeline.files import existing, load_yaml
+from pipeline.files import existing, load_json, load_yaml
 from pipeline.store import address, open_store, refusals_in_one_line
 from pipeline.surroundings import about
 from pipeline.tables import as_text
 
 PARENT = "mlflow.parentRunId"
 NEWEST = ["attributes.start_time DESC"]
+NAME = 250  # characters of a run's name: what MLflow's tables hold
 PAGE = 100  # runs a request: a thousand of ours at once take a server longer than we wait for an answer
 
 
@@ -222,7 +224,7 @@ def open_sweep(data_name: str, name: str, command: str, digest: str, keys: Seque
         client.update_run(run.info.run_id, "RUNNING")
         return run.info.run_id, True
     tags = about("pipeline.train -m") | {"sweep": digest, "swept_keys": " ".join(keys), "command": command}
-    return client.create_run(experiment, run_name=name, tags=tags).info.run_id, False
+    return client.create_run(experiment, run_name=name[:NAME], tags=tags).info.run_id, False
 
 
 @refusals_in_one_line()
@@ -236,23 +238,35 @@ def finished(data_name: str, content_sha256: str) -> Run | None:
 
 
 @refusals_in_one_line()
-def join_sweep(parent: str, run: Run) -> None:
-    """Count a run that another command trained among those of a sweep."""
+def join_sweep(parent: str, run: Run, values: Mapping[str, str]) -> None:
+    """Count a run that another command trained among those of a sweep, which gives it these values."""
     if run.data.tags.get(PARENT) != parent:
-        MlflowClient().set_tag(parent, f"found.{run.info.run_id}", "trained before this sweep")
+        MlflowClient().set_tag(parent, f"found.{run.info.run_id}", json.dumps(values))
+
+
+def child_tags(parent: str, values: Mapping[str, str]) -> dict[str, str]:
+    """The tags of a child of a sweep, which gives it these values."""
+    return {PARENT: parent, "swept": json.dumps(values)}
 
 
 @refusals_in_one_line()
-def discard_unfinished(parent: str, content_sha256: str) -> int:
-    """Delete (as MLflow does: they can be restored) the children that an earlier try left unfinished: how many."""
+def unfinished_children(parent: str, content_sha256: str, left: Path | None) -> list[Run]:
+    """The children of a sweep that are to train just this and have not, without the one whose record is `left`."""
     client = MlflowClient()
     query = (
         f"tags.`{PARENT}` = '{parent}' and tags.content_sha256 = '{content_sha256}' and attributes.status != 'FINISHED'"
     )
-    unfinished = client.search_runs([client.get_run(parent).info.experiment_id], query)
-    for run in unfinished:
-        client.delete_run(run.info.run_id)
-    return len(unfinished)
+    own = load_json(left / "run.json")["id"] if left else ""
+    found = client.search_runs([client.get_run(parent).info.experiment_id], query)
+    return [run for run in found if run.data.tags.get("record") != own]
+
+
+@refusals_in_one_line()
+def discard(runs: Sequence[Run]) -> int:
+    """Delete runs, as MLflow does: they can be restored. Give their number."""
+    for run in runs:
+        MlflowClient().delete_run(run.info.run_id)
+    return len(runs)
 
 
 @refusals_in_one_line()
@@ -266,6 +280,8 @@ def of_sweep(parent: str) -> list[Run]:
         return children
     quoted = ", ".join(f"'{run_id}'" for run_id in ids)
     found = _search(client, sweep.info.experiment_id, f"attributes.run_id IN ({quoted})")
+    for run in found:
+        run.data.tags["swept"] = sweep.data.tags[f"found.{run.info.run_id}"]  # it is another sweep's, or nobody's
     return [*children, *found]  # those deleted since are not among them
 
 

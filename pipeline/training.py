@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,18 +47,18 @@ def train_tracked(
     identity: Identity,
     outputs: Folders,
     name: str,
-    parent: str | None = None,
+    tags: Mapping[str, str] | None = None,
     bar: bool = True,
     shared: Shared | None = None,
 ) -> Trained:
     """Train, write model, history and validation predictions to `outputs`, and log everything to one MLflow run.
 
-    `name` is the run's, in MLflow and before each line on the terminal; `parent` the sweep's. One that was killed goes
-    on after its last whole epoch, in the same run.
+    `name` is the run's, in MLflow and before each line on the terminal; `tags` are those of a sweep's child. A run that
+    was killed goes on after its last whole epoch.
     """
     engine.start(config.seed)
     cnn = model.build_cnn(config.model, config.data.image_shape, len(config.data.classes))
-    about = sending.about_training(config, name, parent, identity, *examples)
+    about = sending.about_training(config, name, tags or {}, identity, *examples)
     with record.unfinished(identity.content_sha256, about) as (run, waited):
         made_before = waited or _dvc_missed(outputs.model / "model.keras")
         if made_before and (found := _made_before(config, identity, outputs)):

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import pickle
+import re
 import time
 from pathlib import Path
 
+import hydra
+import matplotlib.image
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 
-from pipeline import surroundings, sweep, tracking
-from pipeline.config import ROOT
-from pipeline.files import save_csv
+from pipeline import data, surroundings, sweep, tracking
+from pipeline.config import CONF, ROOT, PipelineError, register
+from pipeline.files import save_csv, save_json
+from pipeline.store import open_store
 
 
 def test_a_ranking_is_renewed_in_its_time_and_always_at_the_end(tmp_path, monkeypatch):
@@ -67,3 +73,119 @@ def test_a_job_is_told_of_its_sweep_and_store_and_of_no_secret(tmp_path, monkeyp
     monkeypatch.setenv("SWEEP_PARENT", "of a daemon")
     pickle.loads(travelled).on_job_start(None)
     assert os.environ["SWEEP_PARENT"] == "of the one who launched" and Path.cwd() == ROOT
+
+
+LAYER = "[{multiple:1,kernel_size:%d,strides:1,padding:valid,pool:1}]"
+
+
+@pytest.fixture
+def nested(tmp_path, monkeypatch):
+    """A sweep over two nested keys: its parent, and child(status, accuracy, content, **tags) that makes a child."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'own.db'}")
+    monkeypatch.setattr(sweep, "LOCKS", tmp_path / "locks")
+    monkeypatch.setenv(sweep.KEYS, "model.convolutions model.units")
+    client, experiment = open_store("mnist")
+    parent, _ = tracking.open_sweep("mnist", "sweep", "command", "digest", ["model.convolutions", "model.units"])
+
+    def child(status: str, accuracy: float, content: str, **tags: str):
+        known = {"content_sha256": content, "group": f"g{content}", "recipe": "baseline", **tags}
+        run = client.create_run(experiment, tags=known, run_name=f"run {content}")
+        client.log_param(run.info.run_id, "model.convolutions.0.kernel_size", "3")  # as flatten makes them
+        client.log_param(run.info.run_id, "model.units", "[8]")
+        client.log_metric(run.info.run_id, "val_accuracy", accuracy)
+        client.set_terminated(run.info.run_id, status)
+        return client.get_run(run.info.run_id)
+
+    return parent, child
+
+
+def test_a_sweep_over_nested_keys_is_ranked_and_drawn_by_what_was_typed(nested, tmp_path):
+    """It ended in a KeyError after its first child, and for ever: no parameter is called model.convolutions."""
+    parent, child = nested
+    for number, (kernel, units, accuracy) in enumerate(((3, "[8]", 0.25), (5, "[8]", 0.5), (5, "[4,4]", 0.75))):
+        values = {"model.convolutions": LAYER % kernel, "model.units": units}
+        if number:
+            child("FINISHED", accuracy, str(number), **tracking.child_tags(parent, values))
+        else:  # trained by another command before
+            tracking.join_sweep(parent, child("FINISHED", accuracy, str(number)), values)
+    child("FAILED", 0.1, "9", **{tracking.PARENT: parent})  # of earlier code, which wrote no values
+    children = sweep.renew(parent, tmp_path)
+    with (tmp_path / "ranking.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["model.convolutions"], row["model.units"], row["val_accuracy"]) for row in rows] == [
+        (LAYER % 5, "[4,4]", "0.75"),
+        (LAYER % 5, "[8]", "0.5"),
+        (LAYER % 3, "[8]", "0.25"),
+        ("", "", "0.1"),
+    ]
+    assert [child.name for child in children[2:]] == [f"model.convolutions={LAYER % 3} model.units=[8]", "run 9"]
+    axes = sweep._draw(children[:3], {}).axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == [
+        f"…kernel_size:{kernel},strides:1,…" for kernel in (3, 5)
+    ]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["[4,4]", "[8]"]
+    assert sorted(text.get_text() for text in axes.texts) == ["25.00", "50.00", "75.00"]
+    assert matplotlib.image.imread(tmp_path / "sweep.png").shape[0] > 100
+
+
+def test_children_of_earlier_code_are_ranked_by_their_parameters(nested, monkeypatch):
+    parent, child = nested
+    run = child("FINISHED", 0.5, "1", **{tracking.PARENT: parent})
+    assert sweep.swept_values(run, ["model.units", "recipe"]) == {"model.units": "[8]", "recipe": "baseline"}
+    assert sweep.swept_values(run, ["model.units", "model.convolutions"]) == {}
+    run.data.tags["swept"] = "trained before this sweep"
+    assert sweep.swept_values(run, ["model.units"]) == {"model.units": "[8]"}
+
+
+def test_what_two_machines_have_trained_both_counts_once(nested, tmp_path):
+    parent, child = nested
+    tags = tracking.child_tags(parent, {"model.convolutions": "[]", "model.units": "[8]"})
+    for status in ("FINISHED", "KILLED", "FINISHED"):
+        child(status, 0.5, "same", **tags)
+    child("RUNNING", 0.5, "other", **tags)
+    assert [(child.status, child.group) for child in sweep.renew(parent, tmp_path)] == [
+        ("FINISHED", "gsame"),
+        ("RUNNING", "gother"),
+    ]
+
+
+def opened(*words: str) -> None:
+    """Open a sweep as Hydra does for these words."""
+    basic = {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"}
+    given = {"overrides": {"task": list(words), "hydra": []}, "sweeper": basic, "sweep": {"dir": "multirun"}}
+    register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        sweep.open_sweep(OmegaConf.create({"hydra": given}))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["recipe=baseline", "evaluate.views=1,5"], "evaluate.views changes nothing in training"),
+        (["seed=1,2", "model.filters=2,0"], "seed=1 model.filters=0: model.filters=0 is out of range"),
+        (["recipe=baseline", "model.filters=2", "seed=1,-1"], "seed=-1: seed=-1 is out of range"),
+        (["recipe=glob(*)", "model.units=[4],[0]"], "recipe=accurate model.units=[0]: model.units=[0] is out of range"),
+        (["data.val_size=50,60"], "data.val_size=60: data.val_size=60, but the split in "),
+        (["seed=glob(*)"], "is no job at all"),
+        (["recipe=glob(debug/*)"], "is no job at all"),
+    ],
+)
+def test_a_sweep_that_cannot_be_trained_whole_names_the_job_before_the_first(
+    compose, tmp_path, monkeypatch, words, message
+):
+    monkeypatch.setattr(data, "PROCESSED", tmp_path)
+    monkeypatch.setattr(tracking, "open_sweep", None)  # nothing is begun
+    save_json(tmp_path / "split.json", data.split_record(compose("data.val_size=50").data))
+    words = [*words, "data.val_size=50"] if "data.val_size=50,60" not in words else words
+    with pytest.raises(PipelineError, match=rf"\A[^\n]*{re.escape(message)}[^\n]*\Z"):
+        opened(*words)
+
+
+def test_hydras_glob_makes_a_job_of_each_recipe():
+    register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        keys, jobs = sweep._grid(["recipe=glob(*)", "seed=1"])
+        some = sweep._grid(["recipe=glob([a*,f*])"])[1]
+    recipes = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
+    assert keys == ["recipe"] and jobs == [[f"recipe={recipe}", "seed=1"] for recipe in recipes]
+    assert some == [["recipe=accurate"], ["recipe=fast"]]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -129,3 +132,18 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over_at_once():
     other.join()
     with record.unfinished("c", ABOUT) as (_, waited):
         assert not waited
+
+
+def test_a_training_lives_while_its_process_does_and_elsewhere_while_it_is_heard_of():
+    minute = 60_000
+    here, elsewhere = record.MACHINE, "0123abcd"
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        assert record.lives(f"{here} {other.pid} {record.now()}")
+        assert not record.lives(f"{here} {other.pid} {record.now() - minute}"), "another process has its number now"
+    assert not record.lives(f"{here} {other.pid} {record.now()}"), "it has ended"
+    assert not record.lives(f"{here} {os.getpid()} {record.now()}"), "this one trains nothing now"
+    assert record.lives(f"{elsewhere} {other.pid} {record.now() - 14 * minute}")
+    assert not record.lives(f"{elsewhere} {other.pid} {record.now() - 16 * minute}")
+    assert not record.lives(None)
+    machine, pid, last = record.process_tag().split()
+    assert (machine, pid) == (here, str(os.getpid())) and abs(record.now() - int(last)) < minute

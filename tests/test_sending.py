@@ -123,14 +123,54 @@ def test_a_sweep_counts_what_another_command_has_trained_instead_of_its_own_unfi
     killed = run("KILLED", **{PARENT: parent})
     trained = run("FINISHED", model_sha256="m")
     monkeypatch.setattr(sweep, "origin", lambda *_: {"processor": "p"})
-    job = sweep.Job(parent, "train.epochs=3")
+    job = sweep.Job(parent, {"train.epochs": "3"})
     found = job._found(SimpleNamespace(data=SimpleNamespace(name="mnist")), SimpleNamespace(content_sha256="c"))
     assert found.info.run_id == trained
-    tracking.join_sweep(parent, found)
+    tracking.join_sweep(parent, found, {"train.epochs": "3"})
     sweep._close(parent, "FINISHED")
     assert [run.info.run_id for run in tracking.of_sweep(parent)] == [trained]
     assert client.get_run(parent).info.status == "FINISHED"
     assert client.get_run(killed).info.lifecycle_stage == "deleted"
+
+
+def test_a_child_that_another_machine_trains_is_waited_for_and_a_dead_one_is_replaced(monkeypatch, capsys):
+    """The second machine of one tracking server deleted the first one's running child."""
+    client, experiment = open_store("mnist")
+    parent, _ = tracking.open_sweep("mnist", "sweep", "command", "digest", ["seed"])
+    monkeypatch.setattr(sweep, "origin", lambda *_: {"processor": "p"})
+    job, config = sweep.Job(parent, {"seed": "1"}), SimpleNamespace(data=SimpleNamespace(name="mnist"))
+
+    def child(content: str, status: str, minutes: int) -> str:
+        process = f"0123abcd 7 {now() - 60_000 * minutes}"
+        run = client.create_run(experiment, tags={PARENT: parent, "content_sha256": content, "process": process})
+        client.update_run(run.info.run_id, status)
+        return run.info.run_id
+
+    def stage(run_id: str) -> str:
+        return client.get_run(run_id).info.lifecycle_stage
+
+    dead = [child("a", "RUNNING", 16), child("a", "FAILED", 0), child("a", "KILLED", 0)]
+    assert job._found(config, SimpleNamespace(content_sha256="a")) is None
+    assert [stage(run_id) for run_id in dead] == ["deleted"] * 3
+    assert capsys.readouterr().out == "seed=1: left unfinished by an earlier try, trained again\n"
+
+    living, looks = child("b", "RUNNING", 14), []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        assert stage(living) == "active"
+        if len(looks) == 2:
+            client.set_tag(living, "model_sha256", "m")
+            client.set_terminated(living, "FINISHED")
+
+    monkeypatch.setattr(sweep.time, "sleep", sleep)
+    found = job._found(config, SimpleNamespace(content_sha256="b"))
+    assert found.info.run_id == living and looks == [sweep.LOOK_AGAIN] * 2
+    assert capsys.readouterr().out == "seed=1: another machine trains just this: waiting for it\n"
+
+    twice = [child("b", "RUNNING", 0), child("b", "FAILED", 0)]  # finished by one, another is still at it
+    assert job._found(config, SimpleNamespace(content_sha256="b")).info.run_id == living
+    assert [stage(run_id) for run_id in twice] == ["active", "deleted"]
 
 
 def test_a_sweep_that_ends_while_mlflow_is_away_says_so_in_one_line(monkeypatch):

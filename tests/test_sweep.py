@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import children, dvc, git, parent_of, pipeline, runs, store
+from conftest import children, copy, dvc, git, parent_of, pipeline, runs, store
 
 pytestmark = pytest.mark.pipeline
 
@@ -141,13 +141,64 @@ def test_a_killed_sweep_goes_on_where_it_stopped(clone, launcher):
     assert all(len(store(clone).get_metric_history(c.info.run_id, "val_loss")) == epochs for c in found)
 
 
+ELSEWHERE = """
+import runpy, socket, sys, time
+from pathlib import Path
+socket.gethostname = lambda: "elsewhere"
+from pipeline import console
+told = console.TrainingProgress.epoch_done
+def epoch_done(*words):
+    told(*words)
+    while not Path("go").exists():
+        time.sleep(0.05)
+console.TrainingProgress.epoch_done = epoch_done
+runpy.run_module("pipeline.train", run_name="__main__")
+"""
+
+
+def test_a_second_machine_waits_for_what_the_first_one_trains(clone, tmp_path):
+    """Two repositories and one store: the second one deleted the first one's running child."""
+    first, uri = copy(clone, tmp_path), f"sqlite:///{tmp_path / 'shared.db'}"
+    words = ("-m", "recipe=baseline", "train.epochs=2", "seed=77")
+
+    def start(folder: Path, *command: str) -> subprocess.Popen:
+        variables = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
+        with (folder / "said.log").open("w") as file:
+            return subprocess.Popen(
+                [sys.executable, *command, *words],
+                cwd=folder, stdout=file, stderr=file, env=variables | {"MLFLOW_TRACKING_URI": uri},
+            )  # fmt: skip
+
+    def wait_for(folder: Path, text: str) -> str:
+        deadline = time.monotonic() + 300
+        while text not in (said := (folder / "said.log").read_text()):
+            assert time.monotonic() < deadline, said
+            time.sleep(0.05)
+        return said
+
+    one = start(first, "-c", ELSEWHERE)
+    wait_for(first, "epoch 1/2")
+    two = start(clone, "-m", "pipeline.train")
+    wait_for(clone, "all the same: another machine trains just this: waiting for it")
+    client = store(uri)
+    [child] = client.search_runs([client.get_experiment_by_name("mnist").experiment_id], "tags.recipe = 'baseline'")
+    assert (child.info.status, child.info.lifecycle_stage) == ("RUNNING", "active")
+    assert "elsewhere" not in str(child.data.tags)
+    (first / "go").touch()
+    assert (one.wait(300), two.wait(300)) == (0, 0), wait_for(clone, "")
+    assert f"found finished, MLflow run {child.info.run_id}" in wait_for(clone, "")
+    [child] = client.search_runs([child.info.experiment_id], "tags.recipe = 'baseline'")
+    assert child.info.status == "FINISHED"
+    assert len(client.get_metric_history(child.info.run_id, "val_loss")) == 2
+
+
 def test_a_failed_child_does_not_stop_the_others_and_the_command_fails(clone):
     wild = ("optimizer.weight_decay=0.99", "optimizer.batch_size=4")
     words = ("-m", "recipe=baseline", "train.epochs=1", *wild, "optimizer.learning_rate=10,0.001")
     done = pipeline(clone, "train", *words)
     assert done.returncode == 1
     assert "optimizer.learning_rate=10: the loss is not finite in epoch 1" in done.stderr
-    assert "error: 1 of 2 jobs did not finish (optimizer.learning_rate=10.0): the same command again" in done.stderr
+    assert "error: 1 of 2 jobs did not finish (optimizer.learning_rate=10): the same command again" in done.stderr
     found = children(clone, parent_of(done))
     assert sorted(child.info.status for child in found) == ["FAILED", "FINISHED"]
     assert store(clone).get_run(parent_of(done)).info.status == "FAILED"
@@ -159,7 +210,7 @@ def test_a_failed_child_does_not_stop_the_others_and_the_command_fails(clone):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["-m", "train.epochs=1,0"], "train.epochs=0 is out of range"),
+        (["-m", "train.epochs=1,0"], "train.epochs=0: train.epochs=0 is out of range"),
         (["-m", "seed=range(0,0)"], "is no job at all"),
         (["-m", "recipe=baseline,basline"], "Could not find 'recipe/basline'"),
         (["sweep=nonsense"], "Available options in 'sweep': epochs_filters search seeds"),

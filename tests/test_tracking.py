@@ -61,7 +61,7 @@ def trained(store, compose) -> Trained:
     save_arrays(store / "train.npz", **digits._asdict())
     cnn = model.build_cnn(config.model, (28, 28), 10)
     known = identity(config, [store / "train.npz"])
-    about = sending.about_training(config, "accurate", None, known, digits, test)
+    about = sending.about_training(config, "accurate", {}, known, digits, test)
     with record.unfinished(known.content_sha256, about) as (kept, _), sending.Sender(kept) as sender:
         with pytest.MonkeyPatch.context() as patch:  # so that the two halves of the sheet can be told apart
             patch.setattr(augment, "random_affine", lambda images, *_: tf.constant(255 - images))
@@ -219,7 +219,7 @@ def test_a_run_that_ends_by_an_error_says_so_and_can_be_gone_on_with_unless_it_w
     trained, error, status, goes_on
 ):
     known = identity(trained.config, [])
-    about = sending.about_training(trained.config, f"a name {status} {goes_on}", None, known, *[trained.test] * 2)
+    about = sending.about_training(trained.config, f"a name {status} {goes_on}", {}, known, *[trained.test] * 2)
     with (
         pytest.raises(type(error)),
         record.unfinished(known.content_sha256, about) as (kept, _),
@@ -276,7 +276,7 @@ def test_a_sweep_of_several_pages_is_whole_and_every_page_is_small(tmp_path, mon
     tags = {tracking.PARENT: parent, "group": "0" * 12, "model_sha256": "x"}
     children = [client.create_run(experiment, tags={**tags, "content_sha256": str(n)}).info.run_id for n in range(5)]
     other = client.create_run(experiment).info.run_id
-    tracking.join_sweep(parent, client.get_run(other))
+    tracking.join_sweep(parent, client.get_run(other), {})
     for run_id in children:
         client.set_terminated(run_id)
     search, asked = type(client).search_runs, []
@@ -373,7 +373,7 @@ def test_a_sweep_has_its_children_and_what_it_found_but_nothing_deleted(trained)
     child = client.create_run(experiment, tags={tracking.PARENT: parent})
     found, deleted = (client.create_run(experiment) for _ in range(2))
     for run in (child, found, deleted):
-        tracking.join_sweep(parent, run)
+        tracking.join_sweep(parent, run, {})
     client.delete_run(deleted.info.run_id)
     assert [run.info.run_id for run in tracking.of_sweep(parent)] == [child.info.run_id, found.info.run_id]
 
