@@ -51,16 +51,38 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     path.write_bytes(header + array.tobytes())
 
 
-FORKS = "PYTEST_FORKS"  # the folder of the process that all workers' commands are forks of
+SHARED = "PYTEST_SHARED"  # the variable that names the folder of what one worker makes for all
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    os.environ.setdefault(FORKS, tempfile.mkdtemp(prefix="forks-"))
+    os.environ.setdefault(SHARED, tempfile.mkdtemp(prefix="tests-"))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
-        shutil.rmtree(os.environ.pop(FORKS))
+        shutil.rmtree(os.environ.pop(SHARED))
+
+
+def made_once(name: str, make: Callable[[Path], None]) -> Path:
+    """A file or folder that the first worker to need it makes for all. It is to be copied, and left as it is."""
+    made = Path(os.environ[SHARED], name)
+    with FileLock(f"{made}.lock"):
+        if not made.exists():
+            making = Path(tempfile.mkdtemp(dir=made.parent), name)
+            make(making)
+            making.rename(made)
+    return made
+
+
+def fresh_store(path: Path) -> Path:
+    """Put a database there as MLflow makes it, which takes MLflow three seconds each time."""
+
+    def make(making: Path) -> None:
+        from mlflow.tracking import MlflowClient
+
+        MlflowClient(f"sqlite:///{making}").search_experiments(max_results=1)
+
+    return Path(shutil.copy(made_once("mlflow.db", make), path))
 
 
 @functools.cache
@@ -70,7 +92,7 @@ def user_path() -> str:
     path = os.pathsep.join([environment, os.environ["PATH"]])
     if not sys.platform.startswith("linux"):
         return path
-    folder = Path(os.environ[FORKS])
+    folder = Path(os.environ[SHARED])
     with FileLock(folder / "lock"):
         if not (folder / "python").exists():
             server, address = str(Path(__file__).with_name("fork_server.py")), str(folder / "socket")
@@ -202,17 +224,19 @@ def copy(repository: Path, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_through(tmp_path_factory, digits) -> Path:
+def run_through(digits) -> Path:
     """A git clone of the working tree for the generated digits, committed and run through once."""
-    folder = tmp_path_factory.mktemp("run_through")
-    small_repository(folder, digits)
-    for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "start"]):
-        git(folder, *words)
-    done = dvc(folder, digits, "repro")
-    assert done.returncode == 0, done.stdout + done.stderr
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", "results")
-    return folder
+
+    def make(folder: Path) -> None:
+        small_repository(folder, digits)
+        for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "start"]):
+            git(folder, *words)
+        done = dvc(folder, digits, "repro")
+        assert done.returncode == 0, done.stdout + done.stderr
+        git(folder, "add", "--all")
+        git(folder, "commit", "--quiet", "--message", "results")
+
+    return made_once("run_through", make)
 
 
 @pytest.fixture(scope="module")

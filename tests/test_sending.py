@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import PARENT, ROOT
+from conftest import PARENT, fresh_store, start
 
 from pipeline import checkpoint, sending, sweep, tracking
 from pipeline.record import Record, home, now, waiting
@@ -23,6 +23,7 @@ MADE = {"weights_sha256": "w", "model_sha256": "m"}
 def repository(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    fresh_store(tmp_path / "mlflow.db")
     return tmp_path
 
 
@@ -62,6 +63,7 @@ def test_an_evaluation_goes_into_the_run_of_its_training_though_its_folder_is_ol
 
 SECOND = """
 from pipeline import sending
+print("begins", flush=True)
 print(len(sending.send_waiting()[0]), flush=True)
 """
 
@@ -73,10 +75,10 @@ def test_two_that_send_at_once_make_no_second_run(monkeypatch):
 
     def begin_slowly(client: Any, experiment: str, of: Record) -> str:
         run_id = begin(client, experiment, of)
-        command = [sys.executable, "-c", SECOND]
-        others.append(subprocess.Popen(command, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, text=True))
+        others.append(start("python", "-c", SECOND, DVC_ROOT=os.environ["DVC_ROOT"]))
+        assert others[0].stdout.readline() == "begins\n"
         with pytest.raises(subprocess.TimeoutExpired):  # it waits
-            others[0].wait(15)
+            others[0].wait(3)
         return run_id
 
     monkeypatch.setattr(sending, "_begin", begin_slowly)
@@ -182,15 +184,15 @@ def test_a_sweep_that_ends_while_mlflow_is_away_says_so_in_one_line(monkeypatch)
 
 
 def test_checkpoints_of_later_epochs_that_are_not_used_do_not_outlive_new_ones(tmp_path):
-    state = checkpoint.State([], [], [])
+    state, folder = checkpoint.State([], [], []), tmp_path / "kept"
 
     def save(epoch: int) -> None:
-        checkpoint.save(tmp_path, {"processor": "p"}, checkpoint.Checkpoint([{"epoch": 0.0}] * epoch, state))
+        checkpoint.save(folder, {"processor": "p"}, checkpoint.Checkpoint([{"epoch": 0.0}] * epoch, state))
 
     for epoch in (1, 2, 3, 7, 8):
         save(epoch)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-000007.ckpt", "epoch-000008.ckpt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["epoch-000007.ckpt", "epoch-000008.ckpt"]
     save(1)
-    assert [path.name for path in tmp_path.iterdir()] == ["epoch-000001.ckpt"]
-    found = checkpoint.newest([tmp_path], {"processor": "p"}, 15)
+    assert [path.name for path in folder.iterdir()] == ["epoch-000001.ckpt"]
+    found = checkpoint.newest([folder], {"processor": "p"}, 15)
     assert found is not None and len(found.history) == 1

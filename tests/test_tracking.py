@@ -17,7 +17,7 @@ import mlflow
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, generated_digits
+from conftest import ROOT, fresh_store, generated_digits
 
 from pipeline import augment, engine, metrics, model, record, sending, tracking, training
 from pipeline import config as configuration
@@ -44,6 +44,7 @@ class Trained(NamedTuple):
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("store")
+    fresh_store(folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVC_ROOT", str(folder))  # where DVC says the user's repository is
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -246,7 +247,7 @@ def test_a_set_tracking_uri_wins(trained, tmp_path, monkeypatch):
 
 
 def test_a_deleted_experiment_and_a_broken_store_are_refused_in_one_line(trained, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'deleted.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh_store(tmp_path / 'deleted.db')}")
     client, experiment = open_store("mnist")
     client.delete_experiment(experiment)
     with pytest.raises(PipelineError, match="is deleted: restore it with"):
@@ -270,7 +271,7 @@ def test_a_deleted_experiment_and_a_broken_store_are_refused_in_one_line(trained
 
 
 def test_a_sweep_of_several_pages_is_whole_and_every_page_is_small(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'pages.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh_store(tmp_path / 'pages.db')}")
     client, experiment = open_store("mnist")
     parent = client.create_run(experiment).info.run_id
     tags = {tracking.PARENT: parent, "group": "0" * 12, "model_sha256": "x"}
@@ -297,7 +298,7 @@ def test_a_sweep_of_several_pages_is_whole_and_every_page_is_small(tmp_path, mon
 
 @pytest.mark.parametrize("what", ["0" * 32, "fast"])
 def test_no_refusal_shows_the_password_of_a_server(what, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'own.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh_store(tmp_path / 'own.db')}")
     open_store("mnist")
     shown = "http://somebody:secret@127.0.0.1:1"
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: shown)
@@ -312,7 +313,7 @@ def test_no_refusal_shows_the_password_of_a_server(what, tmp_path, monkeypatch):
 
 
 def test_an_experiment_that_another_machine_makes_at_the_same_moment_is_taken(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'shared.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh_store(tmp_path / 'shared.db')}")
     client, first = open_store("mnist")
     look, asked = client.get_experiment_by_name, []
 
@@ -325,7 +326,7 @@ def test_an_experiment_that_another_machine_makes_at_the_same_moment_is_taken(tm
 
 
 def test_a_store_of_another_mlflow_is_refused_and_left_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'ours.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh_store(tmp_path / 'ours.db')}")
     open_store("mnist")
     newer = shutil.copy(tmp_path / "ours.db", tmp_path / "newer.db")
     with closing(sqlite3.connect(newer)) as database, database:
@@ -338,7 +339,7 @@ def test_a_store_of_another_mlflow_is_refused_and_left_as_it_is(tmp_path, monkey
 
 
 def test_a_store_half_made_at_another_version_holds_nothing_and_is_set_aside(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'made.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh_store(tmp_path / 'made.db')}")
     open_store("mnist")
     found = shutil.copy(tmp_path / "made.db", tmp_path / "mlflow.db")
     with closing(sqlite3.connect(found)) as database, database:

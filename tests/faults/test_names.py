@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT, fresh_store, run
 from faults_report import record
 
 from pipeline import comparison, plots, recipes, tables, tracking
@@ -135,7 +135,9 @@ def test_the_name_of_a_run_is_text_in_the_note_of_its_comparison(store, name):
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DVC_ROOT", str(tmp_path_factory.mktemp("store")))
+        folder = tmp_path_factory.mktemp("store")
+        fresh_store(folder / "mlflow.db")
+        patch.setenv("DVC_ROOT", str(folder))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         yield
 
