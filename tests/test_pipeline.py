@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_which_is_marked_as_failed(clone
 
 def test_a_stage_whose_loss_is_not_finite_leaves_the_last_good_results(clone, digits):
     kept = [clone / "models/baseline/model.keras", *sorted((clone / "results").rglob("*"))]
-    before = {path: path.read_bytes() for path in kept if path.is_file()}
+    before = {path: path.read_bytes() for path in kept if path.is_file() and path.name != "config.yaml"}
     values = ("learning_rate=10", "weight_decay=0.99", "batch_size=4")
     words = [word for value in values for word in ("-S", f"conf/recipe/baseline.yaml:optimizer.{value}")]
     done = dvc(clone, digits, "exp", "run", *words)
