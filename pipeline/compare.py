@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from pipeline import comparison, data, metrics
 from pipeline.command import entry_point, job_folder
 from pipeline.config import ROOT, CompareConfig, Config, PipelineError, in_dvc_stage, network
 from pipeline.console import quiet_import
-from pipeline.files import REMAKE, load_csv, load_json, replacing, save_json
+from pipeline.files import load_csv, load_json, replacing, save_json
 from pipeline.recipes import PUBLISHED, PUBLISHED_LOG, Row, cells, header, markdown, published_row, recipe_row, verdict
-from pipeline.tables import markdown_table, plain
+from pipeline.tables import markdown_table, models_scored, plain
 
 
 @entry_point
@@ -44,7 +45,7 @@ def _compare_runs(config: CompareConfig) -> None:
     if len(found) < 2:
         raise PipelineError("one configuration alone: give a=<what> and b=<what>, or the id of a sweep of several")
     runs = [run for of in found.values() for run in of]
-    of = "test" if all(map(tracking.test_set_reads, runs)) else "validation"
+    of = "test" if all(map(tracking.is_evaluated, runs)) else "validation"
     if of == "validation" and any(run.data.params.get("data.val_examples") == "0" for run in runs):
         raise PipelineError(
             "a run has no validation examples: evaluate all on the test examples (pipeline.evaluate run=<id>)"
@@ -53,9 +54,9 @@ def _compare_runs(config: CompareConfig) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         sides, examples, labels = _sides(list(found.values()), of, Path(temporary))
     verdicts = comparison.verdicts(sides, config.evaluate.confidence, of)
-    reads = sum(map(tracking.test_set_reads, runs))
-    text = comparison.markdown(sides, verdicts, config.evaluate.confidence, of, reads)
-    save_json(folder / "comparison.json", comparison.as_json(sides, verdicts, of, reads))
+    scored = tracking.models_scored(config.data.name)
+    text = comparison.markdown(sides, verdicts, config.evaluate.confidence, of, scored)
+    save_json(folder / "comparison.json", comparison.as_json(sides, verdicts, of, scored))
     with replacing(folder / "comparison.md") as partial:
         partial.write_text(text, encoding="utf-8")
     files = [
@@ -80,7 +81,7 @@ def _sides(
         own = folder / run.info.run_id
         own.mkdir()
         file = tracking.artifact(run, "predictions.csv" if of == "test" else "val_predictions.csv", own)
-        predictions[run.info.run_id] = read_predictions(file)
+        predictions[run.info.run_id] = comparison.read_predictions(file)
     examples, labels = comparison.same_examples(predictions, of)
     sides = []
     for runs in found:
@@ -170,7 +171,8 @@ def _compare_recipes(config: Config) -> None:
 def _answers(config: Config) -> list[str]:
     """Which of every two recipes is better on the test examples, one run each: a sentence a pair."""
     predictions = {
-        name: read_predictions(ROOT / "results" / "recipes" / name / "predictions.csv") for name in config.recipes
+        name: comparison.read_predictions(ROOT / "results" / "recipes" / name / "predictions.csv")
+        for name in config.recipes
     }
     if len(predictions) < 2:
         return []
@@ -179,14 +181,6 @@ def _answers(config: Config) -> list[str]:
         comparison.Side(name, {}, (given.predictions == labels)[None], [], 0, 0) for name, given in predictions.items()
     ]
     return [f"{verdict.sentence}." for verdict in comparison.verdicts(sides, config.evaluate.confidence, "test")]
-
-
-def read_predictions(path: Path) -> comparison.Predictions:
-    keys = ("index", "label", "prediction")
-    rows = load_csv(path, keys)
-    if not all(row[key].is_integer() for row in rows for key in keys):
-        raise PipelineError(f"{path} is damaged, {', '.join(keys)} are not whole numbers: {REMAKE}")
-    return comparison.Predictions(*(np.array([int(row[key]) for row in rows]) for key in keys))
 
 
 def _terminal_table(rows: Sequence[Row], found: dict[str, Any], config: Config) -> str:
@@ -201,6 +195,8 @@ def _terminal_table(rows: Sequence[Row], found: dict[str, Any], config: Config) 
             known = None
         seconds.append(f"{known[0]:,.0f}" if known else "–")
         hardware = known[1] if known else hardware
+    with suppress(PipelineError):
+        hardware += f"; {models_scored(tracking.models_scored(config.data.name))}"
     lines = [[*header(config.evaluate.confidence), "seconds in training"]]
     lines += [[*cells(row), spent] for row, spent in zip(rows, seconds, strict=True)]
     return f"{markdown_table(lines)}\n(n = 1 run each; seconds on: {hardware})\n"

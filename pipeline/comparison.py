@@ -9,6 +9,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 
 from pipeline import statistics
 from pipeline.config import PipelineError
-from pipeline.tables import as_text, markdown_table, p_value, percent, points
+from pipeline.files import REMAKE, load_csv
+from pipeline.tables import as_text, markdown_table, models_scored, p_value, percent, points
 
 SHOWN = 8  # examples of a kind in the picture
 
@@ -56,6 +58,15 @@ class Verdict(NamedTuple):
     p: float  # of the test, adjusted by Holm where there are several; NaN without one
     shown: bool  # whether there is a difference, by p: if so the interval lies on one side of 0, else it holds 0
     sentence: str
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read what data.save_predictions wrote; a damaged or empty table is a PipelineError."""
+    keys = ("index", "label", "prediction")
+    rows = load_csv(path, keys)
+    if not all(row[key].is_integer() for row in rows for key in keys):
+        raise PipelineError(f"{path} is damaged, {', '.join(keys)} are not whole numbers: {REMAKE}")
+    return Predictions(*(np.array([int(row[key]) for row in rows]) for key in keys))
 
 
 def same_examples(all_predictions: Mapping[str, Predictions], of: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -184,7 +195,7 @@ def hits(a: Side, b: Side, place: int) -> str:
     return " : ".join(f"{side.right[:, place].sum()} of {len(side.right)}" for side in (a, b))
 
 
-def markdown(sides: Sequence[Side], found: Sequence[Verdict], confidence: float, of: str, reads: int) -> str:
+def markdown(sides: Sequence[Side], found: Sequence[Verdict], confidence: float, of: str, scored: int) -> str:
     """The answer, what was compared, what differs, and what each side costs."""
     rows = [
         [
@@ -219,7 +230,7 @@ def markdown(sides: Sequence[Side], found: Sequence[Verdict], confidence: float,
         if isinstance(verdict.test, statistics.Pair)
     )
     looked = (
-        f"Compared on the test examples, which were read {reads} x for these runs."
+        f"Compared on the test examples: {models_scored(scored)}."
         if of == "test"
         else "Compared on the validation examples: not every run was evaluated on the test examples."
     )
@@ -247,11 +258,11 @@ def mean_cells(accuracies: Sequence[float], confidence: float) -> list[str]:
     return [str(n), percent(mean), limits]
 
 
-def as_json(sides: Sequence[Side], found: Sequence[Verdict], of: str, reads: int) -> dict[str, Any]:
+def as_json(sides: Sequence[Side], found: Sequence[Verdict], of: str, scored: int) -> dict[str, Any]:
     """The same, to be read by programs."""
     return {
         "compared_on": of,
-        "test_set_reads": reads,
+        "models_scored_on_test": scored,
         "sides": {side.name: {"accuracies": side.accuracies, "seconds": side.seconds} for side in sides},
         "verdicts": [
             {"a": verdict.a, "b": verdict.b, "sentence": verdict.sentence} | _figures(verdict) for verdict in found

@@ -1,15 +1,16 @@
 """Register the model of a tracked run (run=<id>), and make it the champion if it is better than the one there is.
 
-Better is by McNemar's test on the test digits, each seen once, as the champion will see what it is given.
+Better is by McNemar's test on the validation digits that both held out. The test digits are not read.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import comparison, data
+from pipeline import comparison
 from pipeline.command import entry_point
 from pipeline.config import ROOT, PipelineError, RunConfig
 from pipeline.console import quiet_import
@@ -22,7 +23,6 @@ def promote(config: RunConfig) -> None:
     if config.run is None:
         raise PipelineError("no run given: give run=<id>, from a ranking or `mlflow ui`")
     name, run = config.data.name, config.run
-    test = data.load_split("test.npz", config.data)
     with quiet_import():
         from pipeline import tracking
         from pipeline.beyond import registry
@@ -36,12 +36,16 @@ def promote(config: RunConfig) -> None:
     if champion is not None and registry.is_gone(champion):
         print(f"the run of the champion, version {champion.version}, was deleted: the next one is the first again")
         champion = None
+    this = _held_out(found)
+    with tempfile.TemporaryDirectory() as folder:
+        tracking.recorded_model(found, Path(folder))  # is the one that it trained
     if champion is None:
         version = registry.register(found, name, _card(found))
         registry.point(registry.CHAMPION, name, version)
         print(f"models:/{name}@champion is version {version}, run {run}: the first")
         return
-    verdict = _compared(champion.run_id, run, test, config)
+    both = {"the champion": _held_out(tracking.find_run(champion.run_id, name)), "this run": this}
+    verdict = _compared(both, config.evaluate.confidence)
     better = bool(verdict.test and verdict.test.difference > 0 and verdict.shown)
     version = registry.register(found, name, _card(found))
     alias = registry.CHAMPION if better else registry.CHALLENGER
@@ -75,15 +79,22 @@ def _card(found: Any) -> str:  # MLflow's Run
     return text
 
 
-def _compared(champion: str, run: str, test: data.Examples, config: RunConfig) -> comparison.Verdict:
-    with quiet_import():
-        from pipeline.beyond.network import load_network
+def _held_out(run: Any) -> comparison.Predictions:  # of MLflow's Run
+    """What the run predicted of the validation digits, which it saw once each; without any, a PipelineError."""
+    from pipeline import tracking
 
-    sides = []
-    for words, of in (("the champion", champion), ("this run", run)):
-        predictions = load_network(config, of, None, 1, config.data.image_shape).probabilities(test.images).argmax(1)
-        sides.append(comparison.Side(words, {}, (predictions == test.labels)[None], [], 0, 0))
-    [verdict] = comparison.verdicts(sides, config.evaluate.confidence, "test")
+    if run.data.params.get("data.val_size") == "0":
+        raise PipelineError(
+            f"{run.info.run_id} held out no validation digits to compare by: train with a data.val_size above 0"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        return comparison.read_predictions(tracking.artifact(run, "val_predictions.csv", Path(folder)))
+
+
+def _compared(both: Mapping[str, comparison.Predictions], confidence: float) -> comparison.Verdict:
+    _, labels = comparison.same_examples(both, "validation")
+    sides = [comparison.Side(name, {}, (given.predictions == labels)[None], [], 0, 0) for name, given in both.items()]
+    [verdict] = comparison.verdicts(sides, confidence, "validation")
     return verdict
 
 

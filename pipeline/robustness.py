@@ -14,7 +14,7 @@ from pipeline.command import entry_point, job_folder
 from pipeline.config import ROOT, Config, PipelineError, in_dvc_stage
 from pipeline.console import quiet_import
 from pipeline.files import existing, save_csv, save_json, sha256
-from pipeline.tables import percent
+from pipeline.tables import models_scored, percent
 
 SHARE_SURE = 0.999
 SHOWN = 10  # digits of a kind in the picture
@@ -71,11 +71,11 @@ def _log(config: Config, model_sha256: str, folder: Path, mean: float) -> str:
     try:
         run = tracking.find_trained(config.name, model_sha256, config.data.name)
         if run is None:
-            return "no MLflow run of a DVC stage holds this model"
-        tracking.log_files(run, folder, "robustness", {"corrupted_accuracy": mean})
+            return "not logged: no MLflow run of a DVC stage holds this model, `pipeline.evaluate` makes one"
+        tracking.log_test_files(run, folder, "robustness", {"corrupted_accuracy": mean})
+        return f"MLflow run {run.info.run_id}; {models_scored(tracking.models_scored(config.data.name))}"
     except PipelineError as error:
-        return f"not logged: {error}"
-    return f"MLflow run {run.info.run_id}"
+        return f"not logged, nor the model counted among those scored on the test examples: {error}"
 
 
 def _draw_corrupted(path: Path, test: data.Examples, found: dict[str, Any]) -> None:

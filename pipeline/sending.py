@@ -36,6 +36,7 @@ from pipeline.files import load_csv, sha256
 from pipeline.record import Record, Row, home, now, process_tag, remove_sent, unfinished, waiting
 from pipeline.store import open_store, refusals_in_one_line
 from pipeline.surroundings import NOBODY, Identity, about, difference, origin, packages, trained_with
+from pipeline.tables import models_scored
 
 SYNC = "python -m pipeline.sync, or the next run, sends it"
 EVALUATION = "evaluate"  # the section of the configuration that only evaluation reads and logs
@@ -140,7 +141,7 @@ def send_waiting() -> tuple[dict[str, dict[str, Any]], list[str]]:
     left: list[str] = []
     answers, held = True, set[str]()
     try:
-        # One process at a time: an evaluation must find the run of its training whole, and counts those before it.
+        # One process at a time: an evaluation must find the run of its training whole.
         with FileLock(home() / "unsent.lock", timeout=PATIENCE):
             remove_sent()
             for folder in waiting():
@@ -258,9 +259,9 @@ def _send_evaluation(client: MlflowClient, experiment: str, record: Record) -> s
     """
     about = record.about
     run = _evaluated(client, experiment, record)
-    if about.get("run") != run.info.run_id or "reads" not in about:  # decided once: sent again, it is the same reading
-        record.note(run=run.info.run_id, reads=tracking.test_set_reads(run) + 1)
-    client.set_tag(run.info.run_id, "test_set_reads", about["reads"])
+    if about.get("run") != run.info.run_id:  # decided once: sent again, it goes into the same run
+        record.note(run=run.info.run_id)
+    client.set_tag(run.info.run_id, tracking.SCORED, about["model_sha256"])
     target = run.info.run_id
     settings = about["params"]
     own = any(run.data.params.get(key, value) != value for key, value in settings.items())
@@ -340,7 +341,7 @@ def log_evaluation(
             record.finish()
     sent, left = send_waiting()
     if found := sent.get(record.about["id"]):
-        return f"test set read {found['reads']} x for MLflow run {found['run_id']}"
+        return f"MLflow run {found['run_id']}; {models_scored(tracking.models_scored(config.data.name))}"
     if not (record.folder / "run.json").is_file():
         return "sent to MLflow by another process"
     return "\n".join([*left, SYNC])
@@ -371,6 +372,9 @@ def _adopt(folder: Path, of: Evaluation) -> None:
     record.add_text("config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
     record.add_file(of.model_file, "")
     record.add_file(of.history_file)
+    predictions = of.history_file.with_name("val_predictions.csv")  # of validation examples; a run's are compared by it
+    if predictions.is_file():
+        record.add_file(predictions)
 
 
 def describe(context: str, examples: Examples) -> dict[str, str]:

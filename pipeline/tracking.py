@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import Run
+from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
@@ -25,6 +25,7 @@ from pipeline.tables import as_text
 PARENT = "mlflow.parentRunId"
 NEWEST = ["attributes.start_time DESC"]
 NAME = 250  # characters of a run's name: what MLflow's tables hold
+SCORED = "test_scored"  # the tag of a run whose model was scored on the test examples; before: test_set_reads
 PAGE = 100  # runs a request: a thousand of ours at once take a server longer than we wait for an answer
 
 
@@ -98,12 +99,12 @@ def find_runs(what: str, data_name: str) -> dict[str, list[Run]]:
     return {group: list(runs.values()) for group, runs in groups.items()}
 
 
-def _search(client: MlflowClient, experiment: str, query: str) -> list[Run]:
+def _search(client: MlflowClient, experiment: str, query: str, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
     """All runs that a filter of MLflow's finds, however many, the newest first."""
     found: dict[str, Run] = {}  # by id: one that another process begins meanwhile moves all others back by a place
     token = None
     while True:
-        page = client.search_runs([experiment], query, max_results=PAGE, order_by=NEWEST, page_token=token)
+        page = client.search_runs([experiment], query, view, max_results=PAGE, order_by=NEWEST, page_token=token)
         found |= {run.info.run_id: run for run in page}
         token = page.token
         if not token:
@@ -120,8 +121,21 @@ def traits(run: Run) -> dict[str, str]:
     return {key: value for key, value in run.data.params.items() if key not in follows} | tags
 
 
-def test_set_reads(run: Run) -> int:
-    return int(run.data.tags.get("test_set_reads", 0))
+def is_evaluated(run: Run) -> bool:
+    """Whether the run holds predictions of the test examples."""
+    return "evaluated_by" in run.data.tags
+
+
+@refusals_in_one_line()
+def models_scored(data_name: str) -> int:
+    """How many different models of this store were scored on the test examples of a data set, whoever asked.
+
+    The same model again tells nothing new and counts once; the model of a deleted run has told.
+    """
+    client, experiment = open_store(data_name)
+    queries = (f"tags.{tag} != ''" for tag in (SCORED, "test_set_reads"))
+    runs = [run for query in queries for run in _search(client, experiment, query, ViewType.ALL)]
+    return len({run.data.tags.get("weights_sha256", run.info.run_id) for run in runs})
 
 
 @refusals_in_one_line()
@@ -189,9 +203,10 @@ def find_trained(recipe: str, model_sha256: str, data_name: str) -> Run | None:
 
 
 @refusals_in_one_line()
-def log_files(run: Run, folder: Path, name: str, figures: Mapping[str, float]) -> None:
-    """Log the files of a folder as `name` of a run, and figures that it does not have yet."""
+def log_test_files(run: Run, folder: Path, name: str, figures: Mapping[str, float]) -> None:
+    """Log what was made of the test examples: the files of a folder as `name` of a run, and figures that it lacks."""
     client = MlflowClient()
+    client.set_tag(run.info.run_id, SCORED, run.data.tags["model_sha256"])
     client.log_artifacts(run.info.run_id, str(folder), name)
     for key, value in figures.items():
         if run.data.metrics.get(key) != value:

@@ -140,15 +140,19 @@ def test_the_champion_moves_where_the_test_says_better_and_only_there(clone, con
     first = pipeline(clone, "promote", f"run={weak}")
     assert first.returncode == 0 and first.stdout.endswith("the first\n"), first.stderr
     assert champion(clone) == weak
+    test = clone / "data/processed/test.npz"
+    test.rename(test.with_suffix(".away"))
     moved = pipeline(clone, "promote", f"run={strong}")
+    test.with_suffix(".away").rename(test)
     assert (moved.returncode, moved.stderr) == (0, "")
     assert "this run is better than the champion" in moved.stdout
-    assert "100 test examples" in moved.stdout and "p " in moved.stdout
+    assert "50 validation examples" in moved.stdout and "p " in moved.stdout
     assert champion(clone) == strong
     stays = pipeline(clone, "promote", f"run={weak}")
     assert "the champion is better than this run" in stays.stdout
     assert f"models:/mnist@challenger is version 1, run {weak}; the champion stays version 2" in stays.stdout
     assert champion(clone) == strong
+    assert "test_scored" not in store(clone).get_run(weak).data.tags, "promoting reads no test digits"
     again = pipeline(clone, "promote", f"run={strong}")
     assert "already" in again.stdout
     versions = {version.run_id: version for version in store(clone).search_model_versions("name = 'mnist'")}

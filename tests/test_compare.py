@@ -37,18 +37,20 @@ def test_two_groups_are_compared_on_validation_until_the_test_digits_are_read(cl
     answer = json.loads(Path(client.download_artifacts(run_id, "comparison.json")).read_text())
     means = [sum(side["accuracies"]) / 3 for side in answer["sides"].values()]
     assert answer["verdicts"][0]["difference"] == pytest.approx(means[1] - means[0])
-    assert answer["compared_on"] == "validation" and answer["test_set_reads"] == 0
+    assert answer["compared_on"] == "validation" and answer["models_scored_on_test"] == 2
     differing = [line for line in done.stdout.splitlines() if line.startswith("| model.filters")]
     assert len(differing) == 1 and [cell.strip() for cell in differing[0].split("|")[2:4]] == ["2", "3"]
 
 
 def test_two_runs_are_compared_on_the_test_digits_once_both_were_evaluated(clone, groups):
     one, other = (runs(clone, f"tags.group = '{group}' and params.seed = '1'")[0].info.run_id for group in groups)
-    for run_id in (one, other):
+    for run_id, models in ((one, 3), (other, 4)):  # after those of the two recipes
         done = pipeline(clone, "evaluate", f"run={run_id}")
-        assert done.returncode == 0 and f"test set read 1 x for MLflow run {run_id}" in done.stdout, done.stderr
+        said = f"MLflow run {run_id}; {models} different models of this store were scored on these test examples"
+        assert done.returncode == 0 and said in done.stdout, done.stderr
     done = pipeline(clone, "compare", f"a={one}", f"b={other}")
-    assert done.returncode == 0 and "100 test examples" in done.stdout and "read 2 x for these runs" in done.stdout
+    assert done.returncode == 0 and "100 test examples" in done.stdout
+    assert "Compared on the test examples: 4 different models of this store were scored on these" in done.stdout
     a, b = (json.loads(Path(store(clone).download_artifacts(i, "metrics.json")).read_text()) for i in (one, other))
     [alone] = re.findall(r"alone is right on (\d+), .* alone on (\d+) examples", done.stdout)
     assert int(alone[1]) - int(alone[0]) == a["test_errors"] - b["test_errors"]

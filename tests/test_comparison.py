@@ -156,7 +156,7 @@ def test_the_table_holds_means_intervals_and_costs():
     # Half the interval: t(2) = 4.3027, times .01 / sqrt(3).
     assert rows[2] == ["a", "3", "97.00 %", "94.52 % to 99.48 %", "30.0 of 1,000", "60", "1,000", "5,000"]
     assert rows[3][:5] == ["b", "1", "99.00 %", "–", "10.0 of 1,000"]
-    assert "which were read 3 x for these runs" in text
+    assert "on the test examples: 3 different models of this store were scored on these test examples." in text
 
 
 def test_an_interval_of_a_mean_stays_within_0_and_100_percent_and_two_seeds_have_none():

@@ -116,7 +116,7 @@ def test_a_killed_export_leaves_nothing_under_the_final_name_and_the_next_one_wr
     assert (done.returncode, done.stderr) == (0, "")
     [file] = (clone / "outputs/killed").iterdir()
     assert file.name == "model.tflite" and size(file) > 10_000
-    said = rf"wrote {file}, {size(file) / 1e6:.2f} MB, of recipe baseline: 0 of 100 predictions differ from Keras's, "
+    said = rf"wrote {file}, {size(file) / 1e6:.2f} MB, of recipe baseline: 0 of 50 predictions differ from Keras's, "
     assert re.fullmatch(re.escape(said) + r"largest difference of a logit \d\.\de-\d\d\n", done.stdout)
 
 
@@ -128,7 +128,7 @@ def test_an_export_that_predicts_otherwise_is_not_kept(clone):
     assert done.returncode == 1 and done.stdout == ""
     [line] = done.stderr.splitlines()
     assert re.fullmatch(
-        r"error: recipe baseline as saved_model: [1-9]\d of 100 predictions differ from Keras's, .*: "
+        r"error: recipe baseline as saved_model: [1-9]\d of 50 predictions differ from Keras's, .*: "
         "saved_model is not kept",
         line,
     )
@@ -139,7 +139,7 @@ def test_a_run_of_mlflow_is_exported_as_its_recipe_is(clone):
     found = runs(clone, "tags.dvc_stage = 'train@accurate' and attributes.status = 'FINISHED'")[0].info.run_id
     done = pipeline(clone, "export", f"run={found}", "format=saved_model", "hydra.run.dir=outputs/run")
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"of MLflow run {found}: 0 of 100 predictions differ" in done.stdout
+    assert f"of MLflow run {found}: 0 of 50 predictions differ" in done.stdout
     assert [path.name for path in (clone / "outputs/run").iterdir()] == ["saved_model"]
 
 
@@ -163,14 +163,14 @@ def test_bad_input_is_refused_in_one_line_before_tensorflow_is_loaded(clone, wor
     assert line.startswith("error: ") and said in line
 
 
-def test_absent_test_digits_and_packages_are_refused_too(clone):
-    test = clone / "data/processed/test.npz"
-    test.rename(test.with_suffix(".away"))
+def test_absent_validation_digits_and_packages_are_refused_too(clone):
+    val = clone / "data/processed/val.npz"
+    val.rename(val.with_suffix(".away"))
     try:
         done = patched(clone, BLOCKED, "recipe=baseline")
     finally:
-        test.with_suffix(".away").rename(test)
-    assert done.returncode == 1 and "test.npz is missing: run `dvc repro`" in done.stderr
+        val.with_suffix(".away").rename(val)
+    assert done.returncode == 1 and "val.npz is missing: run `dvc repro`" in done.stderr
     none = f"{BLOCKED}\nimport importlib.util\nimportlib.util.find_spec = lambda name: None"
     done = patched(clone, none, "recipe=baseline", "format=onnx")
     assert (done.returncode, done.stdout) == (1, "")

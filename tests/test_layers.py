@@ -143,7 +143,7 @@ def test_the_test_digits_are_a_dependency_of_what_tests_alone():
         for module, tree in SOURCE.items()
     }
     # compare draws test digits where a person asks it to, outside DVC; their figures are evaluate's.
-    readers = {"evaluate", "compare", "export", "promote"}
+    readers = {"evaluate", "compare"}
     assert {module for module, found in words.items() if "test.npz" in found} == readers
 
 

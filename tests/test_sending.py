@@ -58,7 +58,7 @@ def test_an_evaluation_goes_into_the_run_of_its_training_though_its_folder_is_ol
     assert len(sending.send_waiting()[0]) == 2 and waiting() == []
     [run] = runs()
     assert run.data.metrics == {"trained_accuracy": 0.5, "test_accuracy": 0.5}
-    assert run.data.tags["test_set_reads"] == "1" and "adopted" not in run.data.tags
+    assert run.data.tags["test_scored"] == "m" and "adopted" not in run.data.tags
 
 
 SECOND = """

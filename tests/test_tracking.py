@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.image
 import mlflow
@@ -19,7 +19,7 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT, fresh_store, generated_digits
 
-from pipeline import augment, engine, metrics, model, record, sending, tracking, training
+from pipeline import augment, engine, metrics, model, record, sending, tables, tracking, training
 from pipeline import config as configuration
 from pipeline.config import Config, PipelineError
 from pipeline.data import Examples, save_arrays, save_predictions
@@ -186,14 +186,14 @@ def evaluated(trained: Trained, config: Config, model_file: Path, accuracy: floa
 def test_evaluation_goes_into_the_run_and_with_other_settings_into_a_child(trained, compose):
     client, run_id = tracking.MlflowClient(), trained.run.info.run_id
     said = evaluated(trained, trained.config, trained.model_file, 0.9)
-    assert said == f"test set read 1 x for MLflow run {run_id}"
+    assert said == f"MLflow run {run_id}; 1 model of this store was scored on these test examples"
     read = client.get_run(run_id)
     assert read.data.metrics["test_accuracy"] == 0.9 and read.data.params["evaluate.confidence"] == "0.95"
     assert {given.dataset.name for given in read.inputs.dataset_inputs} == {"train", "val", "test"}
     assert client.get_metric_history(run_id, "test_accuracy")[0].step == 2
 
     other = compose("recipe=accurate", "evaluate.confidence=0.9")
-    assert evaluated(trained, other, trained.model_file, 0.8) == f"test set read 2 x for MLflow run {run_id}"
+    assert evaluated(trained, other, trained.model_file, 0.8) == said, "the same model tells nothing new"
     children = client.search_runs([read.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
     assert [child.data.metrics["test_accuracy"] for child in children] == [0.8]
     assert [child.data.params["evaluate.confidence"] for child in children] == ["0.9"]
@@ -203,13 +203,44 @@ def test_evaluation_goes_into_the_run_and_with_other_settings_into_a_child(train
 def test_a_model_without_a_run_gets_one_from_its_files(trained, tmp_path):
     cnn = model.build_cnn(trained.config.model, (28, 28), 10)
     model.save_model(tmp_path / "model.keras", cnn)
-    assert evaluated(trained, trained.config, tmp_path / "model.keras", 0.7).startswith("test set read 1 x for MLflow")
+    predictions = trained.folder / "val_predictions.csv"
+    predictions.write_text("index,label,prediction\n7,3,3\n")
+    said = evaluated(trained, trained.config, tmp_path / "model.keras", 0.7)
+    assert said.endswith("2 different models of this store were scored on these test examples")
     found = tracking.find_trained("accurate", sha256(tmp_path / "model.keras"), "mnist")
     assert found is not None and found.data.metrics["test_accuracy"] == 0.7
     steps = tracking.MlflowClient().get_metric_history(found.info.run_id, "train_loss")
     assert [(metric.step, metric.value) for metric in steps] == [(1, 0.9), (2, 0.4)]
     assert tracking.recorded_config(found, tmp_path) == trained.config
     assert tracking.recorded_model(found, tmp_path).is_file(), "of the weights that it was adopted with"
+    brought = tracking.artifact(found, "val_predictions.csv", tmp_path)
+    assert brought.read_bytes() == predictions.read_bytes(), "it can be compared and promoted"
+
+
+def test_different_models_that_were_scored_on_the_test_examples_are_counted(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'count.db'}")
+    client, experiment = open_store("mnist")
+
+    def run(weights: str, **tags: str) -> Any:
+        made = client.create_run(experiment, tags={"weights_sha256": weights, "model_sha256": weights, **tags})
+        return client.get_run(made.info.run_id)
+
+    run("not scored")
+    assert tracking.models_scored("mnist") == 0
+    first = run("a")
+    for _ in range(2):
+        tracking.log_test_files(first, trained.folder, "robustness", {"corrupted_accuracy": 0.5})
+    assert tracking.models_scored("mnist") == 1
+    run("a", test_scored="a"), run("a", test_set_reads="3")  # trained again to the same bits
+    assert tracking.models_scored("mnist") == 1
+    run("b", test_set_reads="2")  # by the code of before
+    client.delete_run(run("c", test_scored="c").info.run_id)
+    assert tracking.models_scored("mnist") == 3
+    assert tracking.models_scored("fashion_mnist") == 0
+    assert [tables.models_scored(count).split(" of ")[0] for count in (1, 1_000)] == [
+        "1 model",
+        "1,000 different models",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ class Repository:
         for run_id, experiment in store.execute(query).fetchall():
             label, root = ids[run_id], self.artifacts(str(experiment))
             found[f"{label}: rows that are not in history.csv once"] = self._uncounted(store, run_id)
-            query = "SELECT value FROM tags WHERE run_uuid = ? AND key = 'test_set_reads'"
+            query = "SELECT value FROM tags WHERE run_uuid = ? AND key = 'test_scored'"
             found[f"{label}: read"] = store.execute(query, [run_id]).fetchall()
             models = [root / "models" / key for key, owner in ids.items() if owner == f"model of {label}"]
             for place in [root / run_id, *models]:

@@ -35,7 +35,7 @@ def opens(folder: Path) -> None:
     found = trained(folder)
     done = pipeline(folder, "evaluate", f"run={found.info.run_id}")
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-    assert "test set read" in done.stdout
+    assert "scored on these test examples" in done.stdout
 
     client = store(folder)
     found = client.get_run(found.info.run_id)

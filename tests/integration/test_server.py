@@ -204,9 +204,9 @@ def test_runs_of_the_server_are_evaluated_compared_and_reproduced(
 ) -> None:
     child = repository.runs(f"tags.`{PARENT}` = '{parent_of(swept)}' and params.seed = '5'")[0]
     run_id = child.info.run_id
-    assert "test set read 1 x for MLflow run" in repository.fine("evaluate", f"run={run_id}")
+    assert "of this store were scored on these test examples" in repository.fine("evaluate", f"run={run_id}")
     read = repository.client.get_run(run_id).data
-    assert read.tags["test_set_reads"] == "1" and 0 <= read.metrics["test_accuracy"] <= 1
+    assert read.tags["test_scored"] == read.tags["model_sha256"] and 0 <= read.metrics["test_accuracy"] <= 1
 
     answer = repository.fine("compare", "a=accurate", "b=baseline")
     [compared] = re.findall(r"MLflow run (\w{32})", answer)

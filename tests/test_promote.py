@@ -1,0 +1,49 @@
+"""By what a champion is chosen: the validation digits that both runs held out, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import promote, tracking
+from pipeline.comparison import Predictions
+from pipeline.config import PipelineError
+
+LABELS = np.arange(1_000) % 10
+
+
+def predicted(wrong: range, examples: np.ndarray = LABELS) -> Predictions:
+    answers = LABELS.copy()
+    answers[list(wrong)] += 1
+    return Predictions(np.arange(len(examples)), examples, answers)
+
+
+def test_the_better_one_on_the_validation_digits_is_shown_by_mcnemars_test():
+    verdict = promote._compared({"the champion": predicted(range(25)), "this run": predicted(range(100, 110))}, 0.95)
+    assert verdict.shown and verdict.p == pytest.approx(0.0167, abs=1e-4)  # 25 against 10 discordant
+    assert verdict.sentence.startswith("this run is better than the champion: +1.50 points (95 % +0.33 to +2.67)")
+    assert "1,000 validation examples" in verdict.sentence
+    verdict = promote._compared({"the champion": predicted(range(25)), "this run": predicted(range(100, 115))}, 0.95)
+    assert not verdict.shown and verdict.p == pytest.approx(0.154, abs=1e-3)
+
+
+def test_runs_that_held_out_other_digits_are_not_compared():
+    both = {"the champion": predicted(range(3)), "this run": predicted(range(3), LABELS[::-1])}
+    with pytest.raises(PipelineError, match=r"^this run and the champion predicted other validation examples: not com"):
+        promote._compared(both, 0.95)
+
+
+def test_a_run_that_held_out_nothing_is_refused(tmp_path, monkeypatch):
+    def run(**params: str) -> Any:
+        return SimpleNamespace(info=SimpleNamespace(run_id="abc"), data=SimpleNamespace(params=params))
+
+    with pytest.raises(PipelineError, match=r"^abc held out no validation digits to compare by: train with a data\.v"):
+        promote._held_out(run(**{"data.val_size": "0"}))
+    (tmp_path / "val_predictions.csv").write_text("index,label,prediction\n3,7,7\n5,1,2\n")
+    monkeypatch.setattr(tracking, "artifact", lambda run, name, folder: Path(tmp_path / name))
+    found = promote._held_out(run(**{"data.val_size": "2"}))
+    assert [list(of) for of in found] == [[3, 5], [7, 1], [7, 2]]
