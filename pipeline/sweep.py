@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 import sys
+import tempfile
 import time
 import traceback
 from collections import defaultdict
@@ -37,6 +38,7 @@ from pipeline.surroundings import DECIDES_NOTHING, Identity, depends_on_length, 
 from pipeline.tables import markdown_table, percent, plain
 
 if TYPE_CHECKING:
+    from pipeline.statistics import Mean
     from pipeline.training import Shared, Split
 
 # Environment variables, of all processes of a sweep.
@@ -294,8 +296,8 @@ def _close(parent: str, status: str) -> None:
         shutil.rmtree(SHARED / parent, ignore_errors=True)
     if left := sending.send_waiting()[1]:
         sys.exit(f"error: {left[0]}: the same command again completes the ranking")
-    children = renew(parent, Path(os.environ[FOLDER]))
-    print(markdown(children))
+    children, text = renew(parent, Path(os.environ[FOLDER]))
+    print(text)
     failed = [child.name for child in children if child.status != "FINISHED"]
     tracking.log_sweep(parent, [], {}, "FAILED" if failed and status == "FINISHED" else status)
     if failed and status != "KILLED":
@@ -305,18 +307,19 @@ def _close(parent: str, status: str) -> None:
         )
 
 
-def renew(parent: str, folder: Path, in_its_time: bool = False) -> list[Child]:
-    """Write the ranking and its picture to `folder`, and log them to the parent run: the ranking. With `in_its_time`
-    not soon after the last time, when it is empty."""
+def renew(parent: str, folder: Path, in_its_time: bool = False) -> tuple[list[Child], str]:
+    """Write the ranking and its picture to `folder`, and log them to the parent run: the ranking, and as text. With
+    `in_its_time` not soon after the last time, when both are empty, and without what takes reading every child."""
     from pipeline import plots, tracking
 
     LOCKS.mkdir(parents=True, exist_ok=True)
     with FileLock(LOCKS / f"{parent}.lock"):
         begin, next_time = time.time(), folder / ".next"
         if in_its_time and next_time.is_file() and begin < next_time.stat().st_mtime:
-            return []
+            return [], ""
         runs = tracking.of_sweep(parent)
         children = ranked(runs)
+        text = markdown(children, None if in_its_time else _expected(children, runs))
         columns: dict[str, list[Any]] = {"rank": list(range(1, len(children) + 1))}
         columns |= {key: [child.values.get(key, "") for child in children] for key in os.environ[KEYS].split()}
         columns |= {
@@ -324,17 +327,17 @@ def renew(parent: str, folder: Path, in_its_time: bool = False) -> list[Child]:
         }
         save_csv(folder / "ranking.csv", columns)
         with replacing(folder / "ranking.md") as temporary:
-            temporary.write_text(markdown(children), encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
         curves = {run.info.run_id: tracking.curve(run, "val_accuracy") for run in runs}
         plots.save_figure(folder / "sweep.png", _draw(children, curves))
         best = children[0] if children else None
         tags = {"best": best.name, "best_run": best.run_id} if best and best.status == "FINISHED" else {}
-        tags["mlflow.note.content"] = markdown(children)[:5_000]  # what the run's page opens with; MLflow takes so much
+        tags["mlflow.note.content"] = text[:5_000]  # what the run's page opens with; MLflow takes so much
         tracking.log_sweep(parent, [folder / name for name in ("ranking.csv", "ranking.md", "sweep.png")], tags)
         next_time.touch()
         end = time.time()
         os.utime(next_time, (end, end + SPARE * (end - begin)))
-    return children
+    return children, text
 
 
 def ranked(runs: Sequence[Any]) -> list[Child]:
@@ -384,8 +387,27 @@ def by_group(children: Sequence[Child]) -> dict[str, list[Child]]:
     return groups
 
 
-def markdown(children: Sequence[Child]) -> str:
-    """The ranking as a table, with a second one of means where there are several seeds."""
+def _expected(children: Sequence[Child], runs: Sequence[Any]) -> Mean | None:
+    """The accuracy to expect of the best, by the validation predictions of all children that have them still."""
+    from pipeline import comparison, statistics, tracking
+
+    by_id, predictions = {run.info.run_id: run for run in runs}, {}
+    with tempfile.TemporaryDirectory() as folder, suppress(PipelineError):
+        for child in children:
+            if child.status == "FINISHED" and child.val_examples > 1:
+                with suppress(PipelineError):
+                    file = tracking.artifact(by_id[child.run_id], "val_predictions.csv", Path(folder))
+                    predictions[child.run_id] = comparison.read_predictions(file)
+        if len(predictions) > 1:
+            _, labels = comparison.same_examples(predictions, "validation")
+            right = np.array([given.predictions == labels for given in predictions.values()])
+            return statistics.best_of(right, CONFIDENCE)
+    return None
+
+
+def markdown(children: Sequence[Child], expected: Mean | None = None) -> str:
+    """The ranking as a table, with a second one of means where there are several seeds. What is `expected` of the best,
+    where it was chosen among several, takes all their predictions."""
     from pipeline.comparison import mean_cells
     from pipeline.metrics import wilson_interval
 
@@ -395,12 +417,19 @@ def markdown(children: Sequence[Child]) -> str:
         accuracies = [percent(child.val_accuracy), percent(child.train_accuracy)]
         rows.append([place, child.name, *accuracies, f"{child.seconds:.1f}", f"{child.num_params:,}", child.run_id])
     text = f"{markdown_table(rows)}\n\nLast epoch, ranked by validation accuracy. The test examples were not read.\n"
-    best = children[0] if children else None
-    if best and best.status == "FINISHED" and best.val_examples:
-        limits = wilson_interval(round(best.val_accuracy * best.val_examples), best.val_examples, CONFIDENCE)
+    finished = [child for child in children if child.status == "FINISHED"]
+    if expected:
         text += (
-            f"The choice of {best.val_examples:,} examples alone leaves the best between {percent(limits.low)} and "
-            f"{percent(limits.high)} ({100 * CONFIDENCE:g} %, Wilson); another seed moves it as well.\n"
+            f"The best of {len(finished)} was chosen on these {finished[0].val_examples:,} examples, which flatter it. "
+            f"Chosen on examples drawn among them and scored on the others, the best has {percent(expected.mean)} "
+            f"({100 * CONFIDENCE:g} % {percent(expected.low)} to {percent(expected.high)}; BBC-CV, by the predictions "
+            f"of {expected.n}).\n"
+        )
+    elif len(finished) == 1 and (size := finished[0].val_examples):
+        limits = wilson_interval(round(finished[0].val_accuracy * size), size, CONFIDENCE)
+        text += (
+            f"The choice of {size:,} examples alone leaves it between {percent(limits.low)} and {percent(limits.high)} "
+            f"({100 * CONFIDENCE:g} %, Wilson); another seed moves it as well.\n"
         )
     groups = by_group(children)
     if max(map(len, groups.values()), default=0) < 2:

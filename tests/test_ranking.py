@@ -1,4 +1,4 @@
-"""How often a sweep's ranking is renewed, and what a job of a sweep is told."""
+"""What a sweep's ranking says and how often it is renewed, and what a job of a sweep is told."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ import pickle
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import hydra
 import matplotlib.image
+import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from pipeline import data, surroundings, sweep, tracking
+from pipeline import data, statistics, surroundings, sweep, tracking
 from pipeline.config import CONF, ROOT, PipelineError, register
 from pipeline.files import save_csv, save_json
+from pipeline.statistics import Mean
 from pipeline.store import open_store
 
 
@@ -57,6 +60,49 @@ def test_the_id_of_a_group_is_never_a_number(compose, tmp_path, monkeypatch, dig
     save_csv(tmp_path / "ranking.csv", {"rank": [1, 2], "group": [group, group]})
     pandas = pytest.importorskip("pandas")
     assert pandas.read_csv(tmp_path / "ranking.csv")["group"].tolist() == [group, group]
+
+
+def child(name: str, accuracy: float, status: str = "FINISHED", **values: str) -> sweep.Child:
+    return sweep.Child(name, values, status, accuracy, 0.9, 1.0, 10, 1_000, "g0", name)
+
+
+def test_the_best_of_several_is_not_given_the_interval_of_one_that_was_not_chosen():
+    one = sweep.markdown([child("a", 0.99), child("b", 0.98, "FAILED")])
+    assert "The choice of 1,000 examples alone leaves it between 98.17 % and 99.46 % (95 %, Wilson)" in one
+    two = [child("a", 0.99), child("b", 0.98)]
+    assert "Wilson" not in sweep.markdown(two) and "BBC-CV" not in sweep.markdown(two)  # before the sweep ends
+    assert (
+        "The best of 2 was chosen on these 1,000 examples, which flatter it. Chosen on examples drawn among them and "
+        "scored on the others, the best has 98.50 % (95 % 98.00 % to 99.00 %; BBC-CV, by the predictions of 2).\n"
+    ) in sweep.markdown(two, Mean(2, 0.985, 0.98, 0.99))
+
+
+def test_the_means_of_groups_of_seeds_stand_in_the_ranking():
+    seeds = [child(f"s{n}", 0.98 + n / 100, filters="8", seed=str(n)) for n in range(2)]
+    text = sweep.markdown([*seeds, child("other", 0.5, filters="16", seed="0")._replace(group="g1")])
+    assert "| filters=8 group g0  |       2 | 98.50 % | 98.00 % and 99.00 %: 2 seeds, too few" in re.sub(
+        " {9,}", " ", text
+    )
+    assert re.search(r"\| filters=16 group g1 \| +1 \| +50.00 % \| +– \|", text)
+
+
+def test_what_is_expected_of_the_best_takes_the_predictions_that_are_left(tmp_path, monkeypatch):
+    predictions = {"a": [1, 2, 0, 0], "b": [1, 2, 3, 4], "c": None, "d": [1, 2, 3, 0]}
+
+    def artifact(run, name, folder):
+        if predictions[run.info.run_id] is None:
+            raise PipelineError("it is gone")
+        rows = [f"{n},{n + 1},{given}" for n, given in enumerate(predictions[run.info.run_id])]
+        (folder / name).write_text("\n".join(["index,label,prediction", *rows]) + "\n")
+        return folder / name
+
+    monkeypatch.setattr(tracking, "artifact", artifact)
+    runs = [SimpleNamespace(info=SimpleNamespace(run_id=name)) for name in predictions]
+    children = [child("b", 1.0), child("d", 0.75), child("c", 0.75), child("a", 0.5, "FAILED")]
+    found = sweep._expected(children, runs)
+    assert found == statistics.best_of(np.array([[True] * 4, [True, True, True, False]]), 0.95) and found.n == 2
+    assert sweep._expected(children[:1], runs) is None
+    assert sweep._expected([one._replace(val_examples=0) for one in children], runs) is None
 
 
 def test_a_job_is_told_of_its_sweep_and_store_and_of_no_secret(tmp_path, monkeypatch):
@@ -109,7 +155,7 @@ def test_a_sweep_over_nested_keys_is_ranked_and_drawn_by_what_was_typed(nested, 
         else:  # trained by another command before
             tracking.join_sweep(parent, child("FINISHED", accuracy, str(number)), values)
     child("FAILED", 0.1, "9", **{tracking.PARENT: parent})  # of earlier code, which wrote no values
-    children = sweep.renew(parent, tmp_path)
+    children, _ = sweep.renew(parent, tmp_path)
     with (tmp_path / "ranking.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["model.convolutions"], row["model.units"], row["val_accuracy"]) for row in rows] == [
@@ -143,7 +189,7 @@ def test_what_two_machines_have_trained_both_counts_once(nested, tmp_path):
     for status in ("FINISHED", "KILLED", "FINISHED"):
         child(status, 0.5, "same", **tags)
     child("RUNNING", 0.5, "other", **tags)
-    assert [(child.status, child.group) for child in sweep.renew(parent, tmp_path)] == [
+    assert [(child.status, child.group) for child in sweep.renew(parent, tmp_path)[0]] == [
         ("FINISHED", "gsame"),
         ("RUNNING", "gother"),
     ]

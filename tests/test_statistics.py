@@ -123,6 +123,29 @@ def test_mean_and_prediction_intervals_by_hand():
     assert statistics.mean_interval([-0.002, 0.0, 0.002], 0.95, -1).low == pytest.approx(-0.004968, abs=1e-6)
 
 
+def test_the_best_of_equal_networks_is_no_better_than_the_others():
+    """24 of them, each with a truth of 99.677 %: the best of them seems to have 99.8 % and more."""
+    generator, apparent, expected = np.random.default_rng(0), [], []
+    for _ in range(4):
+        right = generator.random((24, 5_000)) < 0.99677
+        best = statistics.best_of(right, 0.95)
+        apparent.append(right.mean(1).max())
+        expected.append(best.mean)
+        assert best.n == 24 and best.low <= 0.99677 <= best.high and best.low >= 0 and best.high <= 1
+        assert best == statistics.best_of(right, 0.95), "the same each time"
+    assert np.mean(apparent) > 0.998 and np.mean(expected) == pytest.approx(0.99677, abs=0.0004)
+
+
+def test_the_best_of_several_is_itself_where_there_is_nothing_to_choose():
+    generator = np.random.default_rng(1)
+    right = generator.random((5, 2_000)) < np.array([[0.97], [0.5], [0.5], [0.5], [0.5]])
+    assert statistics.best_of(right, 0.95).mean == pytest.approx(right[0].mean(), abs=0.001)
+    assert statistics.best_of(np.array([[True] * 50, [False] * 50]), 0.95)[1:] == (1, 1, 1)
+    # Right in one half each: whichever has more of those drawn has fewer of the others.
+    halves = np.arange(100) < 50
+    assert statistics.best_of(np.array([halves, ~halves]), 0.95).mean < 0.48
+
+
 @pytest.mark.parametrize(("effect", "n"), [(0.2, 394), (0.5, 64), (0.8, 26), (1.0, 17)])
 def test_the_seeds_needed_are_cohens(effect, n):
     """Cohen 1988, table 2.4.1: two-sided .05, power .80."""

@@ -56,10 +56,11 @@ def test_children_are_ranked_by_validation_and_the_test_digits_are_not_read(clon
         child = found[row["run_id"]]
         assert float(row["val_accuracy"]) == child.data.metrics["val_accuracy"]
         assert row["model.filters"] == child.data.params["model.filters"]
-        assert "test_accuracy" not in child.data.metrics and "test_set_reads" not in child.data.tags
+        assert "test_accuracy" not in child.data.metrics and "test_scored" not in child.data.tags
         assert {given.dataset.name for given in child.inputs.dataset_inputs} == {"train", "val"}
     assert store(clone).get_run(parent).data.tags["best_run"] == rows[0]["run_id"]
-    assert "The choice of 50 examples alone leaves the best between" in grid.stdout
+    assert "The best of 4 was chosen on these 50 examples, which flatter it." in grid.stdout
+    assert "BBC-CV, by the predictions of 4)" in grid.stdout
     assert {item.path for item in store(clone).list_artifacts(parent)} == {"ranking.csv", "ranking.md", "sweep.png"}
 
 
