@@ -50,7 +50,6 @@ def adopt(config: AdoptConfig) -> None:
         fraction=1.0,
         files={key: key for key in ARRAYS},
         sources=[],
-        sha256_of="arrays",
         sha256={key: data.array_sha256(array) for key, array in arrays.items()},
     )
     validate(dataclasses.replace(config, data=settings))

@@ -24,7 +24,7 @@ MOST_LAYERS = 50  # of a kind
 MOST_WEIGHTS = 100_000_000  # 2 GB in training: they, their gradients, Adam's moments
 MOST_ACTIVATIONS = 2_000_000  # of an example: 4 GB for the 500 that are predicted at once
 SHOWN = 200  # characters of a refused value
-RETIRED = ("train.profile_steps",)  # keys of recorded configurations that no longer exist
+RETIRED = ("train.profile_steps", "data.sha256_of")  # keys of recorded configurations that no longer exist
 
 
 class PipelineError(Exception):
@@ -42,7 +42,6 @@ class Data:
     fraction: float = MISSING
     files: dict[str, str] = MISSING
     sources: list[str] = MISSING
-    sha256_of: str = MISSING
     sha256: dict[str, str] = MISSING
 
 
@@ -201,7 +200,6 @@ def _limits(config: Config) -> Iterator[tuple[str, Any, bool, str]]:
     distinct = len(set(data.classes)) == len(data.classes) and 2 <= len(data.classes) <= 256  # a label is a byte
     short = all(isinstance(name, str) and name.isprintable() and 0 < len(name) <= 40 for name in data.classes)
     yield "data.classes", data.classes, distinct and short, "2 to 256 different names of at most 40 characters"
-    yield one_of("data.sha256_of", data.sha256_of, "arrays", "files")
     for key, name in (("dataset", config.dataset), ("data.name", data.name)):
         yield names(key, name, [name])
     in_folder = r"([A-Za-z0-9][\w-]*/)?"

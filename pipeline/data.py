@@ -77,12 +77,8 @@ def unpacked(content: bytes) -> bytes:
 
 def read_source(path: Path, data: Data) -> dict[str, NDArray[np.uint8]]:
     """Read the four arrays of `data` from an .npz file as Keras's, or from a folder of it (<name>.npz) or of the four
-    IDX files, gzipped or not; where the hashes are of files, of these as they were published alone.
-
-    What cannot be read is a PipelineError.
+    IDX files, gzipped or not. What cannot be read is a PipelineError.
     """
-    if data.sha256_of == "files":
-        return {key: _read_published(path / f"{name}.gz", data.sha256[key]) for key, name in data.files.items()}
     if path.is_dir() and (path / f"{data.name}.npz").is_file():
         path = path / f"{data.name}.npz"
     if path.is_file():
@@ -102,20 +98,8 @@ def read_source(path: Path, data: Data) -> dict[str, NDArray[np.uint8]]:
     return arrays
 
 
-def _read_published(path: Path, digest: str) -> NDArray[np.uint8]:
-    if not path.is_file():
-        raise PipelineError(f"{path} is not there, which has to be as it was published")
-    actual = hashlib.sha256(read_bounded(path)).hexdigest()
-    if actual != digest:
-        raise PipelineError(f"{path} has SHA-256 {actual[:12]}…, expected {digest[:12]}…")
-    return read_idx(path)
-
-
 def verify(arrays: Mapping[str, NDArray[np.uint8]], data: Data) -> None:
-    """Raise a PipelineError unless the arrays have the shapes, range and SHA-256 (of bytes in C order) of `data`.
-
-    Hashes of files were compared when these were read.
-    """
+    """Raise a PipelineError unless the arrays have the shapes, range and SHA-256 (of bytes in C order) of `data`."""
     for part in ("train", "test"):
         images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
         for name, array, shape in (("labels", labels, ()), ("images", images, data.image_shape)):
@@ -124,7 +108,7 @@ def verify(arrays: Mapping[str, NDArray[np.uint8]], data: Data) -> None:
                 raise PipelineError(f"{part}_{name} is {array.dtype}{list(array.shape)}, expected {expected}")
         if labels.size and labels.max() >= len(data.classes):
             raise PipelineError(f"{part}_labels has the label {labels.max()}, expected 0 to {len(data.classes) - 1}")
-    for key in ARRAYS if data.sha256_of == "arrays" else ():
+    for key in ARRAYS:
         actual, digest = array_sha256(arrays[key]), data.sha256.get(key, "none")
         if actual != digest:
             raise PipelineError(f"{key} has SHA-256 {actual[:12]}…, expected {digest[:12]}…")

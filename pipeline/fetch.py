@@ -56,8 +56,7 @@ def find_arrays(settings: Data, own: str | None, downloads: Path) -> Arrays:
         try:
             return _verified(Path(own).expanduser(), settings, own_variable(settings))
         except PipelineError as error:
-            forms = "IDX files, or the .npz" if settings.sha256_of == "arrays" else "files as they were published"
-            raise PipelineError(f"{error}: give a folder of the four {forms}") from None
+            raise PipelineError(f"{error}: give a folder of the four IDX files, or the .npz") from None
     kept = downloads / settings.name
     if kept.exists():
         try:

@@ -105,8 +105,14 @@ def open_sweep(config: Any) -> None:
     if idle := [key for key in keys if key.partition(".")[0] in DECIDES_NOTHING]:
         raise PipelineError(f"{idle[0]} changes nothing in training, each value trains the same: leave it out")
     data_files = [data.PROCESSED / f"{name}.npz" for name in ("train", "val")]
+    planned = []
+    for job in jobs:
+        with _named_in_errors(job, keys):
+            planned.append(compose(*job, verb="train"))
     split = load_json(data.PROCESSED / "split.json")
-    planned = [_planned(job, keys, split) for job in jobs]
+    for job, made in zip(jobs, planned, strict=True):
+        with _named_in_errors(job, keys):
+            data.check_split(split, made.data, data.PROCESSED)
     contents = [identity(job, data_files).content_sha256 for job in planned]
     searched = str(config.hydra.sweeper) if "optuna" in config.hydra.sweeper._target_ else ""
     digest = hashlib.sha256("".join([*sorted(contents), searched]).encode()).hexdigest()
@@ -130,17 +136,16 @@ def open_sweep(config: Any) -> None:
         print("schedule or augmentation depend on the number of epochs: each number is trained by itself", flush=True)
 
 
-def _planned(job: Sequence[str], keys: Sequence[str], split: Mapping[str, Any]) -> Config:
-    """The configuration of a job; one that cannot be trained is a PipelineError that names the job by its `keys`."""
+@contextmanager
+def _named_in_errors(job: Sequence[str], keys: Sequence[str]) -> Iterator[None]:
+    """Name the job of a sweep over `keys` in front of what is wrong with it."""
     try:
-        config = compose(*job, verb="train")
-        data.check_split(split, config.data, data.PROCESSED)
+        yield
     except Exception as error:
         message = one_line(error)
         if message is None or not keys:
             raise
         raise PipelineError(f"{_named(_swept(job, keys))}: {message}") from error
-    return config
 
 
 def _swept(words: Sequence[str], keys: Sequence[str]) -> dict[str, str]:

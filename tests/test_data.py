@@ -34,7 +34,7 @@ def arrays() -> dict[str, np.ndarray]:
 @pytest.fixture
 def settings(arrays) -> Data:
     sha256 = {key: data.array_sha256(array) for key, array in arrays.items()}
-    return Data("mnist", [28, 28], [str(digit) for digit in range(10)], True, 5, 0, 1.0, FILES, [], "arrays", sha256)
+    return Data("mnist", [28, 28], [str(digit) for digit in range(10)], True, 5, 0, 1.0, FILES, [], sha256)
 
 
 @pytest.fixture

@@ -28,9 +28,7 @@ def raw() -> dict[str, np.ndarray]:
 
 
 def settings(val_size: int, seed: int = 0, fraction: float = 1.0) -> Data:
-    return Data(
-        "mnist", [28, 28], [str(digit) for digit in range(10)], True, val_size, seed, fraction, {}, [], "arrays", {}
-    )
+    return Data("mnist", [28, 28], [str(digit) for digit in range(10)], True, val_size, seed, fraction, {}, [], {})
 
 
 def assert_traced(digits: Examples, raw: dict[str, np.ndarray], of: str) -> None:

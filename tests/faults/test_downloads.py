@@ -50,9 +50,7 @@ OTHER = r"has SHA-256 \w{12}…, expected \w{12}…"
 
 
 def settings(*sources: str) -> Data:
-    return Data(
-        "mnist", [28, 28], [str(digit) for digit in range(10)], True, 5, 0, 1.0, FILES, list(sources), "arrays", SHA256
-    )
+    return Data("mnist", [28, 28], [str(digit) for digit in range(10)], True, 5, 0, 1.0, FILES, list(sources), SHA256)
 
 
 # What a file can hold.
@@ -675,7 +673,7 @@ def peak():  # in KiB; ru_maxrss counts what the parent had
 given = json.loads(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 settings = Data(
-    "mnist", [28, 28], list("0123456789"), True, 5, 0, 1.0, given["files"], given["sources"], "arrays", given["sha256"]
+    "mnist", [28, 28], list("0123456789"), True, 5, 0, 1.0, given["files"], given["sources"], given["sha256"]
 )
 start = peak()
 fetch.find_arrays(settings, None, Path(given["downloads"]))

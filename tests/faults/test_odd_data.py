@@ -184,9 +184,7 @@ def test_runs_without_validation_digits_are_compared_after_their_evaluation_alon
 )
 def test_a_split_that_leaves_nothing_to_train_on_is_refused(fraction, val_size, left):
     parts = [*generated_digits(200, 0), *generated_digits(50, 1)]
-    settings = Data(
-        "mnist", [28, 28], [str(digit) for digit in range(10)], True, val_size, 0, fraction, {}, [], "arrays", {}
-    )
+    settings = Data("mnist", [28, 28], [str(digit) for digit in range(10)], True, val_size, 0, fraction, {}, [], {})
     with pytest.raises(
         PipelineError, match=f"^data.fraction={fraction} and data.val_size={val_size} {left}: give a larger"
     ):

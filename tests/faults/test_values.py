@@ -84,7 +84,6 @@ PLAIN = {  # by key: values near the edges of what is accepted
     "data.image_shape": ["[28,28]", "[1,1]", "[28]", "[0,28]", "[[28],28]", "[1001,28]", "[28,28,1]"],
     "data.classes": ["[a,b]", "[]", "[a]", "[a,a]", "['',b]", f"[a,{41 * 'b'}]", "10", "[[a],b]", "[1,2]"],
     "data.published": ["true", "false", "maybe"],
-    "data.sha256_of": ["arrays", "files", "folders"],
     "data.val_size": ["0", "5000", "-1"],
     "data.split_seed": ["0", "-1"],
     "data.fraction": ["1", "0", "1e-300", "1.0001"],
