@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ def isolate() -> None:
     Variables that change results and that a user may set for a reason, such as TF_ENABLE_ONEDNN_OPTS, are kept.
     """
     _open_streams()
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its cache of fonts
     os.environ |= SET
     for name in UNSET:
         os.environ.pop(name, None)

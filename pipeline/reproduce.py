@@ -18,7 +18,7 @@ from pipeline.console import quiet_import
 from pipeline.files import load_csv, load_json, load_yaml, replacing, sha256
 from pipeline.metrics import Interval
 from pipeline.statistics import FEWEST, prediction_interval
-from pipeline.surroundings import git, identity, uncommitted, versions
+from pipeline.surroundings import commit, identity, uncommitted, versions
 from pipeline.tables import percent, plain, points
 
 PUBLISHED_LOG = ROOT / "reference" / "published_run.csv"
@@ -82,12 +82,13 @@ def _train_again(run: str, recorded: Recorded) -> None:
         from pipeline import surroundings, training
 
     here = now._asdict() | {
-        "git_commit": git("rev-parse", "HEAD") or "none",
+        "git_commit": commit(),
         "versions": versions(),
         "hardware": surroundings.hardware(),
+        "environment": surroundings.compute_variables(),
     }
     differing = _differing(tags, here)
-    print("\n".join(differing) or "code, data, versions and hardware are those of the run", flush=True)
+    print("\n".join(differing) or "code, data, versions, hardware and environment are those of the run", flush=True)
     split = training.Split(data.first(examples, config.train.examples), val)
     folder = Folders(job_folder(), job_folder())
     trained = training.train_tracked(config, split, now, folder, f"reproduce {tags['recipe']} {run[:12]}")
@@ -112,8 +113,14 @@ def _train_again(run: str, recorded: Recorded) -> None:
 
 def _differing(tags: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
     """A line for each thing that may explain other bits; for another commit, how to get there."""
-    lines = []
-    for key, words in (("data_sha256", "data"), ("versions", "versions"), ("hardware", "hardware")):
+    tags, lines = {"environment": "none", **tags}, []  # it was not recorded always
+    named = {
+        "data_sha256": "data",
+        "versions": "versions",
+        "hardware": "hardware",
+        "environment": "environment variables",
+    }
+    for key, words in named.items():
         if tags.get(key) != here[key]:
             lines.append(f"{words} differ: the run's {tags.get(key, 'unknown')}; here {here[key]}")
     if tags.get("code_sha256") != here["code_sha256"]:

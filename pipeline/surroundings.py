@@ -9,12 +9,13 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.config import ROOT, Config, explicit, flatten, to_dict
+from pipeline.config import ROOT, Config, PipelineError, explicit, flatten, to_dict
 from pipeline.console import quiet_import
 from pipeline.files import sha256
 
@@ -24,6 +25,12 @@ THREADS = "intra-op 1, inter-op 2"  # as engine.start sets them
 COMPUTES = PACKAGES[:3]  # those whose version can change a result
 # What these do shows in the values and arrays that they hand over, which are hashed themselves.
 NOT_COMPUTING = ("config", "files")
+# Variables that choose how TensorFlow, XLA, oneDNN and NumPy compute; not those that only log, allot memory, or set
+# threads, which engine.start does.
+COMPUTE_VARIABLES = re.compile(
+    r"(TF|XLA|ONEDNN|DNNL)_(?!CPP_|NUM_|VERBOSE|CONFIG$|FORCE_GPU_ALLOW_GROWTH$|GPU_ALLOCATOR$)\w+"
+    r"|NPY_(DIS|EN)ABLE_CPU_FEATURES|TENSORFLOW_USE_CUSTOM_CONTRACTION_KERNEL|NVIDIA_TF32_OVERRIDE"
+)
 # What decides nothing about a trained model: its name, how it is evaluated, and what else `dvc repro` builds.
 DECIDES_NOTHING = ("evaluate", "recipes", "dataset", "name")
 # What DVC deletes and rewrites around a stage, and the benchmark between trials, does not make a tree dirty.
@@ -36,7 +43,7 @@ class Identity(NamedTuple):
     config_sha256: str
     data_sha256: str
     code_sha256: str
-    content_sha256: str  # of all three, and the versions that compute
+    content_sha256: str  # of all three, the versions that compute, and the variables that choose how
     group: str  # the same without the seed, 12 digits after a g: runs of one group differ in their seed alone
 
 
@@ -55,9 +62,10 @@ def identity(config: Config, data_files: Sequence[Path]) -> Identity:
     data = _sha256_of_all(tuple(data_files))
     code = _sha256_of("".join(map(sha256, computing_modules())))
     versions = [importlib.metadata.version(name) for name in COMPUTES]
+    variables = [chosen] if (chosen := compute_variables()) != "none" else []  # without any, the hash of earlier runs
     without_seed = {key: value for key, value in values.items() if key != "seed"}
     content, group = (
-        _sha256_of(json.dumps([of, data, code, versions], sort_keys=True)) for of in (values, without_seed)
+        _sha256_of(json.dumps([of, data, code, versions, *variables], sort_keys=True)) for of in (values, without_seed)
     )
     # The g: 9447e1230643 would be a number, and infinite, to Hydra and to whoever reads a ranking.
     return Identity(_sha256_of(json.dumps(values, sort_keys=True)), data, code, content, f"g{group[:12]}")
@@ -108,6 +116,7 @@ def origin(config: Config, identity: Identity) -> dict[str, str]:
         "versions": versions(COMPUTES),
         "threads": THREADS,
         "processor": processor(),
+        "environment": compute_variables(),
     }
 
 
@@ -151,33 +160,47 @@ def versions(packages: Sequence[str] = PACKAGES) -> str:
     )
 
 
+def compute_variables() -> str:
+    """Return the environment variables that can change a result, as name=value, or "none"; paths in them are left out,
+    being somebody's."""
+    chosen = {name: value for name, value in sorted(os.environ.items()) if COMPUTE_VARIABLES.fullmatch(name)}
+    return ", ".join(f"{name}={re.sub(r'[~/][^ ,]*', '…', value)}" for name, value in chosen.items()) or "none"
+
+
 def git(*words: str) -> str | None:
-    """What a git command prints, or None without git or outside a clone."""
+    """What a git command prints, or None without git or outside a clone; what git refuses is a PipelineError."""
     try:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, errors="replace")
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace")
     except OSError:
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    if done.returncode and done.stderr and (ROOT / ".git").exists():  # as in a clone that another user owns
+        raise PipelineError(f"git: {' '.join(done.stderr.split())}")
+    return done.stdout.rstrip("\n") if done.returncode == 0 else None
+
+
+def commit() -> str:
+    """Return the hash of the checked-out commit, or "none"."""
+    return git("rev-parse", "--verify", "--quiet", "HEAD") or "none"
 
 
 def uncommitted() -> str | None:
     """What stands in the working tree but not in the commit, as git names it: empty for nothing."""
-    return git("status", "--porcelain", "--", ".", *NOT_SOURCE)
+    return git("status", "--porcelain", "--untracked-files=normal", "--", ".", *NOT_SOURCE)
 
 
 def about(source: str) -> dict[str, str]:
     """The tags of a run: where it comes from, and no person."""
-    commit = git("rev-parse", "HEAD") or "none"
     return NOBODY | {
         "mlflow.source.name": source,
-        "mlflow.source.git.commit": commit,
-        "git_commit": commit,
+        "mlflow.source.git.commit": commit(),
+        "git_commit": commit(),
         "git_dirty": {"": "false", None: "unknown"}.get(uncommitted(), "true"),
         "dvc_stage": os.environ.get("DVC_STAGE", "none"),
         "dvc_experiment": os.environ.get("DVC_EXP_NAME", "none"),
         "hardware": hardware(),
         "threads": THREADS,
         "versions": versions(),
+        "environment": compute_variables(),
     }
 
 
@@ -189,6 +212,7 @@ def packages() -> str:
 
 def difference() -> str | None:
     """What stands in the working tree but not in the commit, with the lines; None for nothing."""
-    if changes := uncommitted():
-        return f"{changes}\n\n{git('diff', 'HEAD', '--', '.', *NOT_SOURCE) or ''}\n"
+    if changes := uncommitted():  # diff-index heeds no colours, prefixes or tools of the user's git
+        lines = git("diff-index", "-p", "HEAD", "--", ".", *NOT_SOURCE) if commit() != "none" else ""
+        return f"{changes}\n\n{lines}\n"
     return None

@@ -117,6 +117,7 @@ def traits(run: Run) -> dict[str, str]:
         key: run.data.tags.get(key, "unknown")
         for key in ("git_commit", "code_sha256", "data_sha256", "versions", "hardware")
     }
+    tags["environment"] = run.data.tags.get("environment", "none")  # it was not recorded always
     follows = ("model.num_params", "data.train_examples", "data.val_examples")  # from other values
     return {key: value for key, value in run.data.params.items() if key not in follows} | tags
 

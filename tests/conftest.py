@@ -271,8 +271,8 @@ def store(place: Path | str):
 PARENT = "mlflow.parentRunId"
 
 
-def pipeline(clone: Path, verb: str, *words: str) -> subprocess.CompletedProcess[str]:
-    return run("python", "-m", f"pipeline.{verb}", *words, cwd=clone)
+def pipeline(clone: Path, verb: str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return run("python", "-m", f"pipeline.{verb}", *words, cwd=clone, **variables)
 
 
 def runs(clone: Path, query: str = ""):

@@ -98,19 +98,22 @@ def test_a_model_that_was_exchanged_and_an_unknown_run_are_refused(clone, groups
 def test_a_run_is_reproduced_to_the_bit_and_other_code_is_named(clone, groups):
     [found] = runs(clone, f"tags.group = '{groups[1]}' and params.seed = '2'")
     same = pipeline(clone, "reproduce", f"run={found.info.run_id}")
-    assert same.returncode == 0 and "code, data, versions and hardware are those of the run" in same.stdout
+    assert same.returncode == 0 and "code, data, versions, hardware and environment are those of the run" in same.stdout
     assert f"identical bits: model.keras has the SHA-256 of the run, {found.data.tags['model_sha256']}" in same.stdout
     folder = store(clone).download_artifacts(found.info.run_id, "")
     same = pipeline(clone, "reproduce", f"run={folder}")
     assert "identical bits: model.keras has the SHA-256 of the run" in same.stdout, same.stderr
     optimizer = clone / "pipeline/optimizer.py"
     optimizer.write_text(optimizer.read_text().replace("beta1=0.9,", "beta1=0.8,"))
-    other = pipeline(clone, "reproduce", f"run={found.info.run_id}")
+    other = pipeline(clone, "reproduce", f"run={found.info.run_id}", TF_ENABLE_ONEDNN_OPTS="0")
     git(clone, "restore", "pipeline")
     commit = git(clone, "rev-parse", "HEAD").strip()
     assert other.returncode == 0 and (
         f"code differs: the run's is of commit {commit}; here {commit} with uncommitted changes" in other.stdout
     )
+    assert "environment variables differ: the run's none; here TF_ENABLE_ONEDNN_OPTS=0\n" in other.stdout
+    [recorded] = runs(clone, "tags.environment = 'TF_ENABLE_ONEDNN_OPTS=0'")
+    assert recorded.data.tags["model_sha256"] not in ("", found.data.tags["model_sha256"])
     assert f"git worktree add ../at-{commit[:7]} {commit}" in other.stdout
     assert re.search(r"other bits: validation accuracy .* \(.* points; \d+ of 50 predictions differ\)", other.stdout)
     assert git(clone, "status", "--porcelain") == ""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +16,9 @@ from conftest import ROOT, git
 
 from pipeline import surroundings
 from pipeline.command import entry_point
+from pipeline.config import PipelineError
 from pipeline.isolation import isolate
+from pipeline.reproduce import _differing
 
 ISOLATED = "import os, sys, warnings; from pipeline.isolation import isolate; isolate()\n"
 
@@ -138,3 +143,88 @@ def test_a_list_of_paths_and_a_path_that_is_nowhere_are_read_by_hydra(environ, m
         monkeypatch.setattr(sys, "argv", ["predict", f"input={value}"])
         entry_point(predict)()
     assert taken == [["a.png", "b.png"], 7, ""]
+
+
+@pytest.fixture
+def compute_unset(environ):
+    for name in [name for name in environ if surroundings.COMPUTE_VARIABLES.fullmatch(name)]:
+        del environ[name]
+    return environ
+
+
+def test_variables_that_choose_how_to_compute_are_recorded_without_paths_and_others_are_not(compute_unset):
+    assert surroundings.compute_variables() == "none"
+    compute_unset |= {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "true", "TF_NUM_INTRAOP_THREADS": "7"}
+    compute_unset |= {"TF2_BEHAVIOR": "1", "TF_CONFIG": "{}", "ONEDNN_VERBOSE": "1", "MY_TF_FLAGS": "1"}
+    assert surroundings.compute_variables() == "none"
+    compute_unset |= {"XLA_FLAGS": "--xla_dump_to=/home/me/x --xla_cpu_enable_fast_math", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    assert (
+        surroundings.compute_variables()
+        == "ONEDNN_MAX_CPU_ISA=AVX2, XLA_FLAGS=--xla_dump_to=… --xla_cpu_enable_fast_math"
+    )
+
+
+def test_they_are_part_of_the_content_and_without_any_it_is_what_it_was_before_they_were(
+    compute_unset, compose, tmp_path
+):
+    config = compose()
+    (tmp_path / "data").write_bytes(b"digits")
+    plain = surroundings.identity(config, [tmp_path / "data"])
+    versions = [importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")]
+    parts = [surroundings.deciding(config), plain.data_sha256, plain.code_sha256, versions]
+    assert plain.content_sha256 == hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    compute_unset["TF_ENABLE_ONEDNN_OPTS"] = "0"
+    chosen = surroundings.identity(config, [tmp_path / "data"])
+    parts.append("TF_ENABLE_ONEDNN_OPTS=0")
+    assert chosen.content_sha256 == hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    assert chosen.group != plain.group and chosen[:3] == plain[:3]
+
+
+def test_reproduce_names_them_and_a_run_from_before_they_were_recorded_had_none():
+    same = {"data_sha256": "a", "versions": "b", "hardware": "c", "code_sha256": "d"}
+    chosen = "TF_ENABLE_ONEDNN_OPTS=0"
+    assert _differing(same, same | {"environment": "none"}) == []
+    assert _differing(same | {"environment": chosen}, same | {"environment": chosen}) == []
+    assert _differing(same | {"environment": chosen}, same | {"environment": "none"}) == [
+        "environment variables differ: the run's TF_ENABLE_ONEDNN_OPTS=0; here none"
+    ]
+    assert _differing(same, same | {"environment": chosen}) == [
+        "environment variables differ: the run's none; here TF_ENABLE_ONEDNN_OPTS=0"
+    ]
+
+
+def test_what_git_refuses_is_said_in_its_own_words(environ, tmp_path, monkeypatch):
+    monkeypatch.setattr(surroundings, "ROOT", tmp_path)
+    environ |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    assert surroundings.commit() == "none"  # a zip download
+    git(tmp_path, "init", "--quiet")
+    assert surroundings.commit() == "none" and surroundings.uncommitted() == ""
+    git(tmp_path, "commit", "--quiet", "--allow-empty", "--message", "start")
+    assert surroundings.commit() == git(tmp_path, "rev-parse", "HEAD").strip()
+    environ["GIT_TEST_ASSUME_DIFFERENT_OWNER"] = "1"  # git's own way to try it
+    with pytest.raises(PipelineError, match="git: fatal: detected dubious ownership in repository at") as refused:
+        surroundings.commit()
+    assert f"git config --global --add safe.directory {tmp_path}" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_difference_that_is_kept_applies_whatever_git_is_told_by_its_user(environ, tmp_path, monkeypatch):
+    settings = "[color]\nui = always\n[diff]\nnoprefix = true\nexternal = false\n[status]\nshowUntrackedFiles = no\n"
+    (tmp_path / "gitconfig").write_text(settings)
+    environ["GIT_CONFIG_GLOBAL"] = str(tmp_path / "gitconfig")
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    monkeypatch.setattr(surroundings, "ROOT", folder)
+    git(folder, "init", "--quiet")
+    (folder / "a.py").write_text("é = 1\n\n\n\n", encoding="utf-8")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "start")
+    changed = "é = 2\n\n\n\n"  # the last lines of the patch are blank
+    (folder / "a.py").write_text(changed, encoding="utf-8")
+    (folder / "new.py").touch()
+    kept = surroundings.difference()
+    assert kept.startswith(" M a.py\n?? new.py\n\ndiff --git a/a.py b/a.py\n") and "+é = 2\n" in kept
+    (tmp_path / "git.diff").write_text(kept, encoding="utf-8")
+    git(folder, "checkout", "--quiet", "--", "a.py")
+    git(folder, "apply", str(tmp_path / "git.diff"))
+    assert (folder / "a.py").read_text(encoding="utf-8") == changed

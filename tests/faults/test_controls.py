@@ -117,7 +117,8 @@ def test_a_part_left_out_gives_other_bits(
     assert caught
 
 
-ORIGIN = {"configuration": "a", "data": "b", "code": "c", "versions": "d", "threads": "e", "processor": "f"}
+PARTS = ("configuration", "data", "code", "versions", "threads", "processor", "environment")
+ORIGIN = dict(zip(PARTS, "abcdefg", strict=True))
 
 
 def of_epoch(epoch: int) -> Checkpoint:
@@ -209,3 +210,6 @@ def test_what_decides_the_bits_decides_whose_a_checkpoint_is(config: Config, mon
     monkeypatch.undo()
     monkeypatch.setattr(surroundings.importlib.metadata, "version", lambda name: "0")
     assert differing() == ["versions"]
+    monkeypatch.undo()
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    assert differing() == ["environment"]
