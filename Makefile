@@ -7,6 +7,10 @@ VENV := .venv
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# For the caches of uv and DVC, where a service or a container has no home.
+export HOME ?= $(CURDIR)/$(VENV)/home
+# A hook of git's names another repository by these.
+unexport GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 19
@@ -17,17 +21,18 @@ $(VENV)/installed: requirements.lock
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found: install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@echo "installing into $(VENV) from requirements.lock, about 3 GB"
 	@if command -v uv >/dev/null; then \
-		export UV_COMPILE_BYTECODE=1 && uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
-		VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip sync --quiet --require-hashes requirements.lock; \
+		export UV_COMPILE_BYTECODE=1 && uv venv --quiet --allow-existing --python "$(PYTHON)" $(VENV) && \
+		VIRTUAL_ENV="$(CURDIR)/$(VENV)" uv pip sync --quiet --require-hashes requirements.lock; \
 	else \
-		{ $(PYTHON) -m venv $(VENV) || { echo "error: this Python has no venv: on Debian, apt-get install python3-venv" >&2; exit 1; }; } && \
+		{ "$(PYTHON)" -m venv $(VENV) || { echo "error: this Python has no venv: on Debian, apt-get install python3-venv" >&2; exit 1; }; } && \
 		$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock; \
 	fi
 	@touch $@
 
 clone:
 	@command -v git >/dev/null || { echo "error: git is not installed, and DVC needs it: on Debian, apt-get install git" >&2; exit 1; }
-	@test "$$(git rev-parse --show-toplevel 2>/dev/null)" = "$$(pwd -P)" || { echo "error: this folder is no git clone (a zip download?), and DVC needs one: clone it, or here: git init && git add -A && git commit -m start" >&2; exit 1; }
+	@top="$$(git rev-parse --show-toplevel 2>&1)"; test "$$top" = "$$(pwd -P)" || { test -e .git && echo error: git: $$top || \
+		echo "error: this folder is no git clone (a zip download?), and DVC needs one: clone it, or here: git init && git add -A && git commit -m start"; exit 1; } >&2
 
 repro: clone env  ## Everything: data, training, evaluation, comparison
 	@# A `dvc` that is killed while it writes this list leaves half of it, and then refuses to start.
@@ -67,7 +72,7 @@ $(VENV)/scale: requirements-scale.lock
 $(VENV)/runtimes: requirements-export.lock
 $(VENV)/scale $(VENV)/runtimes: $(VENV)/installed
 	@if command -v uv >/dev/null; then \
-		VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install --quiet --no-deps --require-hashes -r $(filter %.lock,$^); \
+		VIRTUAL_ENV="$(CURDIR)/$(VENV)" uv pip install --quiet --no-deps --require-hashes -r $(filter %.lock,$^); \
 	else \
 		$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r $(filter %.lock,$^); \
 	fi
@@ -82,7 +87,7 @@ integration: scale  ## Sweeps on a cluster whose node is killed, a PostgreSQL se
 
 faults: env  ## Kills, full disks, lies, absent trackers, hostile values, many of each: an hour, and docs/reliability.md
 	@rm -f docs/reliability.jsonl
-	FAULTS_REPORT=$(CURDIR)/docs/reliability.jsonl python -m pytest tests/faults -n 2 --dist loadfile
+	FAULTS_REPORT="$(CURDIR)"/docs/reliability.jsonl python -m pytest tests/faults -n 2 --dist loadfile
 	python docs/reliability.py
 
 faults-long: env  ## 300 random kills, and every single write
