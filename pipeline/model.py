@@ -9,6 +9,7 @@ import json
 import re
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -140,10 +141,28 @@ def save_model(path: Path, model: keras.Model) -> None:
 
 
 def load_model(path: Path) -> keras.Model:
-    """Load a .keras file; a missing or damaged one, and one that brings code of its own, is a PipelineError."""
+    """Load a .keras file; a missing or damaged one, one of a newer Keras that this one cannot read, and one that brings
+    code of its own, is a PipelineError."""
     existing(path)
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # what a file says makes Keras raise nearly anything
+        written_by = _keras_version(path)
+        if _numbers(written_by) > _numbers(keras.__version__):
+            raise PipelineError(
+                f"{path} is of Keras {written_by}, which Keras {keras.__version__} cannot read: install that version, "
+                "as `make env` does"
+            ) from None
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise PipelineError(f"{path} is damaged or no .keras file of ours ({reason}): {REMAKE}") from None
+
+
+def _keras_version(path: Path) -> str:
+    """Return the version of Keras that wrote a .keras file, or "" where it does not say."""
+    with suppress(Exception), zipfile.ZipFile(path) as archive:
+        return str(json.loads(archive.read("metadata.json"))["keras_version"])
+    return ""
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import zipfile
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from conftest import ROOT, generated_digits, run
@@ -178,6 +180,28 @@ def test_a_damaged_file_is_refused_by_name(kept, tmp_path, damage):
         model.load_model(path)
     assert str(refused.value).startswith(f"{path} is damaged") and "dvc repro" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ("99.10.0", f"is of Keras 99.10.0, which Keras {keras.__version__} cannot read: install that version"),
+        ("3.0.0", "is damaged or no .keras file of ours"),
+        (keras.__version__, "is damaged or no .keras file of ours"),
+    ],
+)
+def test_a_file_of_a_newer_keras_is_not_called_damaged(kept, tmp_path, version, said):
+    path = tmp_path / "model.keras"
+    with zipfile.ZipFile(kept) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["metadata.json"] = json.dumps({"keras_version": version}).encode()
+    members["config.json"] = members["config.json"].replace(b'"dtype":', b'"unheard_of": 1, "dtype":')
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(PipelineError) as refused:
+        model.load_model(path)
+    assert str(refused.value).startswith(f"{path} {said}") and "\n" not in str(refused.value)
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path):
