@@ -26,10 +26,11 @@ COMPUTES = PACKAGES[:3]  # those whose version can change a result
 # What these do shows in the values and arrays that they hand over, which are hashed themselves.
 NOT_COMPUTING = ("config", "files")
 # Variables that choose how TensorFlow, XLA, oneDNN and NumPy compute; not those that only log, allot memory, or set
-# threads, which engine.start does.
+# threads, which engine.start does; and not Terraform's, TF_ too, which hold passwords.
 COMPUTE_VARIABLES = re.compile(
-    r"(TF|XLA|ONEDNN|DNNL)_(?!CPP_|NUM_|VERBOSE|CONFIG$|FORCE_GPU_ALLOW_GROWTH$|GPU_ALLOCATOR$)\w+"
-    r"|NPY_(DIS|EN)ABLE_CPU_FEATURES|TENSORFLOW_USE_CUSTOM_CONTRACTION_KERNEL|NVIDIA_TF32_OVERRIDE"
+    r"TF_(AUTOTUNE|AUTO_MIXED|CONV2D|CUBLAS|CUDNN|DETERMINISTIC|ENABLE|FP16|MATMUL|ONEDNN|SET_ONEDNN|USE|XLA)_\w+"
+    r"|XLA_FLAGS|(ONEDNN|DNNL)_(?!VERBOSE)\w+|TENSORFLOW_USE_CUSTOM_CONTRACTION_KERNEL"
+    r"|NPY_(DIS|EN)ABLE_CPU_FEATURES|NVIDIA_TF32_OVERRIDE"
 )
 # What decides nothing about a trained model: its name, how it is evaluated, and what else `dvc repro` builds.
 DECIDES_NOTHING = ("evaluate", "recipes", "dataset", "name")

@@ -155,6 +155,7 @@ def compute_unset(environ):
 def test_variables_that_choose_how_to_compute_are_recorded_without_paths_and_others_are_not(compute_unset):
     assert surroundings.compute_variables() == "none"
     compute_unset |= {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "true", "TF_NUM_INTRAOP_THREADS": "7"}
+    compute_unset |= {"TF_VAR_password": "secret", "TF_CLI_CONFIG_FILE": "x", "TF_TOKEN_a": "secret"}  # Terraform's
     compute_unset |= {"TF2_BEHAVIOR": "1", "TF_CONFIG": "{}", "ONEDNN_VERBOSE": "1", "MY_TF_FLAGS": "1"}
     assert surroundings.compute_variables() == "none"
     compute_unset |= {"XLA_FLAGS": "--xla_dump_to=/home/me/x --xla_cpu_enable_fast_math", "ONEDNN_MAX_CPU_ISA": "AVX2"}
