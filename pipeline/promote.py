@@ -44,8 +44,14 @@ def promote(config: RunConfig) -> None:
         registry.point(registry.CHAMPION, name, version)
         print(f"models:/{name}@champion is version {version}, run {run}: the first")
         return
-    both = {"the champion": _held_out(tracking.find_run(champion.run_id, name)), "this run": this}
-    verdict = _compared(both, config.evaluate.confidence)
+    try:
+        best = _held_out(tracking.find_run(champion.run_id, name))
+    except PipelineError as error:  # names a run that nobody typed
+        raise PipelineError(
+            f"the champion, version {champion.version} of {name}, cannot be compared with ({error}): take that alias "
+            "off it in `mlflow ui` to begin again"
+        ) from None
+    verdict = _compared({"the champion": best, "this run": this}, config.evaluate.confidence)
     better = bool(verdict.test and verdict.test.difference > 0 and verdict.shown)
     version = registry.register(found, name, _card(found))
     alias = registry.CHAMPION if better else registry.CHALLENGER

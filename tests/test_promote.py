@@ -47,3 +47,26 @@ def test_a_run_that_held_out_nothing_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tracking, "artifact", lambda run, name, folder: Path(tmp_path / name))
     found = promote._held_out(run(**{"data.val_size": "2"}))
     assert [list(of) for of in found] == [[3, 5], [7, 1], [7, 2]]
+
+
+def test_a_champion_that_cannot_be_compared_with_is_named_as_such(monkeypatch):
+    """Its run is one that nobody typed."""
+    from pipeline.beyond import registry
+
+    def find_run(run_id: str, _: str) -> Any:
+        params = {"data.val_size": "0"} if run_id == "old" else {}
+        return SimpleNamespace(info=SimpleNamespace(run_id=run_id), data=SimpleNamespace(params=params))
+
+    champion = SimpleNamespace(version="4", run_id="old")
+    monkeypatch.setattr(registry, "found", lambda *_: champion)
+    monkeypatch.setattr(registry, "is_gone", lambda _: False)
+    monkeypatch.setattr(tracking, "find_run", find_run)
+    monkeypatch.setattr(tracking, "artifact", lambda run, *_: Path("val_predictions.csv"))
+    monkeypatch.setattr(tracking, "recorded_model", lambda *_: None)
+    monkeypatch.setattr(promote.comparison, "read_predictions", lambda _: predicted(range(1)))
+    config = SimpleNamespace(run="new", data=SimpleNamespace(name="mnist"))
+    said = (
+        r"\Athe champion, version 4 of mnist, cannot be compared with \(old held out .*\): take that alias off it in `m"
+    )
+    with pytest.raises(PipelineError, match=said):
+        promote.promote.__wrapped__(config)
