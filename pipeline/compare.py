@@ -174,13 +174,8 @@ def _answers(config: Config) -> list[str]:
         name: comparison.read_predictions(ROOT / "results" / "recipes" / name / "predictions.csv")
         for name in config.recipes
     }
-    if len(predictions) < 2:
-        return []
-    _, labels = comparison.same_examples(predictions, "test")
-    sides = [
-        comparison.Side(name, {}, (given.predictions == labels)[None], [], 0, 0) for name, given in predictions.items()
-    ]
-    return [f"{verdict.sentence}." for verdict in comparison.verdicts(sides, config.evaluate.confidence, "test")]
+    verdicts = comparison.compare_predictions(predictions, config.evaluate.confidence, "test") if predictions else []
+    return [f"{verdict.sentence}." for verdict in verdicts]
 
 
 def _terminal_table(rows: Sequence[Row], found: dict[str, Any], config: Config) -> str:

@@ -118,6 +118,13 @@ def verdicts(sides: Sequence[Side], confidence: float, split: str) -> list[Verdi
     ]
 
 
+def compare_predictions(all_predictions: Mapping[str, Predictions], confidence: float, split: str) -> list[Verdict]:
+    """Every two of single runs, by their names."""
+    _, labels = same_examples(all_predictions, split)
+    sides = [Side(name, {}, (given.predictions == labels)[None], [], 0, 0) for name, given in all_predictions.items()]
+    return verdicts(sides, confidence, split)
+
+
 def _testable(pair: tuple[Side, Side]) -> bool:
     return len({len(side.right) > 1 for side in pair}) == 1
 

@@ -6,7 +6,6 @@ Better is by McNemar's test on the validation digits that both held out. The tes
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +44,13 @@ def promote(config: RunConfig) -> None:
         print(f"models:/{name}@champion is version {version}, run {run}: the first")
         return
     try:
-        best = _held_out(tracking.find_run(champion.run_id, name))
+        both = {"the champion": _held_out(tracking.find_run(champion.run_id, name)), "this run": this}
+        [verdict] = comparison.compare_predictions(both, config.evaluate.confidence, "validation")
     except PipelineError as error:  # names a run that nobody typed
         raise PipelineError(
             f"the champion, version {champion.version} of {name}, cannot be compared with ({error}): take that alias "
             "off it in `mlflow ui` to begin again"
         ) from None
-    verdict = _compared({"the champion": best, "this run": this}, config.evaluate.confidence)
     better = bool(verdict.test and verdict.test.difference > 0 and verdict.shown)
     version = registry.register(found, name, _card(found))
     alias = registry.CHAMPION if better else registry.CHALLENGER
@@ -95,13 +94,6 @@ def _held_out(run: Any) -> comparison.Predictions:  # of MLflow's Run
         )
     with tempfile.TemporaryDirectory() as folder:
         return comparison.read_predictions(tracking.artifact(run, "val_predictions.csv", Path(folder)))
-
-
-def _compared(both: Mapping[str, comparison.Predictions], confidence: float) -> comparison.Verdict:
-    _, labels = comparison.same_examples(both, "validation")
-    sides = [comparison.Side(name, {}, (given.predictions == labels)[None], [], 0, 0) for name, given in both.items()]
-    [verdict] = comparison.verdicts(sides, confidence, "validation")
-    return verdict
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import promote, tracking
+from pipeline import comparison, promote, tracking
 from pipeline.comparison import Predictions
 from pipeline.config import PipelineError
 
@@ -22,19 +22,23 @@ def predicted(wrong: range, examples: np.ndarray = LABELS) -> Predictions:
     return Predictions(np.arange(len(examples)), examples, answers)
 
 
+def compare(both: dict[str, Predictions]) -> list[comparison.Verdict]:
+    return comparison.compare_predictions(both, 0.95, "validation")
+
+
 def test_the_better_one_on_the_validation_digits_is_shown_by_mcnemars_test():
-    verdict = promote._compared({"the champion": predicted(range(25)), "this run": predicted(range(100, 110))}, 0.95)
+    [verdict] = compare({"the champion": predicted(range(25)), "this run": predicted(range(100, 110))})
     assert verdict.shown and verdict.p == pytest.approx(0.0167, abs=1e-4)  # 25 against 10 discordant
     assert verdict.sentence.startswith("this run is better than the champion: +1.50 points (95 % +0.33 to +2.67)")
     assert "1,000 validation examples" in verdict.sentence
-    verdict = promote._compared({"the champion": predicted(range(25)), "this run": predicted(range(100, 115))}, 0.95)
+    [verdict] = compare({"the champion": predicted(range(25)), "this run": predicted(range(100, 115))})
     assert not verdict.shown and verdict.p == pytest.approx(0.154, abs=1e-3)
 
 
 def test_runs_that_held_out_other_digits_are_not_compared():
     both = {"the champion": predicted(range(3)), "this run": predicted(range(3), LABELS[::-1])}
     with pytest.raises(PipelineError, match=r"^this run and the champion predicted other validation examples: not com"):
-        promote._compared(both, 0.95)
+        compare(both)
 
 
 def test_a_run_that_held_out_nothing_is_refused(tmp_path, monkeypatch):
@@ -64,9 +68,17 @@ def test_a_champion_that_cannot_be_compared_with_is_named_as_such(monkeypatch):
     monkeypatch.setattr(tracking, "artifact", lambda run, *_: Path("val_predictions.csv"))
     monkeypatch.setattr(tracking, "recorded_model", lambda *_: None)
     monkeypatch.setattr(promote.comparison, "read_predictions", lambda _: predicted(range(1)))
-    config = SimpleNamespace(run="new", data=SimpleNamespace(name="mnist"))
+    config = SimpleNamespace(run="new", data=SimpleNamespace(name="mnist"), evaluate=SimpleNamespace(confidence=0.95))
     said = (
         r"\Athe champion, version 4 of mnist, cannot be compared with \(old held out .*\): take that alias off it in `m"
     )
     with pytest.raises(PipelineError, match=said):
+        promote.promote.__wrapped__(config)
+    champion.run_id = "other split"
+    monkeypatch.setattr(
+        promote, "_held_out", lambda run: predicted(range(1), LABELS[:: -(run.info.run_id != "new") | 1])
+    )
+    with pytest.raises(
+        PipelineError, match=r"\(this run and the champion predicted other validation examples: not com"
+    ):
         promote.promote.__wrapped__(config)
