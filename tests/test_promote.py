@@ -75,9 +75,8 @@ def test_a_champion_that_cannot_be_compared_with_is_named_as_such(monkeypatch):
     with pytest.raises(PipelineError, match=said):
         promote.promote.__wrapped__(config)
     champion.run_id = "other split"
-    monkeypatch.setattr(
-        promote, "_held_out", lambda run: predicted(range(1), LABELS[:: -(run.info.run_id != "new") | 1])
-    )
+    labels = {"new": LABELS, "other split": LABELS[::-1]}
+    monkeypatch.setattr(promote, "_held_out", lambda run: predicted(range(1), labels[run.info.run_id]))
     with pytest.raises(
         PipelineError, match=r"\(this run and the champion predicted other validation examples: not com"
     ):
