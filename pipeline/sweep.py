@@ -50,7 +50,6 @@ SHARED = ROOT / "multirun" / ".shared"
 MOST_JOBS = 1_000  # each is composed before the first one runs, which takes a minute or two
 CONFIDENCE = 0.95
 LOOK_AGAIN = 5.0  # seconds between looks at a job that another machine trains
-LABEL = 24  # characters of a value or name beside a picture
 SPARE = 4  # the ranking is renewed again after so many times what it took: it grows with the sweep
 
 
@@ -452,7 +451,7 @@ def _draw(children: Sequence[Child], curves: Mapping[str, Sequence[float]]) -> A
     keys = [key for key in os.environ[KEYS].split() if key != "seed"]
     finished = [child for child in children if child.status == "FINISHED"]
     if len(keys) != 2 or not finished:
-        names = _labels([child.name for child in children])
+        names = _labels([child.name for child in children], 60)
         drawn = zip(names, (curves[child.run_id] for child in children), strict=True)
         return plots.plot_curves(dict(drawn), "validation accuracy")
     values = [sorted({child.values.get(key, "") for child in children}, key=_number_first) for key in keys]
@@ -462,17 +461,19 @@ def _draw(children: Sequence[Child], curves: Mapping[str, Sequence[float]]) -> A
         found = [child.val_accuracy for child in finished if [child.values.get(key, "") for key in keys] == here]
         if found:
             grid[place] = np.mean(found)
-    return plots.plot_heat_map(grid, keys, list(map(_labels, values)), "validation accuracy in %, last epoch")
+    labels = [_labels(of, 24) for of in values]
+    return plots.plot_heat_map(grid, keys, labels, "validation accuracy in %, last epoch")
 
 
-def _labels(texts: Sequence[str]) -> list[str]:
-    """Texts that fit beside a picture: where one is long, all from shortly before the first difference on, and cut."""
-    if max(map(len, texts), default=0) <= LABEL:
+def _labels(texts: Sequence[str], longest: int) -> list[str]:
+    """Different texts that fit beside a picture: where one is long, all from shortly before the first difference on."""
+    if max(map(len, texts), default=0) <= longest:
         return list(texts)
     alike = len(os.path.commonprefix(texts)) if len(texts) > 1 else 0  # noqa: RUF071 - no paths
-    start = max(0, alike - LABEL // 2)
+    start = max(0, alike - longest // 2)
     rest = [text[start:] for text in texts]
-    return [f"{'…' if start else ''}{text[:LABEL]}{'…' if text[LABEL:] else ''}" for text in rest]
+    cut = [f"{'…' if start else ''}{text[:longest]}{'…' if text[longest:] else ''}" for text in rest]
+    return cut if len(set(cut)) == len(cut) else [f"{number}: {text}" for number, text in enumerate(cut, 1)]
 
 
 def _number_first(text: str) -> tuple[float, str]:

@@ -235,3 +235,15 @@ def test_hydras_glob_makes_a_job_of_each_recipe():
     recipes = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
     assert keys == ["recipe"] and jobs == [[f"recipe={recipe}", "seed=1"] for recipe in recipes]
     assert some == [["recipe=accurate"], ["recipe=fast"]]
+
+
+def test_labels_beside_a_picture_are_short_and_stay_different():
+    assert sweep._labels(["seed=0", "seed=1"], 24) == ["seed=0", "seed=1"]
+    assert sweep._labels([], 24) == []
+    assert sweep._labels([LAYER % 3], 24) == ["[{multiple:1,kernel_size…"]
+    assert sweep._labels(["a" * 30 + "b" + "c" * 30, "a" * 30 + "d"], 24) == [
+        "…" + "a" * 12 + "b" + "c" * 11 + "…",
+        "…" + "a" * 12 + "d",
+    ]
+    far = ["x" + "-" * 30 + "1", "y" + "-" * 30 + "1", "y" + "-" * 30 + "2"]
+    assert sweep._labels(far, 24) == [f"{n}: {first}{'-' * 23}…" for n, first in ((1, "x"), (2, "y"), (3, "y"))]
