@@ -17,6 +17,9 @@ from pathlib import Path
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+# The environment of a user's shell: what tests change in their own process later is not in it.
+UNSET = ("DVC_", "MLFLOW_", "MNIST_", "MAKE", "MFLAGS")
+USER = {key: value for key, value in os.environ.items() if not key.startswith(UNSET)}
 
 import numpy as np
 import pytest
@@ -89,7 +92,7 @@ def fresh_store(path: Path) -> Path:
 def user_path() -> str:
     """PATH with a `python` first that runs our verbs as forks of fork_server.py, which the first to come starts."""
     environment = str(Path(sys.executable).parent)
-    path = os.pathsep.join([environment, os.environ["PATH"]])
+    path = os.pathsep.join([environment, USER["PATH"]])
     if not sys.platform.startswith("linux"):
         return path
     folder = Path(os.environ[SHARED])
@@ -103,7 +106,7 @@ def user_path() -> str:
                 server_process = subprocess.Popen(
                     [sys.executable, server, "serve", str(listening.fileno()), str(owner)],
                     pass_fds=[listening.fileno()],
-                    env=user_variables(),
+                    env=USER,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -116,15 +119,9 @@ def user_path() -> str:
     return os.pathsep.join([str(folder), path])
 
 
-def user_variables() -> dict[str, str]:
-    """Our environment without what MLflow, DVC and make read."""
-    unset = ("DVC_", "MLFLOW_", "MNIST_", "MAKE", "MFLAGS")
-    return {key: value for key, value in os.environ.items() if not key.startswith(unset)}
-
-
 def start(*words: str, cwd: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
     """Start a command as a user would, its output in pipes: `python` is a fork if it can be, sys.executable never."""
-    environment, pipe = user_variables() | {"PATH": user_path()} | variables, subprocess.PIPE
+    environment, pipe = USER | {"PATH": user_path()} | variables, subprocess.PIPE
     return subprocess.Popen(words, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
