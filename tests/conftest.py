@@ -17,9 +17,6 @@ from pathlib import Path
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-# The environment of a user's shell: what tests change in their own process later is not in it.
-UNSET = ("DVC_", "MLFLOW_", "MNIST_", "MAKE", "MFLAGS")
-USER = {key: value for key, value in os.environ.items() if not key.startswith(UNSET)}
 
 import numpy as np
 import pytest
@@ -29,6 +26,9 @@ from pipeline import config as configuration
 from pipeline.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
+# The environment of a user's shell: what tests change in their own process later is not in it.
+UNSET = ("DVC_", "MLFLOW_", "MNIST_", "MAKE", "MFLAGS")
+USER = {key: value for key, value in os.environ.items() if not key.startswith(UNSET)}
 
 
 @pytest.fixture(scope="session")
