@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import threading
 import time
@@ -53,15 +54,15 @@ def lives(tag: str | None) -> bool:
 
     One of another machine counts as living until SILENCE seconds after its last word.
     """
-    if tag is None:  # earlier code wrote none
+    if (found := re.fullmatch(r"(\w+) (\d{1,9}) (\d{13})", tag or "")) is None:  # earlier code wrote none
         return False
-    machine, pid, last = tag.split()
-    if now() - int(last) > 1000 * SILENCE or (machine, int(pid)) == (MACHINE, os.getpid()):
+    machine, pid, last = found[1], int(found[2]), int(found[3])
+    if now() - last > 1000 * SILENCE or (machine, pid) == (MACHINE, os.getpid()):
         return False
     if machine != MACHINE:
         return True
     with suppress(psutil.Error):  # gone; one that began later has only its number
-        return psutil.Process(int(pid)).create_time() * 1000 <= int(last)
+        return psutil.Process(pid).create_time() * 1000 <= last
     return False
 
 

@@ -375,7 +375,7 @@ def ranked(runs: Sequence[Any]) -> list[Child]:
 
 def swept_values(run: Any, keys: Sequence[str]) -> dict[str, str]:
     """What the sweep gave a run for its keys, as it was typed; for runs of earlier code, what their parameters say."""
-    with suppress(ValueError):  # earlier code wrote none, or no JSON
+    with suppress(ValueError, AttributeError):  # earlier code wrote none, or a sentence
         return {key: str(value) for key, value in json.loads(run.data.tags.get("swept", "")).items()}
     known = run.data.params | {"recipe": run.data.tags.get("recipe", "")}
     return {key: known[key] for key in keys} if known.keys() >= set(keys) else {}

@@ -179,8 +179,9 @@ def test_children_of_earlier_code_are_ranked_by_their_parameters(nested, monkeyp
     run = child("FINISHED", 0.5, "1", **{tracking.PARENT: parent})
     assert sweep.swept_values(run, ["model.units", "recipe"]) == {"model.units": "[8]", "recipe": "baseline"}
     assert sweep.swept_values(run, ["model.units", "model.convolutions"]) == {}
-    run.data.tags["swept"] = "trained before this sweep"
-    assert sweep.swept_values(run, ["model.units"]) == {"model.units": "[8]"}
+    for text in ("trained before this sweep", "[]", "7"):
+        run.data.tags["swept"] = text
+        assert sweep.swept_values(run, ["model.units"]) == {"model.units": "[8]"}
 
 
 def test_what_two_machines_have_trained_both_counts_once(nested, tmp_path):

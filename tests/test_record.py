@@ -144,6 +144,6 @@ def test_a_training_lives_while_its_process_does_and_elsewhere_while_it_is_heard
     assert not record.lives(f"{here} {os.getpid()} {record.now()}"), "this one trains nothing now"
     assert record.lives(f"{elsewhere} {other.pid} {record.now() - 14 * minute}")
     assert not record.lives(f"{elsewhere} {other.pid} {record.now() - 16 * minute}")
-    assert not record.lives(None)
+    assert not record.lives(None) and not record.lives("somebody typed this")
     machine, pid, last = record.process_tag().split()
     assert (machine, pid) == (here, str(os.getpid())) and abs(record.now() - int(last)) < minute
