@@ -24,7 +24,7 @@ import yaml
 from conftest import COPIED, ROOT, generated_digits, run
 from faults_report import record
 
-from pipeline import compare, data, engine, files, model, reproduce, tracking
+from pipeline import comparison, data, engine, files, model, reproduce, tracking
 from pipeline.config import Model, PipelineError, to_dict
 
 SMALL = Model(2, [], False, "flatten", [], 1 / 255, "float32")
@@ -392,7 +392,7 @@ def test_predictions_and_histories_that_are_no_numbers_are_refused(trap):
     for content in contents:
         path.write_bytes(content)
         with pytest.raises(PipelineError, match="is damaged"):
-            compare.read_predictions(path)
+            comparison.read_predictions(path)
         assert not trap.sprung()
     record("a CSV file with anything but numbers is refused", len(contents), len(contents))
 
