@@ -30,6 +30,7 @@ from pipeline import surroundings
 from pipeline.config import ROOT, PipelineError, compose, explicit
 from pipeline.console import quiet_import
 from pipeline.files import load_json, save_json
+from pipeline.isolation import isolate
 
 RESULTS = ROOT / "benchmarks" / "results"
 RECIPES = ("baseline", "accurate", "fast")
@@ -219,6 +220,7 @@ def measured_on() -> dict[str, str]:
 
 
 def main() -> None:
+    isolate()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run")
     parser.add_argument("mode", choices=["short", "full", "compare", "parallel", "safety"])
     mode = parser.parse_args().mode

@@ -24,12 +24,14 @@ from numpy.typing import NDArray
 from pipeline import data
 from pipeline.config import CONF, ROOT, Config, compose
 from pipeline.console import quiet_import
+from pipeline.isolation import isolate
 
 PEERS = ("published", "keras_convnet")
 Predict = Callable[[NDArray[np.uint8], int], NDArray[np.floating]]  # of so many views a digit
 
 
 def main() -> None:
+    isolate()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trial")
     parser.add_argument("what")
     parser.add_argument("--test", action="store_true")

@@ -20,6 +20,7 @@ UNSET = (
     # They name another repository than the one around this file; a hook of git's sets them.
     *(f"GIT_{name}" for name in ("DIR", "WORK_TREE", "INDEX_FILE", "COMMON_DIR", "OBJECT_DIRECTORY", "NAMESPACE")),
 )
+READER_GONE = 128 + signal.SIGPIPE  # as a shell shows it
 
 
 def isolate() -> None:
@@ -29,6 +30,7 @@ def isolate() -> None:
     Variables that change results and that a user may set for a reason, such as TF_ENABLE_ONEDNN_OPTS, are kept.
     """
     _open_streams()
+    logging.raiseExceptions = False  # Hydra logs to stdout, and a traceback would follow where nobody reads it
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its cache of fonts
     os.environ |= SET
     for name in UNSET:
@@ -58,8 +60,6 @@ def _open_streams() -> None:
 
 
 def reader_gone() -> int:
-    """Print nothing more, as after `… | head` nobody reads it; return the exit code that a shell shows for this."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
-    return 128 + signal.SIGPIPE
+    """Print nothing more, as after `… | head` nobody reads it; return the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return READER_GONE

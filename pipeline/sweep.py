@@ -32,9 +32,9 @@ from pipeline.command import Folders, job_folder, jobs_at_once, one_line, overri
 from pipeline.config import ROOT, Config, PipelineError, compose, refusing, shortened
 from pipeline.console import quiet_import
 from pipeline.files import load_json, replacing, save_csv
-from pipeline.isolation import reader_gone
+from pipeline.isolation import READER_GONE, reader_gone
 from pipeline.record import left_unfinished, lives
-from pipeline.surroundings import DECIDES_NOTHING, Identity, depends_on_length, identity, origin
+from pipeline.surroundings import COMPUTE_VARIABLES, DECIDES_NOTHING, Identity, depends_on_length, identity, origin
 from pipeline.tables import markdown_table, percent, plain
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 # Environment variables, of all processes of a sweep.
 PARENT, KEYS, EPOCHS, FOLDER = "SWEEP_PARENT", "SWEEP_KEYS", "SWEEP_EPOCHS", "SWEEP_FOLDER"
 # What jobs are told, wherever they run; passwords and tokens stay out of what is sent and written on the way.
-TOLD = re.compile(r"SWEEP_|MLFLOW_(?!.*(PASSWORD|TOKEN|SECRET|KEY|PASSPHRASE))")
+TOLD = re.compile(rf"SWEEP_|MLFLOW_(?!.*(PASSWORD|TOKEN|SECRET|KEY|PASSPHRASE))|({COMPUTE_VARIABLES.pattern})$")
 LOCKS = ROOT / "multirun" / ".locks"
 SHARED = ROOT / "multirun" / ".shared"
 MOST_JOBS = 1_000  # each is composed before the first one runs, which takes a minute or two
@@ -280,7 +280,7 @@ def reported() -> Iterator[None]:
         yield
         status = "FINISHED"
     except SystemExit as ended:
-        status = "FINISHED" if not ended.code else "KILLED" if ended.code == "interrupted" else "FAILED"
+        status = "FINISHED" if not ended.code else "KILLED" if ended.code in ("interrupted", READER_GONE) else "FAILED"
         raise
     finally:
         if PARENT in os.environ:

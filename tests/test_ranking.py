@@ -106,10 +106,10 @@ def test_what_is_expected_of_the_best_takes_the_predictions_that_are_left(tmp_pa
 
 
 def test_a_job_is_told_of_its_sweep_and_store_and_of_no_secret(tmp_path, monkeypatch):
-    told = ("SWEEP_PARENT", "SWEEP_KEYS", "MLFLOW_TRACKING_URI", "MLFLOW_HTTP_REQUEST_TIMEOUT")
+    told = ("SWEEP_PARENT", "SWEEP_KEYS", "MLFLOW_TRACKING_URI", "MLFLOW_HTTP_REQUEST_TIMEOUT", "TF_XLA_FLAGS")
     secret = (
         *("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_FLASK_SERVER_SECRET_KEY"),
-        *("MLFLOW_CRYPTO_KEK_PASSPHRASE", "AWS_SECRET_ACCESS_KEY", "HOME"),
+        *("MLFLOW_CRYPTO_KEK_PASSPHRASE", "AWS_SECRET_ACCESS_KEY", "HOME", "TF_VAR_password"),
     )
     assert [key for key in (*told, *secret) if sweep.TOLD.match(key)] == list(told)
     opening = sweep.Opening()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import small_repository, write_composed
+from conftest import runs, small_repository, write_composed
 from disks import read_only
 from faults_report import record
 
@@ -47,6 +47,7 @@ class Surroundings(NamedTuple):
     home: bool = True  # that may be written to
     keras_json: Mapping[str, object] = {}  # in the home
     matplotlibrc: str = ""  # in the working directory
+    shell: str = ""  # a line of bash around the command, which is "$@"
 
 
 ALL = {
@@ -68,6 +69,11 @@ ALL = {
     "a terminal of ISO-8859-1": Surroundings(variables=LATIN),
     "warnings as errors": Surroundings(variables={"PYTHONWARNINGS": "error"}),
     "git's variables of elsewhere": Surroundings(variables=ELSEWHERE),
+    "a closed stdout": Surroundings(shell='"$@" >&-'),
+    "a closed stderr": Surroundings(shell='"$@" 2>&-'),
+    "all streams closed": Surroundings(shell='"$@" <&- >&- 2>&-'),
+    "nobody who reads, and the same command again": Surroundings(shell='"$@" | true; "$@"'),
+    "a user without a name or a home": Surroundings(other_user=True, shell='unset HOME; "$@"'),
 }
 
 
@@ -92,7 +98,8 @@ def python(folder: Path, *words: str, **options: object) -> subprocess.Completed
     variables = {key: value for key, value in options.items() if key.isupper()}
     rest = {key: value for key, value in options.items() if not key.isupper()}
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "MNIST_"))}
-    words = [sys.executable, "-m", *words]
+    around = ["bash", "-c", line, "bash"] if (line := rest.pop("shell", "")) else []
+    words = [*around, sys.executable, "-m", *words]
     return subprocess.run(words, **{"cwd": folder, **rest}, env=kept | variables, capture_output=True, text=True)
 
 
@@ -113,6 +120,7 @@ def made(prepared: Path, place: Path, around: Surroundings) -> dict[str, str]:
         "HOME": str(home),
         "PYTHONPATH": str(folder),
         "PYTHONHASHSEED": "0",
+        "shell": around.shell,
         **around.variables,
     }
     if around.elsewhere:
@@ -196,6 +204,25 @@ def test_no_surroundings_change_a_bit(prepared: Path, expected: dict[str, str], 
     changed = differences(made(prepared, place, ALL[what]), expected)
     record(f"{PROMISE}: {what}", 1, 1 - bool(changed), ", ".join(changed) or "nothing")
     assert not changed
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TF_ENABLE_ONEDNN_OPTS", "0"),
+        ("TF_XLA_FLAGS", "--tf_xla_auto_jit=2 --tf_xla_cpu_global_jit"),
+        ("ONEDNN_MAX_CPU_ISA", "AVX2"),
+    ],
+)
+def test_a_variable_that_chooses_how_to_compute_is_recorded(prepared: Path, place: Path, name: str, value: str) -> None:
+    folder = place / "repository"
+    copy(prepared, folder, backwards=False)
+    done = python(folder, "pipeline.train", "recipe=debug/one_batch", **{name: value})
+    assert (done.returncode, done.stderr) == (0, "")
+    [run] = runs(folder)
+    assert run.data.tags["environment"] == f"{name}={value}"
+    record("a variable that chooses how to compute is recorded with the run", 1, 1)
 
 
 @pytest.mark.faults
