@@ -261,7 +261,11 @@ def mean_cells(accuracies: Sequence[float], confidence: float) -> list[str]:
     n, mean, low, high = statistics.mean_interval(accuracies, confidence)
     limits = f"{percent(low)} to {percent(high)}"
     if n < statistics.FEWEST:
-        limits = "–" if n == 1 else " and ".join(map(percent, accuracies)) + ": 2 seeds, too few for an interval"
+        limits = (
+            "–"
+            if n == 1 or math.isnan(mean)
+            else " and ".join(map(percent, accuracies)) + ": 2 seeds, too few for an interval"
+        )
     return [str(n), percent(mean), limits]
 
 

@@ -166,6 +166,7 @@ def test_an_interval_of_a_mean_stays_within_0_and_100_percent_and_two_seeds_have
         "21.55 %",
         "21.20 % and 21.90 %: 2 seeds, too few for an interval",
     ]
+    assert comparison.mean_cells([math.nan, math.nan], 0.95) == ["2", "–", "–"]  # without validation digits
     assert comparison.mean_cells([0.986, 0.993, 1.0], 0.95) == ["3", "99.30 %", "97.56 % to 100.00 %"]
     assert comparison.mean_cells([0.0, 0.007, 0.014], 0.95) == ["3", "0.70 %", "0.00 % to 2.44 %"]
 

@@ -164,7 +164,7 @@ def test_a_second_machine_waits_for_what_the_first_one_trains(clone, tmp_path):
 
     def start(folder: Path, *command: str) -> subprocess.Popen:
         variables = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
-        with (folder / "said.log").open("w") as file:
+        with (tmp_path / f"{folder.parent.name}.log").open("w") as file:
             return subprocess.Popen(
                 [sys.executable, *command, *words],
                 cwd=folder, stdout=file, stderr=file, env=variables | {"MLFLOW_TRACKING_URI": uri},
@@ -172,7 +172,7 @@ def test_a_second_machine_waits_for_what_the_first_one_trains(clone, tmp_path):
 
     def wait_for(folder: Path, text: str) -> str:
         deadline = time.monotonic() + 300
-        while text not in (said := (folder / "said.log").read_text()):
+        while text not in (said := (tmp_path / f"{folder.parent.name}.log").read_text()):
             assert time.monotonic() < deadline, said
             time.sleep(0.05)
         return said
