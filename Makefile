@@ -59,13 +59,13 @@ ui: env  ## The runs in the browser, for this machine alone; another port: make 
 		--host 127.0.0.1 --port $(PORT) --allowed-hosts 127.0.0.1:$(PORT),localhost:$(PORT)
 
 test: check  ## Formatting, lint, types, tests: what CI runs
-	python -m pytest -m 'pipeline and not faults' -n 2 --dist loadfile
+	python -m pytest -m 'pipeline and not faults and not slow' -n 2 --dist loadfile
 
 check: env  ## The same without the whole-pipeline tests
 	ruff format --check .
 	ruff check .
 	mypy
-	python -m pytest -m 'not pipeline and not faults and not integration' -n 2 --dist loadfile
+	python -m pytest -m 'not pipeline and not faults and not slow and not integration' -n 2 --dist loadfile
 
 # Without the resolver, which would refuse what hydra-ray-launcher says of cloudpickle.
 $(VENV)/scale: requirements-scale.lock

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -119,10 +120,14 @@ def user_path() -> str:
     return os.pathsep.join([str(folder), path])
 
 
-def start(*words: str, cwd: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
-    """Start a command as a user would, its output in pipes: `python` is a fork if it can be, sys.executable never."""
-    environment, pipe = USER | {"PATH": user_path()} | variables, subprocess.PIPE
-    return subprocess.Popen(words, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True)
+def start(*words: str, cwd: Path = ROOT, **more: Any) -> subprocess.Popen[str]:
+    """Start a command as a user would: `python` is a fork if it can be, sys.executable never.
+
+    `more` are variables of its environment, in capitals, and what Popen is given otherwise than pipes for its output.
+    """
+    variables = {key: more.pop(key) for key in list(more) if key.isupper()}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | more
+    return subprocess.Popen(words, cwd=cwd, env=USER | {"PATH": user_path()} | variables, **options)
 
 
 def run(*words: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:

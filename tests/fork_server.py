@@ -30,7 +30,7 @@ IMPORTS = """
     tqdm uvicorn yaml
 """
 # Variables that are read when they are used; what else is unlike the server's own may have been read by an import.
-LATE = ("DVC_", "FAULTS_", "GIT_", "HYDRA_", "MLFLOW_", "MNIST_", "PYTEST_")
+LATE = ("_MP_", "DVC_", "FAULTS_", "GIT_", "HYDRA_", "MLFLOW_", "MNIST_", "PYTEST_")
 LATE_NAMES = {"PATH", "PWD", "OLDPWD", "SHLVL", "TMPDIR", "_"}
 
 

@@ -92,7 +92,7 @@ def test_parameters_are_every_value_of_the_configuration(trained):
     assert params["data.train_examples"] == "40" and params["data.val_examples"] == "20"
     assert params["model.num_params"] == str(model.load_model(trained.model_file).count_params())
     settings = configuration.to_dict(trained.config)
-    for key in ("evaluate", "recipes", "dataset"):  # the evaluation logs the first; the others decide nothing
+    for key in ("evaluate", "recipes", "dataset", "name"):  # the evaluation logs the first; the others decide nothing
         settings.pop(key)
     assert set(configuration.flatten(settings)) < set(params) and "recipes" not in params
     assert not any(key.startswith("evaluate.") for key in params)

@@ -61,7 +61,7 @@ def straight(config: Config) -> Fitted:
     return Fitted(config)
 
 
-@pytest.mark.parametrize("recipe", ["baseline", "accurate"])
+@pytest.mark.parametrize("recipe", ["accurate", pytest.param("baseline", marks=pytest.mark.slow)])
 def test_a_training_that_goes_on_gives_the_same_bits(recipe: str, compose: Callable[..., Config]) -> None:
     config = compose(f"recipe={recipe}", *SMALL)
     whole = Fitted(config)
@@ -104,10 +104,11 @@ def without(part: str, config: Config, state: State, patch: pytest.MonkeyPatch) 
     return Fitted(config, DONE, state)
 
 
-PARTS = ["seed", "random state", "position", "first moments", "second moments", "step count", "schedule", "weights"]
+PARTS = ["random state", "second moments", "schedule"]
+OTHER_PARTS = ["seed", "position", "first moments", "step count", "weights"]
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", [*PARTS, *(pytest.param(part, marks=pytest.mark.slow) for part in OTHER_PARTS)])
 def test_a_part_left_out_gives_other_bits(
     part: str, config: Config, straight: Fitted, monkeypatch: pytest.MonkeyPatch
 ) -> None:

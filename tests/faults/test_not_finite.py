@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -19,9 +20,19 @@ STEPS = 8  # an epoch
 DIGITS = Examples(*generated_digits(5 * STEPS, 0), np.arange(5 * STEPS, dtype=np.int32))
 
 
-@pytest.mark.parametrize("at", [0, STEPS + 3, 2 * STEPS - 1], ids=["first", "middle", "last"])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
-@pytest.mark.parametrize("place", ["loss", pytest.param("weights", marks=pytest.mark.faults)])
+FIRST, MIDDLE, LAST = 0, STEPS + 3, 2 * STEPS - 1
+QUICK = [
+    ("loss", math.nan, FIRST),
+    ("loss", math.inf, MIDDLE),
+    ("loss", math.nan, LAST),
+    ("weights", -math.inf, MIDDLE),
+]
+ALL = itertools.product(["loss", "weights"], [math.nan, math.inf, -math.inf], [FIRST, MIDDLE, LAST])
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "at"), [*QUICK, *(pytest.param(*one, marks=pytest.mark.slow) for one in ALL if one not in QUICK)]
+)
 def test_it_stops_within_one_step(compose, monkeypatch, place, value, at):
     config = compose(
         "recipe=baseline", "model.filters=2", "train.epochs=2", "optimizer.batch_size=5", "optimizer.row_strips=1"

@@ -33,7 +33,7 @@ from pipeline import command, config, files, sweep
 from pipeline.command import entry_point
 from pipeline.config import Config, to_dict
 
-QUICK, MANY = 100, 2_000  # configurations in one process
+QUICK, MANY = 40, 2_000  # configurations in one process
 REFUSED, TRAINED = 185, 15  # whole commands
 SECONDS = 20  # until it counts as a hang; the longest takes a second on an idle machine
 SECRET = "a-secret-of-the-environment"
