@@ -90,8 +90,7 @@ def test_predict_names_what_it_cannot_read_and_reads_the_rest(clone, pages, tmp_
 
 def test_predict_reads_a_file_whose_name_is_no_utf_8(clone, pages, tmp_path):
     (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes((pages / "3.png").read_bytes())
-    words = (sys.executable, "-m", "pipeline.predict", f"input={tmp_path}", "recipe=baseline", "show=true")
-    done = run(*words, cwd=clone, PYTHONIOENCODING="utf-8:strict")
+    done = pipeline(clone, "predict", f"input={tmp_path}", "recipe=baseline", "show=true")
     assert (done.returncode, done.stderr) == (0, "")
     assert list(read_off(done)) == ["caf\ufffd.png"] and "1_caf\ufffd.png" in done.stdout
 
@@ -270,6 +269,7 @@ def test_serve_refuses_an_address_in_one_line(clone, word):
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_robustness_is_a_stage_of_dvc_that_one_word_turns_on(clone, digits):
     assert ran(dvc(clone, digits, "repro")) == []
     settings = (clone / "dvc.yaml").read_text()

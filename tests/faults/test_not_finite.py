@@ -74,9 +74,11 @@ def test_as_a_command_it_leaves_a_failed_run_and_neither_checkpoint_nor_model(cl
     words = ("recipe=baseline", "train.epochs=2", "optimizer.batch_size=4", "optimizer.weight_decay=0.99")
     done = pipeline(clone, "train", *words, "optimizer.learning_rate=10")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: the loss is not finite in epoch 1") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: the loss is not finite in epoch 1, step ") and done.stderr.count("\n") == 1
+    assert "lower optimizer.learning_rate=10" in done.stderr
     [failed] = [run for run in runs(clone) if run.info.run_id not in known]
     assert failed.info.status == "FAILED" and "model_sha256" not in failed.data.tags
+    assert failed.data.params["optimizer.learning_rate"] == "10.0"
     left = {path.name for path in set((clone / "outputs").rglob("*")) - before}
     assert left <= {"unfinished", "unsent"}, "no model, no checkpoint, and nothing that waits"
     record(PROMISE, 1, 1)
