@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help env repro demo ui test check scale runtimes integration benchmark benchmark-full benchmark-compare faults faults-long format lock readme clone
+.PHONY: help env repro demo ui lint test check test-sample test-all scale runtimes integration benchmark benchmark-full benchmark-compare faults faults-long format lock readme clone
 
 VENV := .venv
 # The first Python that the lock was made for.
@@ -58,14 +58,32 @@ ui: env  ## The runs in the browser, for this machine alone; another port: make 
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1 \
 		--host 127.0.0.1 --port $(PORT) --allowed-hosts 127.0.0.1:$(PORT),localhost:$(PORT)
 
-test: check  ## Formatting, lint, types, tests: what CI runs
-	python -m pytest -m 'pipeline and not faults and not slow' -n 2 --dist loadfile
+PYTEST := python -m pytest -n 2 --dist loadfile
+QUICK := not slow and not faults and not integration
+# Of each slow kind one, for CI: a browser, engines, kills, disks, trackers, data bases, hostile files, own data.
+SAMPLE := tests/test_browser.py \
+	tests/integration/test_remotes.py tests/integration/test_server.py tests/integration/test_ray.py tests/integration/test_slurm.py \
+	tests/faults/test_kills.py tests/faults/test_full.py tests/faults/test_tracker.py tests/faults/test_store.py \
+	tests/faults/test_surroundings.py tests/test_beyond.py
+SAMPLED := browser or (pulls and folder) or stages_of_dvc_are_tracked or this_machine_alone or own_processes \
+	or (resume and INT) or no_tmp or killed_and_started_again or half_made or robustness_is_a_stage
 
-check: env  ## The same without the whole-pipeline tests
+lint: env  ## Formatting, lint, types
 	ruff format --check .
 	ruff check .
 	mypy
-	python -m pytest -m 'not pipeline and not faults and not slow and not integration' -n 2 --dist loadfile
+
+test: lint  ## 5 minutes: formatting, lint, types, and the tests without the slow ones
+	$(PYTEST) -m '$(QUICK)'
+
+check: lint  ## The same without the tests that run the whole pipeline
+	$(PYTEST) -m '$(QUICK) and not pipeline'
+
+test-sample: env  ## One of each kind of the slow tests
+	$(PYTEST) $(SAMPLE) -m 'slow or faults or integration' -k '$(SAMPLED)'
+
+test-all: lint scale runtimes  ## Every test, for hours
+	$(PYTEST)
 
 # Without the resolver, which would refuse what hydra-ray-launcher says of cloudpickle.
 $(VENV)/scale: requirements-scale.lock

@@ -14,6 +14,7 @@ import browse
 
 pytestmark = [
     pytest.mark.pipeline,
+    pytest.mark.slow,
     pytest.mark.skipif(not browse.installed(), reason="Chromium and its driver are not installed (.ci/run does)"),
 ]
 
