@@ -232,5 +232,6 @@ def test_another_seed_changes_bits(prepared: Path, expected: dict[str, str], pla
     other = place / "other"
     copy(prepared, other, backwards=False)
     (other / params).write_text((other / params).read_text().replace("seed: ", "seed: 1"))
+    write_composed(other, *WORDS)
     changed = differences(made(other, place, Surroundings()), expected)
     assert {"models/baseline/model.keras", "results/recipes/baseline/predictions.csv"} <= set(changed)
