@@ -61,10 +61,10 @@ ui: env  ## The runs in the browser, for this machine alone; another port: make 
 PYTEST := python -m pytest -n 2 --dist loadfile
 QUICK := not slow and not faults and not integration
 # Of each slow kind one, for CI: a browser, engines, kills, disks, trackers, data bases, hostile files, own data.
-SAMPLE := tests/test_browser.py \
-	tests/integration/test_remotes.py tests/integration/test_server.py tests/integration/test_ray.py tests/integration/test_slurm.py \
-	tests/faults/test_kills.py tests/faults/test_full.py tests/faults/test_tracker.py tests/faults/test_store.py \
-	tests/faults/test_surroundings.py tests/test_beyond.py
+SAMPLE := tests/slow/test_browser.py \
+	tests/slow/engines/test_remotes.py tests/slow/engines/test_server.py tests/slow/engines/test_ray.py tests/slow/engines/test_slurm.py \
+	tests/slow/faults/test_kills.py tests/slow/faults/test_full.py tests/slow/faults/test_tracker.py tests/slow/faults/test_store.py \
+	tests/slow/faults/test_surroundings.py tests/dvc/test_beyond.py
 SAMPLED := browser or (pulls and folder) or stages_of_dvc_are_tracked or this_machine_alone or own_processes \
 	or (resume and INT) or no_tmp or killed_and_started_again or half_made or robustness_is_a_stage
 
@@ -105,11 +105,11 @@ integration: scale  ## Sweeps on a cluster whose node is killed, a PostgreSQL se
 
 faults: env  ## Kills, full disks, lies, absent trackers, hostile values, many of each: an hour, and docs/reliability.md
 	@rm -f docs/reliability.jsonl
-	FAULTS_REPORT="$(CURDIR)"/docs/reliability.jsonl python -m pytest tests/faults -n 2 --dist loadfile
+	FAULTS_REPORT="$(CURDIR)"/docs/reliability.jsonl python -m pytest tests/slow/faults -n 2 --dist loadfile
 	python docs/reliability.py
 
 faults-long: env  ## 300 random kills, and every single write
-	KILLS=300 STRIDE=1 python -m pytest tests/faults/test_kills.py tests/faults/test_writes.py -n 2 --dist loadfile
+	KILLS=300 STRIDE=1 python -m pytest tests/slow/faults/test_kills.py tests/slow/faults/test_writes.py -n 2 --dist loadfile
 
 format: env  ## Put the code into its format
 	ruff format .

@@ -3,7 +3,7 @@
     python docs/browse.py <id of a finished sweep>
     python docs/browse.py draw recipe=accurate          # on the page of `pipeline.serve`
 
-makes the pictures of docs/ui, from the store and models of this clone. tests/test_browser.py goes the same way.
+makes the pictures of docs/ui, from the store and models of this clone. tests/slow/test_browser.py goes the same way.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def main() -> None:
         by_promise[line["promise"]].append(line)
     rows = [["promise", "tried by", "tries", "survived", "lost"]]
     for promise, of in by_promise.items():
-        files = sorted({line["test"].partition("::")[0].removeprefix("tests/faults/") for line in of})
+        files = sorted({line["test"].partition("::")[0].rpartition("/")[2] for line in of})
         tries, survived = (str(sum(line[key] for line in of)) for key in ("tries", "survived"))
         lost = ", ".join(dict.fromkeys(line["lost"] or "nothing" for line in of))
         rows.append([promise, ", ".join(files), tries, survived, lost])

@@ -158,7 +158,10 @@ def test_variables_that_choose_how_to_compute_are_recorded_without_paths_and_oth
     compute_unset |= {"TF_VAR_password": "secret", "TF_CLI_CONFIG_FILE": "x", "TF_TOKEN_a": "secret"}  # Terraform's
     compute_unset |= {"TF2_BEHAVIOR": "1", "TF_CONFIG": "{}", "ONEDNN_VERBOSE": "1", "MY_TF_FLAGS": "1"}
     assert surroundings.compute_variables() == "none"
-    compute_unset |= {"XLA_FLAGS": "--xla_dump_to=/srv/somebody/x --xla_cpu_enable_fast_math", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    compute_unset |= {
+        "XLA_FLAGS": "--xla_dump_to=/srv/somebody/x --xla_cpu_enable_fast_math",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+    }
     assert (
         surroundings.compute_variables()
         == "ONEDNN_MAX_CPU_ISA=AVX2, XLA_FLAGS=--xla_dump_to=… --xla_cpu_enable_fast_math"
