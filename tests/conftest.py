@@ -29,6 +29,7 @@ from pipeline.config import Config
 ROOT = Path(__file__).resolve().parents[1]
 # The environment of a user's shell: what tests change in their own process later is not in it.
 UNSET = ("DVC_", "MLFLOW_", "MNIST_", "MAKE", "MFLAGS")
+SECONDS = 900  # that a command may take
 USER = {key: value for key, value in os.environ.items() if not key.startswith(UNSET)}
 
 
@@ -120,20 +121,29 @@ def user_path() -> str:
     return os.pathsep.join([str(folder), path])
 
 
-def start(*words: str, cwd: Path = ROOT, **more: Any) -> subprocess.Popen[str]:
+class Command(subprocess.Popen[str]):
+    """A command that does not outlive a test which failed meanwhile."""
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        if kind:
+            self.kill()
+        super().__exit__(kind, *rest)
+
+
+def start(*words: str, cwd: Path = ROOT, **more: Any) -> Command:
     """Start a command as a user would: `python` is a fork if it can be, sys.executable never.
 
     `more` are variables of its environment, in capitals, and what Popen is given otherwise than pipes for its output.
     """
     variables = {key: more.pop(key) for key in list(more) if key.isupper()}
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | more
-    return subprocess.Popen(words, cwd=cwd, env=USER | {"PATH": user_path()} | variables, **options)
+    return Command(words, cwd=cwd, env=USER | {"PATH": user_path()} | variables, **options)
 
 
 def run(*words: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
     """Start a command, and wait for it."""
     with start(*words, cwd=cwd, **variables) as process:
-        stdout, stderr = process.communicate()
+        stdout, stderr = process.communicate(timeout=SECONDS)
     return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
 
 

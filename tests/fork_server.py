@@ -43,8 +43,9 @@ def ask(address: str, words: list[str]) -> NoReturn:
         os.execv(sys.executable, [sys.executable, *words])
     umask = os.umask(0)
     os.umask(umask)
-    folder = str(Path.cwd())
-    request = {"words": words, "variables": dict(os.environ), "folder": folder, "umask": umask, "pid": os.getpid()}
+    ignored = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+    request = {"words": words, "variables": dict(os.environ), "folder": str(Path.cwd()), "umask": umask}
+    request |= {"ignored": ignored, "pid": os.getpid()}
     with socket.socket(socket.AF_UNIX) as server:
         server.settimeout(SECONDS)
         server.connect(address)
@@ -56,8 +57,7 @@ def ask(address: str, words: list[str]) -> NoReturn:
             if not child:
                 os.execv(sys.executable, [sys.executable, *words])
             for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    signal.signal(number, lambda number, _: os.kill(child, number))
+                signal.signal(number, lambda number, _: os.kill(child, number))
             code = os.waitstatus_to_exitcode(int(answers.readline()))
         except TimeoutError:
             sys.exit(f"{__file__}: no end within {SECONDS} seconds: {words}")
@@ -136,7 +136,7 @@ def refusal(
 
 
 def become(
-    files: list[int], words: list[str], variables: dict[str, str], folder: str, umask: int, pid: int
+    files: list[int], words: list[str], variables: dict[str, str], folder: str, umask: int, ignored: list[int], pid: int
 ) -> NoReturn:
     """Do what `python *words` does, in place of the process `pid`."""
     import atexit
@@ -149,7 +149,9 @@ def become(
 
     import numpy as np
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in SIGNALS:
+        usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN if number in ignored else usual)
     os.setpgid(0, 0)
     os.umask(umask)
     os.chdir(folder)
