@@ -58,15 +58,8 @@ ui: env  ## The runs in the browser, for this machine alone; another port: make 
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1 \
 		--host 127.0.0.1 --port $(PORT) --allowed-hosts 127.0.0.1:$(PORT),localhost:$(PORT)
 
-PYTEST := python -m pytest -n 2 --dist loadfile
-QUICK := not slow and not faults and not integration
-# Of each slow kind one, for CI: a browser, engines, kills, disks, trackers, data bases, hostile files, own data.
-SAMPLE := tests/slow/test_browser.py \
-	tests/slow/engines/test_remotes.py tests/slow/engines/test_server.py tests/slow/engines/test_ray.py tests/slow/engines/test_slurm.py \
-	tests/slow/faults/test_kills.py tests/slow/faults/test_full.py tests/slow/faults/test_tracker.py tests/slow/faults/test_store.py \
-	tests/slow/faults/test_surroundings.py tests/dvc/test_beyond.py
-SAMPLED := browser or (pulls and folder) or stages_of_dvc_are_tracked or this_machine_alone or own_processes \
-	or (resume and INT) or no_tmp or killed_and_started_again or half_made or robustness_is_a_stage
+# By files, so that what a file of tests makes first is made once; in their order, the long ones first.
+PYTEST := python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: env  ## Formatting, lint, types
 	ruff format --check .
@@ -74,13 +67,13 @@ lint: env  ## Formatting, lint, types
 	mypy
 
 test: lint  ## 5 minutes: formatting, lint, types, and the tests without the slow ones
-	$(PYTEST) -m '$(QUICK)'
+	$(PYTEST) -m 'not slow'
 
-check: lint  ## The same without the tests that run the whole pipeline
-	$(PYTEST) -m '$(QUICK) and not pipeline'
+check: lint  ## The same without the tests that run the stages of DVC
+	$(PYTEST) -m 'not slow' tests/cli tests/tracking tests/training tests/unit
 
-test-sample: env  ## One of each kind of the slow tests
-	$(PYTEST) $(SAMPLE) -m 'slow or faults or integration' -k '$(SAMPLED)'
+test-sample: env  ## One of each kind of the slow tests: a kill, a full disk, a tracker that is away, other engines
+	$(PYTEST) -m sample
 
 test-all: lint scale runtimes  ## Every test, for hours
 	$(PYTEST)
@@ -100,16 +93,17 @@ scale: env $(VENV)/scale  ## Ray, submitit, S3 and PostgreSQL into .venv, for do
 
 runtimes: env $(VENV)/runtimes  ## ONNX and LiteRT into .venv, for python -m pipeline.export
 
+ENGINES := ray remotes server slurm
 integration: scale  ## Sweeps on a cluster whose node is killed, a PostgreSQL server, DVC remotes
-	python -m pytest -m integration
+	python -m pytest $(ENGINES:%=tests/slow/test_%.py)
 
 faults: env  ## Kills, full disks, lies, absent trackers, hostile values, many of each: an hour, and docs/reliability.md
 	@rm -f docs/reliability.jsonl
-	FAULTS_REPORT="$(CURDIR)"/docs/reliability.jsonl python -m pytest tests/slow/faults -n 2 --dist loadfile
+	FAULTS_REPORT="$(CURDIR)"/docs/reliability.jsonl $(PYTEST) -m faults
 	python docs/reliability.py
 
 faults-long: env  ## 300 random kills, and every single write
-	KILLS=300 STRIDE=1 python -m pytest tests/slow/faults/test_kills.py tests/slow/faults/test_writes.py -n 2 --dist loadfile
+	KILLS=300 STRIDE=1 $(PYTEST) tests/slow/test_kills.py tests/slow/test_writes.py
 
 format: env  ## Put the code into its format
 	ruff format .

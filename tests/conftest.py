@@ -63,6 +63,12 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault(SHARED, tempfile.mkdtemp(prefix="tests-"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(ROOT / "tests/slow"):
+            item.add_marker("slow")
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         shutil.rmtree(os.environ.pop(SHARED))
@@ -210,7 +216,7 @@ def write_composed(folder: Path, *words: str) -> None:
     names = {f"compose@{recipe}": f"results/recipes/{recipe}/config.yaml", "compose_data": "results/data.yaml"}
     if (folder, words) not in COMPOSED:
         for stage in names:
-            done = run(sys.executable, "-m", "pipeline.compose", *words, cwd=folder, DVC_STAGE=stage)
+            done = run("python", "-m", "pipeline.compose", *words, cwd=folder, DVC_STAGE=stage)
             assert done.returncode == 0, done.stderr
         COMPOSED[folder, words] = {name: (folder / name).read_bytes() for name in names.values()}
     for name, content in COMPOSED[folder, words].items():

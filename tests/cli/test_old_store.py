@@ -15,8 +15,6 @@ from conftest import ROOT, copy, pipeline, runs
 
 from pipeline import surroundings
 
-pytestmark = pytest.mark.pipeline
-
 
 @pytest.fixture(scope="module")
 def old(repository, tmp_path_factory) -> Path:

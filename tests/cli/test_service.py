@@ -120,6 +120,8 @@ def test_a_fault_of_the_network_is_said_and_is_not_the_end(address):
     good(address)
 
 
+@pytest.mark.slow
+@pytest.mark.sample
 @pytest.mark.skipif(not browse.installed(), reason="Chromium and its driver are not installed (.ci/run does)")
 def test_digits_drawn_in_a_browser_are_found_and_shown(address):
     with browse.browser() as driver:
@@ -183,7 +185,7 @@ def hostile(number: int) -> tuple[bytes, str]:
     )
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(2_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [200, pytest.param(2_000, marks=[pytest.mark.slow, pytest.mark.sample])])
 def test_hostile_requests_get_one_line_each_and_the_next_good_one_its_answer(address, count):
     session, first = requests.Session(), good(address)
     for number in range(count):

@@ -18,8 +18,6 @@ import requests
 from conftest import dvc, generated_digits, git, pipeline, ran, run, runs, start, store, write_idx
 from PIL import Image
 
-pytestmark = pytest.mark.pipeline
-
 
 @pytest.fixture(scope="module")
 def pages(clone, tmp_path_factory):
@@ -270,6 +268,7 @@ def test_serve_refuses_an_address_in_one_line(clone, word):
 
 
 @pytest.mark.slow
+@pytest.mark.sample
 def test_robustness_is_a_stage_of_dvc_that_one_word_turns_on(clone, digits):
     assert ran(dvc(clone, digits, "repro")) == []
     settings = (clone / "dvc.yaml").read_text()

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from conftest import children, git, parent_of, pipeline, runs, store
 
-pytestmark = pytest.mark.pipeline
-
 
 @pytest.fixture(scope="module")
 def groups(clone) -> list[str]:

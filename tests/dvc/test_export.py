@@ -13,8 +13,6 @@ from conftest import pipeline, run, runs
 
 from pipeline.beyond.formats import FORMATS, size
 
-pytestmark = pytest.mark.pipeline
-
 RECIPES = ("baseline", "accurate")
 INSTALLED = {name for name, of in FORMATS.items() if all(map(importlib.util.find_spec, of.packages))}
 ALONE = importlib.util.find_spec("ai_edge_litert") is not None  # otherwise TensorFlow brings the same interpreter

@@ -18,8 +18,6 @@ from pipeline import adopt, engine, model
 from pipeline.data import split
 from pipeline.fetch import find_arrays
 
-pytestmark = pytest.mark.pipeline
-
 KINDS = ("png", "jpg", "bmp")
 
 
@@ -88,6 +86,7 @@ def test_pictures_of_ones_own_are_adopted_read_and_split(letters):
 
 
 @pytest.mark.slow
+@pytest.mark.sample
 def test_pictures_of_ones_own_go_the_whole_way(letters):
     repository = letters
     done = dvc(repository, "", "repro")

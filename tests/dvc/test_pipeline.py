@@ -12,8 +12,6 @@ import pytest
 import yaml
 from conftest import ROOT, dvc, git, ran, run, start, store
 
-pytestmark = pytest.mark.pipeline
-
 
 def load_metrics(clone: Path, recipe: str) -> dict:
     return json.loads((clone / f"results/recipes/{recipe}/metrics.json").read_text())

@@ -46,7 +46,6 @@ def replace(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new))
 
 
-@pytest.mark.pipeline
 def test_a_value_runs_again_exactly_the_recipes_that_have_it(own, digits):
     source = inherit(own, "recipe/accurate", heir="train: {epochs: 2}\n")
     assert stale(own, digits) == set(), "the composed values are the same"
@@ -60,7 +59,6 @@ def test_a_value_runs_again_exactly_the_recipes_that_have_it(own, digits):
     assert stale(own, digits) == {"train@baseline", "evaluate@baseline"}
 
 
-@pytest.mark.pipeline
 def test_a_data_set_may_inherit(own, digits):
     source = inherit(own, "data/mnist")
     assert stale(own, digits) == set()
@@ -71,7 +69,6 @@ def test_a_data_set_may_inherit(own, digits):
     assert stale(own, digits) == set()
 
 
-@pytest.mark.pipeline
 def test_a_stage_by_itself_trains_nothing_that_the_lock_does_not_say(own, digits):
     replace(own / "conf/recipe/accurate.yaml", "learning_rate: 0.006", "learning_rate: 0.005")
     before = (own / "models/accurate/model.keras").read_bytes()

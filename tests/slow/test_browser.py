@@ -13,12 +13,11 @@ sys.path.insert(0, str(ROOT / "docs"))
 import browse
 
 pytestmark = [
-    pytest.mark.pipeline,
-    pytest.mark.slow,
     pytest.mark.skipif(not browse.installed(), reason="Chromium and its driver are not installed (.ci/run does)"),
 ]
 
 
+@pytest.mark.sample
 def test_a_sweep_is_seen_in_the_browser(clone):
     done = run(
         "python", "-m", "pipeline.train", "-m", "recipe=baseline", "train.epochs=2,4", "seed=5,6", cwd=clone

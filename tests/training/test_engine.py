@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -45,7 +46,10 @@ def elsewhere() -> Iterator[list[Future]]:
     """Two processes that train meanwhile, with one and with four operations at once."""
     words = [sys.executable, "-c", TRAIN_ELSEWHERE]
     with ThreadPoolExecutor() as pool:
-        yield [pool.submit(run, *words, n, cwd=ROOT / "tests", PYTHONPATH=str(ROOT)) for n in ("1", "4")]
+        yield [
+            pool.submit(run, *words, n, cwd=Path(__file__).parent, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
+            for n in ("1", "4")
+        ]
 
 
 def built(settings: Model = PLAIN, seed: int = 0) -> keras.Model:
@@ -296,7 +300,7 @@ def test_the_loop_is_compiled_once_and_reports_its_progress():
     assert trainer.run_steps.experimental_get_tracing_count() == 1
 
 
-@pytest.mark.pipeline
+@pytest.mark.slow
 def test_number_of_threads_and_a_busy_machine_change_no_bit(elsewhere):
     of_an_operation, at_once, quiet = digest(2)
     assert (of_an_operation, at_once) == (1, 2)

@@ -13,8 +13,6 @@ from pipeline.config import PipelineError
 from pipeline.data import split
 from pipeline.fetch import find_arrays
 
-pytestmark = pytest.mark.pipeline
-
 
 def test_one_epoch_of_accurate_on_real_digits(compose, tmp_path):
     config = compose("recipe=accurate", "train.epochs=1", "data.fraction=0.2", "data.val_size=1000")

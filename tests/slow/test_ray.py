@@ -20,8 +20,6 @@ import pytest
 from conftest import children, copy, parent_of, pipeline, store
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.integration
-
 SEEDS, EPOCHS = 8, 60  # so many that a job is found in its midst on a fast machine as well
 WORDS = ("-m", "recipe=baseline", f"train.epochs={EPOCHS}", f"seed=range(0,{SEEDS})")
 ON_RAY = "hydra/launcher=ray"
@@ -248,6 +246,7 @@ def test_a_node_that_lacks_what_a_job_needs_fails_by_its_name(cluster, repositor
     assert not children(folder, parent(ended.out))
 
 
+@pytest.mark.sample
 def test_ray_on_this_machine_listens_to_this_machine_alone(repository, alone, tmp_path):
     folder = copy(repository, tmp_path)
     typed = Typed(folder, "-m", "recipe=baseline", f"train.epochs={EPOCHS}", "seed=0,1", ON_RAY)

@@ -19,6 +19,8 @@ from pipeline.checkpoint import Checkpoint, State
 from pipeline.config import Config
 from pipeline.data import Examples
 
+pytestmark = pytest.mark.faults
+
 DONE, EPOCHS = 2, 4
 SIZE = 70
 BLOCK = 4096

@@ -24,7 +24,7 @@ from conftest import small_repository
 from faults_report import record
 from lab import UNSET, Forks, Repository, Server
 
-pytestmark = pytest.mark.pipeline  # whole trainings, one a try
+pytestmark = pytest.mark.faults
 
 QUICK, MANY = 1, 20  # fresh starts of eight
 METRICS = [(f"m{number % 10}", number // 10, float(number)) for number in range(200)]  # of metrics_writer.py
@@ -102,11 +102,11 @@ def fresh_starts(writers: Writers, turns: int) -> None:
     assert not lost, "\n".join(lost)
 
 
+@pytest.mark.sample
 def test_eight_processes_begin_a_database_together_and_two_are_killed(writers: Writers) -> None:
     fresh_starts(writers, QUICK)
 
 
-@pytest.mark.faults
 def test_eight_processes_begin_a_database_together_many_times(writers: Writers) -> None:
     fresh_starts(writers, MANY)
 
@@ -173,7 +173,6 @@ def test_a_damaged_database_is_set_aside_and_a_fresh_one_begun(writers: Writers,
     set_aside(writers, damage)
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("damage", [damage for damage in DAMAGES if damage is not spoil_pages])
 def test_a_database_damaged_otherwise_is_set_aside_too(writers: Writers, damage) -> None:
     set_aside(writers, damage)
@@ -205,7 +204,6 @@ def set_aside(writers: Writers, damage) -> None:
     assert not wrong
 
 
-@pytest.mark.faults
 def test_a_database_that_another_program_half_made_stops_nobody(writers: Writers) -> None:
     wrong = []
     moments = [0.05, 0.2, 0.4, 0.6, 0.8, 1.0, 1.3, 1.6]
@@ -222,7 +220,6 @@ def test_a_database_that_another_program_half_made_stops_nobody(writers: Writers
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("seconds", [30, 60])
 def test_a_writer_that_holds_the_lock_for_long_loses_nobody_a_row(repository: Repository, seconds: int) -> None:
     repository.begin()
@@ -281,7 +278,6 @@ def page_open(repository: Repository, folder: Path) -> Iterator[list[int]]:
         server.kill()
 
 
-@pytest.mark.faults
 def test_eight_at_once_on_one_repository_with_its_page_open(repository: Repository, tmp_path: Path) -> None:
     repository.begin()
     wrong = []

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, dvc, git, pipeline, ran, run, runs, store
 from faults_report import record
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.faults
 
 LOAD = """
 import sys, mlflow.pyfunc, numpy as np
@@ -72,6 +72,7 @@ def test_a_copy_opens_its_own_runs_and_artifacts(copied: Path, digits: Path) -> 
     record("cp -r: runs, artifacts and models open, dvc repro runs nothing", 1, 1)
 
 
+@pytest.mark.slow
 def test_a_moved_repository_opens_its_runs_and_artifacts(copied: Path, digits: Path) -> None:
     opens(copied)  # from now on its own address stands in its store
     moved = copied.rename(copied.with_name("moved"))
@@ -80,6 +81,7 @@ def test_a_moved_repository_opens_its_runs_and_artifacts(copied: Path, digits: P
     record("mv: runs, artifacts and models open, dvc repro runs nothing", 1, 1)
 
 
+@pytest.mark.slow
 def test_a_moved_repository_goes_on_with_its_experiment(copied: Path, digits: Path) -> None:
     trainings = "tags.dvc_stage = 'train@baseline' and tags.model_sha256 != ''"
     before = len(runs(copied, trainings))
@@ -93,6 +95,7 @@ def cloned(source: Path, target: Path) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_a_pulled_clone_runs_nothing_and_opens_new_runs_from_the_files(
     clone: Path, digits: Path, tmp_path: Path
 ) -> None:

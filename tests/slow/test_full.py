@@ -18,7 +18,7 @@ from harness import Bench, Ended, copy_steps, judge, lost, report, state
 
 from pipeline.console import ADDRESSES
 
-pytestmark = pytest.mark.pipeline  # whole trainings, one a try
+pytestmark = pytest.mark.faults
 
 MANY = 20  # sizes of a disk
 FILES = (5, 7, 9, 11)  # that may be opened beyond those of a stage that begins
@@ -177,7 +177,6 @@ def test_a_stage_survives_a_full_disk(stages: Callable[[str], Done], name: str) 
     told(f"{name}, disk full", wrong_on_small_disks(stage, [stage.peak // 2]), "1")
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_survives_disks_of_twenty_sizes(stages: Callable[[str], Done], name: str) -> None:
     stage = stages(name)
@@ -227,11 +226,11 @@ def of_files(found: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key.startswith(("models", "results"))}
 
 
+@pytest.mark.sample
 def test_a_full_disk_of_mlflow_costs_a_training_nothing(stages: Callable[[str], Done]) -> None:
     told("train, disk of mlflow.db full", wrong_with_full_stores(stages("train"), "mlflow.db", 1), "0")
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("name", STORE)
 @pytest.mark.parametrize("stage", ["train", "evaluate"])
 def test_a_full_disk_of_mlflow_costs_nothing(stages: Callable[[str], Done], stage: str, name: str) -> None:
@@ -264,7 +263,6 @@ def test_a_folder_that_may_only_be_read_is_refused(stages: Callable[[str], Done]
     told("preprocess, a folder that may only be read", tries, "1")
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("name", STAGES)
 def test_every_folder_that_may_only_be_read_is_refused(stages: Callable[[str], Done], name: str) -> None:
     tries = wrong_where_only_read(stages(name), READ_ONLY[name])
@@ -272,7 +270,6 @@ def test_every_folder_that_may_only_be_read_is_refused(stages: Callable[[str], D
     told(f"{name}, a folder that may only be read", tries, "1")
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("name", STORE)
 def test_a_store_that_may_only_be_read_costs_a_training_nothing(stages: Callable[[str], Done], name: str) -> None:
     tries = wrong_where_only_read(stages("train"), [name])
@@ -289,7 +286,6 @@ def test_too_few_open_files_and_too_little_memory_are_said(bench: SmallBench, st
     assert "ulimit -n" in few[0] and "ulimit -v" in little[0]
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("name", ["train", "evaluate"])
 def test_a_stage_survives_a_quota_on_open_files(bench: SmallBench, stages: Callable[[str], Done], name: str) -> None:
     stage, tries = stages(name), []
@@ -300,7 +296,6 @@ def test_a_stage_survives_a_quota_on_open_files(bench: SmallBench, stages: Calla
     told(f"{name}, too few open files", tries, "1")
 
 
-@pytest.mark.faults
 def test_a_training_too_large_for_its_memory_costs_nothing_of_others(
     bench: SmallBench, stages: Callable[[str], Done]
 ) -> None:
@@ -328,7 +323,6 @@ def as_a_user(stage: Done, *words: str, **variables: str) -> Ended:
     return Ended(done.returncode, done.stdout, done.stderr, 0.0, 0, "")
 
 
-@pytest.mark.faults
 def test_a_training_survives_limits_from_its_beginning(stages: Callable[[str], Done]) -> None:
     stage, tries = stages("train"), []
     for limit in ULIMITS:
@@ -345,7 +339,6 @@ exec "$@"
 """
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("name", ["train", "evaluate"])
 def test_a_stage_needs_no_tmp(stages: Callable[[str], Done], name: str) -> None:
     """In a mount namespace where none can be written to, or for who may not mount, TMPDIR at a folder that is not."""

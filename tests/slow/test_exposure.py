@@ -23,7 +23,7 @@ import pytest
 from conftest import run, store
 from faults_report import record
 
-pytestmark = pytest.mark.pipeline  # the server takes long to start
+pytestmark = pytest.mark.faults
 
 PATIENCE = 180  # seconds for it, on a busy machine
 SECRET = "what a file outside of the store holds"
@@ -233,6 +233,7 @@ def test_its_own_page_gets_what_the_requests_below_do_not(ui, kept):
     assert kept.state() != before, "it is the store of plain `mlflow ui`, mlflow.db in the folder"
 
 
+@pytest.mark.sample
 def test_a_host_of_elsewhere_gets_nothing(ui, kept):
     before, got, tries = kept.state(), [], 0
     for name in ELSEWHERE:

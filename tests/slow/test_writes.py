@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from harness import KINDS, WORDS, Bench, Fault, Untouched, positions, report
 
-pytestmark = pytest.mark.pipeline  # whole trainings, one a try
+pytestmark = pytest.mark.faults
 
 QUICK, MANY = 3, 25  # tries of a kind
 
@@ -37,13 +37,11 @@ def test_a_training_survives_a_fault_at_any_write(training: Untouched, kind: str
     survives(training, kind, QUICK)
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_training_survives_a_fault_at_every_write(training: Untouched, kind: str) -> None:
     survives(training, kind, MANY)
 
 
-@pytest.mark.faults
 def test_a_training_survives_faults_in_its_resume_too(training: Untouched) -> None:
     numbers, wrong = random.Random(0), []
     for _ in range(MANY):
@@ -65,12 +63,11 @@ def evaluation(bench: Bench) -> Untouched:
     return Untouched(bench, "evaluate", "recipe=baseline", after=[("train", *bench.WORDS)])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(KINDS[0], marks=pytest.mark.sample), *KINDS[1:]])
 def test_an_evaluation_survives_a_fault_at_any_write(evaluation: Untouched, kind: str) -> None:
     survives(evaluation, kind, 1)
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_evaluation_survives_a_fault_at_every_write(evaluation: Untouched, kind: str) -> None:
     survives(evaluation, kind, MANY // 4)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from harness import Bench, Untouched, judge, report
 
-pytestmark = pytest.mark.pipeline  # whole trainings, one a try
+pytestmark = pytest.mark.faults
 
 KILLS = int(os.environ.get("KILLS", 30))
 QUICK = 2
@@ -36,24 +36,21 @@ def signalled(training: Untouched, tries: int, name: str, times: int = 1) -> lis
     return [wrong for signals in drawn if (wrong := training.wrong_after_signals(*signals))]
 
 
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", [pytest.param(SIGNALS[0], marks=pytest.mark.sample), *SIGNALS[1:]])
 def test_a_training_goes_on_after_a_signal(training: Untouched, name: str) -> None:
     report(f"training, {name} at a random moment", QUICK, signalled(training, QUICK, name))
 
 
-@pytest.mark.faults
 def test_a_training_goes_on_after_a_kill_at_any_moment(training: Untouched) -> None:
     report("training, SIGKILL at a random moment", KILLS, signalled(training, KILLS, "SIGKILL"))
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_training_goes_on_after_a_signal_to_its_resume(training: Untouched, name: str) -> None:
     tries = KILLS // 5
     report(f"training, {name} to it and to its resume", tries, signalled(training, tries, name, times=2))
 
 
-@pytest.mark.faults
 def test_a_training_that_is_killed_again_and_again_ends(bench: Bench, training: Untouched) -> None:
     long = Untouched(bench, "train", *bench.WORDS, "train.epochs=100", "optimizer.batch_size=4")
     some = (long.seconds - training.seconds) / 4  # of its epochs, on a machine of any speed

@@ -19,6 +19,8 @@ from conftest import runs, small_repository, write_composed
 from disks import read_only
 from faults_report import record
 
+pytestmark = pytest.mark.faults
+
 SOMEBODY = 54321  # a user id that has no name, as in many a container
 WORDS = ["recipe=baseline", "train.epochs=2", "optimizer.batch_size=100"]
 COMMANDS = {f"{verb}@baseline": [f"pipeline.{verb}", *WORDS] for verb in ("train", "evaluate")}
@@ -190,7 +192,7 @@ TOGETHER = Surroundings(  # several that cannot hide one another: each but adds 
 )
 
 
-@pytest.mark.pipeline
+@pytest.mark.sample
 def test_a_strange_place_changes_no_bit(prepared: Path, expected: dict[str, str], place: Path) -> None:
     assert "models/baseline/model.keras" in expected and "results/recipes/baseline/metrics.json" in expected
     changed = differences(made(prepared, place, TOGETHER), expected)
@@ -198,7 +200,6 @@ def test_a_strange_place_changes_no_bit(prepared: Path, expected: dict[str, str]
     assert not changed
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("what", ALL)
 def test_no_surroundings_change_a_bit(prepared: Path, expected: dict[str, str], place: Path, what: str) -> None:
     changed = differences(made(prepared, place, ALL[what]), expected)
@@ -206,7 +207,6 @@ def test_no_surroundings_change_a_bit(prepared: Path, expected: dict[str, str], 
     assert not changed
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -225,7 +225,6 @@ def test_a_variable_that_chooses_how_to_compute_is_recorded(prepared: Path, plac
     record("a variable that chooses how to compute is recorded with the run", 1, 1)
 
 
-@pytest.mark.faults
 def test_another_seed_changes_bits(prepared: Path, expected: dict[str, str], place: Path) -> None:
     """Else nothing here would show anything."""
     params = "params.yaml"

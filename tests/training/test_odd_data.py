@@ -19,6 +19,8 @@ from faults_report import record
 from pipeline import data
 from pipeline.config import Data, PipelineError, compose
 
+pytestmark = pytest.mark.faults
+
 SMALL = ("recipe=accurate", "model.filters=1", "train.epochs=1", "optimizer.batch_shards=1")
 # One process for all verbs, as TensorFlow takes seconds to import: each line read is a verb's words and the digits to
 # put in place before; each line written is how it ended.
@@ -153,7 +155,7 @@ def test_a_last_batch_of_fewer_digits_than_shards_is_refused_in_one_line(verbs):
     record("odd digits end in a right result, or one line", 1, 1)
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 @pytest.mark.parametrize("digits", ["all labels alike", "one example"])
 def test_odd_digits_are_compared(verbs, digits):
     runs = [verbs.trained(digits, f"model.filters={filters}") for filters in (1, 2)]
@@ -162,7 +164,7 @@ def test_odd_digits_are_compared(verbs, digits):
     record("odd digits end in a right result, or one line", 1, 1)
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_runs_without_validation_digits_are_compared_after_their_evaluation_alone(verbs):
     runs = [verbs.trained("no validation", f"model.filters={filters}") for filters in (1, 2)]
     words = (f"a={runs[0]}", f"b={runs[1]}")

@@ -19,6 +19,8 @@ from conftest import ROOT
 from faults_report import record
 from packaging.version import Version
 
+pytestmark = pytest.mark.faults
+
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "wJalr-this-is-secret-0",
     "MLFLOW_TRACKING_TOKEN": "token-this-is-secret-1",
@@ -111,6 +113,8 @@ time.sleep(1)
 """
 
 
+@pytest.mark.slow
+@pytest.mark.sample
 def test_importing_everything_and_a_run_ask_nothing_of_the_network(tmp_path):
     modules = [path.stem for path in sorted((ROOT / "pipeline").glob("*.py")) if path.stem != "__init__"]
     code = "\n".join([*(f"import pipeline.{name}" for name in modules), BEGIN])
@@ -132,7 +136,7 @@ def trained(clone, digits, tmp_path_factory) -> Iterator[tuple[Traced, Path, dic
     subprocess.run(["git", "restore", "params.yaml"], cwd=clone, check=True)
 
 
-@pytest.mark.pipeline
+@pytest.mark.slow
 def test_training_and_dvc_ask_nothing_of_the_network(trained, digits, tmp_path):
     seen, clone, _ = trained
     assert seen.returncode == 0, seen.output
@@ -168,7 +172,7 @@ def rows(database: Path) -> Iterator[tuple[str, bytes]]:
                         yield f"{table}.{column}", str(value).encode()
 
 
-@pytest.mark.pipeline
+@pytest.mark.slow
 def test_no_secret_name_or_home_ends_in_a_run_a_model_or_a_result(trained):
     seen, clone, _ = trained
     assert seen.returncode == 0, seen.output

@@ -34,6 +34,8 @@ from faults_report import record
 from pipeline import data, fetch
 from pipeline.config import Data
 
+pytestmark = pytest.mark.faults
+
 FILES = {"train_images": "a-idx3", "train_labels": "a-idx1", "test_images": "b-idx3", "test_labels": "b-idx1"}
 PARTS = [array for size, seed in ((40, 0), (20, 1)) for array in generated_digits(size, seed)]
 ARRAYS = dict(zip(data.ARRAYS, PARTS, strict=True))

@@ -20,8 +20,6 @@ from benchmarks.servers import HOST, free_port
 
 pytest.importorskip("moto")
 pytest.importorskip("dvc_s3")
-pytestmark = pytest.mark.integration
-
 BUCKET = "mnist"
 OF_NOBODY = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1"}
 RECIPES = ("baseline", "accurate")
@@ -63,7 +61,7 @@ def _answers(address: str) -> bool:
         return False
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.sample)])
 def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Remote:
     if request.param == "folder":
         return Remote(str(tmp_path / "remote"), {}, {})

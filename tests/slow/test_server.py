@@ -24,7 +24,6 @@ from benchmarks.servers import Postgres, TrackingServer, postgres_programs
 pytest.importorskip("psycopg2")
 PROGRAMS = postgres_programs()
 pytestmark = [
-    pytest.mark.integration,
     pytest.mark.skipif(PROGRAMS is None, reason="no PostgreSQL here: on Debian, apt-get install postgresql"),
 ]
 
@@ -110,6 +109,7 @@ def sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+@pytest.mark.sample
 def test_the_stages_of_dvc_are_tracked_on_the_server(repository: Repository, tmp_path: Path) -> None:
     for recipe in ("baseline", "accurate"):
         [found] = repository.runs(f"tags.dvc_stage = 'train@{recipe}'")

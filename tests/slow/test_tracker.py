@@ -14,7 +14,7 @@ from faults_report import record
 from lab import Ended, Lab, one_line, positions
 from proxy import KINDS
 
-pytestmark = pytest.mark.pipeline  # whole trainings, one a try
+pytestmark = pytest.mark.faults
 
 ALL = 1 << 60  # the last of requests without end
 TRAININGS = 8  # of a kind, over the requests that a training makes
@@ -104,6 +104,7 @@ def test_a_training_without_a_tracker_ends_well_and_is_sent_later(lab: Lab, trai
 
 
 @pytest.mark.parametrize("kind", ["lose"])
+@pytest.mark.sample
 def test_a_training_loses_its_tracker_in_the_middle(lab: Lab, kind: str) -> None:
     middle = lab.asked["train"] // 3
     survived(f"training, tracker fails ({kind}) in the middle", [tried(lab, "train", kind, middle)])
@@ -136,28 +137,24 @@ def killed(lab: Lab, share: float, kind: str, first: int = 1, back: bool = False
     return [f"{kind} from request {first}, killed after {moment:.2f} s: {one}" for one in wrong]
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("kind", SINGLE)
 def test_any_single_request_of_a_training_may_fail(lab: Lab, kind: str) -> None:
     places = positions(lab.asked["train"], TRAININGS)
     survived(f"training, one request fails: {kind}", (tried(lab, "train", kind, at, at) for at in places))
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tracker_may_fail_from_any_request_on(lab: Lab, kind: str) -> None:
     places = positions(lab.asked["train"], TRAININGS)
     survived(f"training, all requests fail from the Nth on: {kind}", (tried(lab, "train", kind, at) for at in places))
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("kind", SINGLE)
 def test_a_tracker_may_come_back_while_training(lab: Lab, kind: str) -> None:
     places = [(1, 1), (1, 2), (2, 4), (5, 8)]
     survived(f"training, tracker back later: {kind}", (tried(lab, "train", kind, *some) for some in places))
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("kind", SINGLE)
 def test_each_single_request_of_sending_may_fail(lab: Lab, evaluated: Path, kind: str) -> None:
     def each() -> Iterator[list[str] | None]:
@@ -170,7 +167,6 @@ def test_each_single_request_of_sending_may_fail(lab: Lab, evaluated: Path, kind
     survived(f"sending a training and its evaluation, {which} fails once: {kind}", each())
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("kind", KINDS)
 def test_sending_may_fail_from_any_request_on(lab: Lab, evaluated: Path, kind: str) -> None:
     places = positions(lab.asked["train"] + lab.asked["evaluate"], TRAININGS)
@@ -178,7 +174,6 @@ def test_sending_may_fail_from_any_request_on(lab: Lab, evaluated: Path, kind: s
     survived(f"sending, all requests fail from the Nth on: {kind}", tries)
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("kind", SINGLE)
 def test_any_request_of_an_evaluation_may_fail(lab: Lab, trained: Path, kind: str) -> None:
     places = positions(lab.asked["train"] + lab.asked["evaluate"], TRAININGS // 2)
@@ -187,7 +182,6 @@ def test_any_request_of_an_evaluation_may_fail(lab: Lab, trained: Path, kind: st
         survived(f"evaluation, {words}: {kind}", tries)
 
 
-@pytest.mark.faults
 def test_a_training_killed_at_any_moment_while_its_tracker_is_away_goes_on(lab: Lab, trained: Path) -> None:
     chance = random.Random(1)
 
@@ -199,7 +193,6 @@ def test_a_training_killed_at_any_moment_while_its_tracker_is_away_goes_on(lab: 
     survived("training killed at random moments, tracker away", tries())
 
 
-@pytest.mark.faults
 def test_sending_may_be_killed_at_any_moment(lab: Lab, evaluated: Path) -> None:
     lab.begin(evaluated)
     whole = lab.finish("sync").seconds
@@ -216,7 +209,6 @@ def test_sending_may_be_killed_at_any_moment(lab: Lab, evaluated: Path) -> None:
     survived("sending killed at random moments, twice", tries())
 
 
-@pytest.mark.faults
 def test_the_server_itself_may_be_killed_and_started_again(lab: Lab) -> None:
     lab.begin()
 
@@ -234,7 +226,6 @@ def test_the_server_itself_may_be_killed_and_started_again(lab: Lab) -> None:
     survived("training, the server killed", [wrong_end(lab, "train", ended) or lab.wrong_after_sending("train")])
 
 
-@pytest.mark.faults
 def test_a_hanging_tracker_costs_a_training_seconds(lab: Lab) -> None:
     seconds = {}
     for kind in ("", "hang"):

@@ -15,6 +15,8 @@ from pipeline import engine, model
 from pipeline.config import PipelineError
 from pipeline.data import Examples
 
+pytestmark = pytest.mark.faults
+
 PROMISE = "A training whose loss or weights are no longer finite stops within one step, and keeps nothing of it"
 STEPS = 8  # an epoch
 DIGITS = Examples(*generated_digits(5 * STEPS, 0), np.arange(5 * STEPS, dtype=np.int32))
@@ -67,7 +69,6 @@ def test_it_stops_within_one_step(compose, monkeypatch, place, value, at):
     record(PROMISE, 1, 1)
 
 
-@pytest.mark.pipeline
 def test_as_a_command_it_leaves_a_failed_run_and_neither_checkpoint_nor_model(clone):
     before = set((clone / "outputs").rglob("*"))
     known = {run.info.run_id for run in runs(clone)}

@@ -14,6 +14,8 @@ from faults_report import record
 from pipeline import comparison, plots, recipes, tables, tracking
 from pipeline.comparison import Side
 
+pytestmark = pytest.mark.faults
+
 # A name, and how Markdown has to write it so that a page shows it.
 NAMES = {
     "<script>alert(1)</script>": r"\<script>alert(1)\</script>",

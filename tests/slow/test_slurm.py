@@ -17,8 +17,6 @@ import pytest
 from conftest import children, copy, parent_of, pipeline, run, store
 
 pytest.importorskip("submitit")
-pytestmark = pytest.mark.integration
-
 EPOCHS = 3
 WORDS = ("-m", "recipe=baseline", f"train.epochs={EPOCHS}", "seed=0,1")
 DAEMONS = ("munged", "slurmctld", "slurmd")
@@ -47,6 +45,7 @@ def alone(repository, tmp_path_factory) -> dict[str, str]:
     return found
 
 
+@pytest.mark.sample
 def test_jobs_of_their_own_processes_make_the_same_sweep_and_typed_again_train_nothing(repository, alone, tmp_path):
     folder = copy(repository, tmp_path)
     words = (*WORDS, "hydra/launcher=submitit_local", "hydra.launcher.cpus_per_task=2")

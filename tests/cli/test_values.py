@@ -33,6 +33,8 @@ from pipeline import command, config, files, sweep
 from pipeline.command import entry_point
 from pipeline.config import Config, to_dict
 
+pytestmark = pytest.mark.faults
+
 QUICK, MANY = 40, 2_000  # configurations in one process
 REFUSED, TRAINED = 185, 15  # whole commands
 SECONDS = 20  # until it counts as a hang; the longest takes a second on an idle machine
@@ -381,7 +383,7 @@ def test_generated_configurations_are_taken_or_refused_in_one_line(folder):
     all_are_taken_or_refused(folder, QUICK)
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_two_thousand_generated_configurations_are_taken_or_refused_in_one_line(folder):
     all_are_taken_or_refused(folder, MANY)
 
@@ -446,7 +448,7 @@ def one_line_and_nothing_else(folder: Path, tried: Try, scratch: Path) -> str:
     )
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_whole_commands_refuse_in_one_line_without_tensorflow_and_leave_nothing(folder, tmp_path_factory):
     value_edits = TRIES.filter(lambda tried: tried.edit is None or Path(tried.edit.file).parent.name != "conf")
     tries = found(folder, value_edits, "refused", REFUSED)
@@ -474,7 +476,7 @@ MILD_WORDS = st.sampled_from([f"{key}={value}" for key, values in MILD.items() f
 SHORT = ["train.examples=64", "train.epochs=1"]
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_whole_commands_train_a_step_with_what_is_taken(folder, clone, tmp_path):
     recipes = st.sampled_from(["baseline", "accurate", "fast"])
     words = st.builds(

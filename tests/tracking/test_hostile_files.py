@@ -27,6 +27,8 @@ from faults_report import record
 from pipeline import comparison, data, engine, files, model, reproduce, tracking
 from pipeline.config import Model, PipelineError, to_dict
 
+pytestmark = pytest.mark.faults
+
 SMALL = Model(2, [], False, "flatten", [], 1 / 255, "float32")
 EVIL_MODULE = "from pathlib import Path\nPath({!r}).touch()\nclass Evil: pass\n"
 

@@ -20,11 +20,11 @@ import pytest
 from conftest import ROOT, copy_repository, dvc, git, run, small_repository
 from harness import UNSET, WORDS, Fault, build_library, changes, judge, positions, report, state
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.faults
 
 EPOCHS = 30
 STAGE = "train@baseline"
-QUICK = [("stage", "SIGKILL"), ("dvc", "SIGKILL"), ("both", "SIGINT")]
+QUICK = [pytest.param("stage", "SIGKILL", marks=pytest.mark.sample), ("dvc", "SIGKILL"), ("both", "SIGINT")]
 ALL = [(who, name) for who in ("stage", "dvc", "both") for name in ("SIGKILL", "SIGINT", "SIGTERM")]
 RANDOM = 6
 REAL_KILLS = 4
@@ -164,7 +164,6 @@ def test_dvc_repro_goes_on_after_a_signal(small_clone: Clone, who: str, name: st
     report(f"dvc repro, {name} to {who} in training", 1, [wrong] if wrong else [])
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize(("who", "name"), ALL)
 def test_dvc_repro_goes_on_after_any_signal_to_anyone(small_clone: Clone, who: str, name: str) -> None:
     epochs = random.Random(f"{who} {name}").sample(range(1, EPOCHS), 2)
@@ -172,7 +171,6 @@ def test_dvc_repro_goes_on_after_any_signal_to_anyone(small_clone: Clone, who: s
     report(f"dvc repro, {name} to {who} in training", len(epochs), wrong)
 
 
-@pytest.mark.faults
 def test_dvc_repro_goes_on_after_a_kill_at_any_moment(small_clone: Clone) -> None:
     drawn = random.Random(0)
     tries = [(drawn.choice(["stage", "dvc", "both"]), drawn.uniform(0, small_clone.seconds)) for _ in range(RANDOM)]
@@ -180,7 +178,6 @@ def test_dvc_repro_goes_on_after_a_kill_at_any_moment(small_clone: Clone) -> Non
     report("dvc repro, SIGKILL to stage, dvc or both at a random moment", len(tries), wrong)
 
 
-@pytest.mark.faults
 def test_a_real_training_goes_on_after_kills_at_random_moments(tmp_path: Path) -> None:
     """Fifteen epochs of `accurate` on the real digits, from an earlier download or the network."""
 
@@ -229,7 +226,7 @@ def wrong_after_fault(folder: Path, library: Path, expected: dict[str, bytes], f
 
 @pytest.mark.parametrize(
     ("kind", "tries"),
-    [("kill", 2), *(pytest.param(kind, 20, marks=pytest.mark.faults) for kind in ("kill", "half"))],
+    [("kill", 2), *(pytest.param(kind, 20, marks=pytest.mark.slow) for kind in ("kill", "half"))],
 )
 def test_dvc_survives_a_kill_at_any_write_of_its_own(
     tmp_path: Path, digits: Path, small_clone: Clone, kind: str, tries: int
