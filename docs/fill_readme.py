@@ -1,9 +1,16 @@
-"""Put tables between their marks in README.md: figures there are copied from files, never typed."""
+"""Put tables between their marks in README.md and docs: figures there are copied from files, never typed."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLES = ("results/comparison.md", "docs/benchmark/summary.md", "docs/runs/published.md", "docs/runs/comparison.md")
+TABLES = {
+    "results/comparison.md": "README.md",
+    "docs/benchmark/summary.md": "README.md",
+    "docs/runs/published.md": "README.md",
+    "docs/runs/comparison.md": "README.md",
+    "docs/runs/fashion_mnist.md": "docs/fashion_mnist.md",
+    "docs/runs/fashion_mnist_seed0.md": "docs/fashion_mnist.md",
+}
 END = "<!-- end -->"
 
 
@@ -13,8 +20,6 @@ def filled(readme: str, name: str, table: str) -> str:
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    readme = path.read_text(encoding="utf-8")
-    for name in TABLES:
-        readme = filled(readme, name, (ROOT / name).read_text(encoding="utf-8"))
-    path.write_text(readme, encoding="utf-8")
+    for name, page in TABLES.items():
+        text = filled((ROOT / page).read_text(encoding="utf-8"), name, (ROOT / name).read_text(encoding="utf-8"))
+        (ROOT / page).write_text(text, encoding="utf-8")

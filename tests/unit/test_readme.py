@@ -1,4 +1,4 @@
-"""README's figures are those of the committed results, and its commands exist."""
+"""The figures of README and docs are those of the committed results, and README's commands exist."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ def committed(name: str) -> str:
     return done.stdout if done.returncode == 0 else (ROOT / name).read_text()
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_a_table_is_the_committed_one(name):
-    assert filled(committed("README.md"), name, committed(name)) == committed("README.md")
+@pytest.mark.parametrize(("name", "page"), TABLES.items())
+def test_a_table_is_the_committed_one(name, page):
+    assert f"<!-- {name} -->" in committed(page)
+    assert filled(committed(page), name, committed(name)) == committed(page)
 
 
 def test_filling_replaces_what_stood_between_the_marks_alone():
