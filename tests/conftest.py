@@ -121,9 +121,10 @@ def user_path() -> str:
                     start_new_session=True,
                 )
                 server_process.returncode = 0  # nobody waits for it: it ends when we have
-            words = [sys.executable, "-IS", server, address]
-            (folder / "python").write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
-            (folder / "python").chmod(0o755)
+            for name, words in (("dvc", ["-m", "dvc"]), ("python", [])):
+                line = shlex.join([sys.executable, "-IS", server, address, *words])
+                (folder / name).write_text(f'#!/bin/sh\nexec {line} "$@"\n')
+                (folder / name).chmod(0o755)
     return os.pathsep.join([str(folder), path])
 
 

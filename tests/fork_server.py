@@ -1,9 +1,10 @@
-"""Run `python -m pipeline.<verb>` in a fork of a process that has imported TensorFlow, MLflow and the rest already.
+"""Run `python -m pipeline.<verb>`, and `dvc`, in a fork of a process that has imported what is slow already.
 
-The client stands as `python` first on PATH, so that DVC's stages are served too. It looks like the command to whoever
-started it: it hands over its arguments, environment, folder, umask and open files 0 to 2, passes signals on, and ends
-as the command does; if it is killed, so is the command. What a fork could not do as a new process would (`refusal`)
-becomes a new process. The server imports nothing of ours, and runs no operation of TensorFlow: after one, a fork hangs.
+The client stands as `python` and `dvc` first on PATH, so that DVC's stages are served too. It looks like the command to
+whoever started it: it hands over its arguments, environment, folder, umask and open files 0 to 2, passes signals on,
+and ends as the command does; if it is killed, so is the command. What a fork could not do as a new process would
+(`refusal`) becomes a new process. The server imports nothing of ours, and runs no operation of TensorFlow: after one, a
+fork hangs.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from typing import Any, NoReturn
 SECONDS = 600  # that one command may take
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 IMPORTS = """
-    alembic.command fastapi filelock git hydra._internal.core_plugins.basic_launcher hydra.core.plugins
-    hydra.experimental.callback hydra.main hydra_plugins.hydra_joblib_launcher.joblib_launcher
-    hydra_plugins.hydra_optuna_sweeper.optuna_sweeper keras matplotlib.backends.backend_agg matplotlib.figure
-    matplotlib.style mlflow.data.numpy_dataset mlflow.models mlflow.pyfunc mlflow.store.db.utils
-    mlflow.store.tracking.sqlalchemy_store mlflow.tensorflow mlflow.tracing.provider mlflow.tracking mlflow.types.agent
-    numpy omegaconf PIL.BmpImagePlugin PIL.GifImagePlugin PIL.JpegImagePlugin PIL.PngImagePlugin PIL.PpmImagePlugin
-    psutil requests scipy.interpolate scipy.ndimage scipy.stats sklearn.datasets sqlalchemy.dialects.sqlite tensorflow
-    tqdm uvicorn yaml
+    alembic.command dvc.cachemgr dvc.cli.parser dvc.data_cloud dvc.repo.experiments dvc.repo.graph dvc.repo.index
+    dvc.repo.open_repo dvc.repo.stage dvc.repo.trie dvc.utils.strictyaml dvc_data.index dvc_http dvc_render.vega
+    fastapi filelock git hydra._internal.core_plugins.basic_launcher hydra.core.plugins hydra.experimental.callback
+    hydra.main hydra_plugins.hydra_joblib_launcher.joblib_launcher hydra_plugins.hydra_optuna_sweeper.optuna_sweeper
+    keras matplotlib.backends.backend_agg matplotlib.figure matplotlib.style mlflow.data.numpy_dataset mlflow.models
+    mlflow.pyfunc mlflow.store.db.utils mlflow.store.tracking.sqlalchemy_store mlflow.tensorflow
+    mlflow.tracing.provider mlflow.tracking mlflow.types.agent networkx numpy omegaconf PIL.BmpImagePlugin
+    PIL.GifImagePlugin PIL.JpegImagePlugin PIL.PngImagePlugin PIL.PpmImagePlugin psutil pygit2 requests ruamel.yaml
+    scipy.interpolate scipy.ndimage scipy.stats sklearn.datasets sqlalchemy.dialects.sqlite tensorflow tqdm uvicorn
+    yaml
 """
 # Variables that are read when they are used; what else is unlike the server's own may have been read by an import.
 LATE = ("_MP_", "DVC_", "FAULTS_", "GIT_", "HYDRA_", "MLFLOW_", "MNIST_", "PYTEST_")
@@ -123,7 +126,7 @@ def refusal(
     """Why the command has to be a new process, or nothing."""
     import resource
 
-    if words[:1] not in (["-m"], ["-c"]) or (words[0] == "-m" and not words[1].startswith("pipeline.")):
+    if words[:1] != ["-c"] and not (words[:1] == ["-m"] and words[1].startswith(("pipeline.", "dvc"))):
         return "it is none of ours"
     for name in {**started, **variables}:
         early = name not in LATE_NAMES and not name.startswith(LATE)

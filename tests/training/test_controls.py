@@ -106,8 +106,8 @@ def without(part: str, config: Config, state: State, patch: pytest.MonkeyPatch) 
     return Fitted(config, DONE, state)
 
 
-PARTS = ["random state", "second moments", "schedule"]
-OTHER_PARTS = ["seed", "position", "first moments", "step count", "weights"]
+PARTS = ["random state", "second moments"]
+OTHER_PARTS = ["seed", "schedule", "position", "first moments", "step count", "weights"]
 
 
 @pytest.mark.parametrize("part", [*PARTS, *(pytest.param(part, marks=pytest.mark.slow) for part in OTHER_PARTS)])

@@ -184,7 +184,7 @@ def test_ten_steps_of_baseline_are_ten_steps_of_kerass_fit(compose):
     assert_close(ours.get_weights(), theirs.get_weights(), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("smoothing", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 def test_ten_steps_an_epoch_are_ten_steps_of_kerass_fit(smoothing):
     settings = LINEAR if smoothing else NORMED
     ours, theirs = built(settings), built(settings)
@@ -232,7 +232,9 @@ def test_batch_norm_sees_each_shard_by_itself():
     assert not np.allclose(*either, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("settings", "shards", "strips"), [(NORMED, 2, 1), (PUBLISHED, 1, 2)])
+@pytest.mark.parametrize(
+    ("settings", "shards", "strips"), [(NORMED, 2, 1), pytest.param(PUBLISHED, 1, 2, marks=pytest.mark.slow)]
+)
 def test_weights_and_moments_are_all_that_is_needed_to_go_on(settings, shards, strips):
     adam = replace(ADAM, batch_size=8, batch_shards=shards, row_strips=strips)
     images, labels = tf.constant(IMAGES), tf.constant(LABELS, tf.int32)
@@ -257,7 +259,7 @@ def test_weights_and_moments_are_all_that_is_needed_to_go_on(settings, shards, s
     assert same_bits(after.model.get_weights(), through.model.get_weights())
 
 
-@pytest.mark.parametrize("strips", [2, 3])
+@pytest.mark.parametrize("strips", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_strips_are_the_same_network_in_parts(strips):
     one, cut = built(PUBLISHED), built(PUBLISHED)
     figures = [trained(cnn, replace(ADAM, row_strips=n), epochs=2, rate=0.001) for cnn, n in ((one, 1), (cut, strips))]
@@ -394,7 +396,9 @@ def test_fit_learns_and_batch_norm_knows_its_figures(compose):
     assert last.val_loss == pytest.approx(in_training, abs=0.1)
 
 
-@pytest.mark.parametrize("network", [NORMED, PUBLISHED], ids=["normed", "in strips"])
+@pytest.mark.parametrize(
+    "network", [NORMED, pytest.param(PUBLISHED, marks=pytest.mark.slow)], ids=["normed", "in strips"]
+)
 def test_mixed_precision_computes_in_bfloat16_and_learns_in_float32(network):
     strips = Optimizer(10, 1, 2, 0.01, "constant", 0.0, 0.02, 0.0) if network is PUBLISHED else ADAM
     losses = {}

@@ -210,6 +210,7 @@ def test_a_missing_file_is_refused_by_name(tmp_path):
     assert str(refused.value).startswith(f"{tmp_path / 'model.keras'} is missing: run `dvc repro`")
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(kept, elsewhere):
     path, writer = elsewhere
     assert writer.result().returncode == 0, writer.result().stderr
