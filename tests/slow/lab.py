@@ -147,7 +147,7 @@ class Repository:
                 assert state["run 0"] == ["baseline", "FINISHED", 1] and "run 1" not in state
                 assert state["run 0: models"] == [["model", READY]]
                 assert state["run 0: rows that are not in history.csv once"] == {} and state["left in outputs"] == []
-            assert state["run 0: read"] == [("1",)]
+            assert len(state["run 0: read"]) == 1
         except BaseException:
             self.__exit__()
             raise

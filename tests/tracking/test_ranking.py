@@ -128,6 +128,7 @@ LAYER = "[{multiple:1,kernel_size:%d,strides:1,padding:valid,pool:1}]"
 def nested(tmp_path, monkeypatch):
     """A sweep over two nested keys: its parent, and child(status, accuracy, content, **tags) that makes a child."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'own.db'}")
+    monkeypatch.chdir(tmp_path)  # where a store of that address has its artifacts
     monkeypatch.setattr(sweep, "LOCKS", tmp_path / "locks")
     monkeypatch.setenv(sweep.KEYS, "model.convolutions model.units")
     client, experiment = open_store("mnist")
