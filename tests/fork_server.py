@@ -22,15 +22,12 @@ SECONDS = 600  # that one command may take
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 IMPORTS = """
     alembic.command dvc.cachemgr dvc.cli.parser dvc.data_cloud dvc.repo.experiments dvc.repo.graph dvc.repo.index
-    dvc.repo.open_repo dvc.repo.stage dvc.repo.trie dvc.utils.strictyaml dvc_data.index dvc_http dvc_render.vega
-    fastapi filelock git hydra._internal.core_plugins.basic_launcher hydra.core.plugins hydra.experimental.callback
-    hydra.main hydra_plugins.hydra_joblib_launcher.joblib_launcher hydra_plugins.hydra_optuna_sweeper.optuna_sweeper
-    keras matplotlib.backends.backend_agg matplotlib.figure matplotlib.style mlflow.data.numpy_dataset mlflow.models
-    mlflow.pyfunc mlflow.store.db.utils mlflow.store.tracking.sqlalchemy_store mlflow.tensorflow
-    mlflow.tracing.provider mlflow.tracking mlflow.types.agent networkx numpy omegaconf PIL.BmpImagePlugin
-    PIL.GifImagePlugin PIL.JpegImagePlugin PIL.PngImagePlugin PIL.PpmImagePlugin psutil pygit2 requests ruamel.yaml
-    scipy.interpolate scipy.ndimage scipy.stats sklearn.datasets sqlalchemy.dialects.sqlite tensorflow tqdm uvicorn
-    yaml
+    dvc.repo.trie dvc.utils.strictyaml dvc_data.index dvc_http dvc_render.vega fastapi filelock git
+    hydra._internal.core_plugins.basic_launcher hydra.experimental.callback hydra.main
+    hydra_plugins.hydra_joblib_launcher.joblib_launcher hydra_plugins.hydra_optuna_sweeper.optuna_sweeper
+    matplotlib.backends.backend_agg mlflow.pyfunc mlflow.store.tracking.sqlalchemy_store mlflow.tensorflow
+    mlflow.tracing.provider mlflow.types.agent networkx PIL.PngImagePlugin pygit2 ruamel.yaml scipy.interpolate
+    scipy.stats sklearn.datasets sqlalchemy.dialects.sqlite tensorflow uvicorn
 """
 # Variables that are read when they are used; what else is unlike the server's own may have been read by an import.
 LATE = ("_MP_", "DVC_", "FAULTS_", "GIT_", "HYDRA_", "MLFLOW_", "MNIST_", "PYTEST_")
