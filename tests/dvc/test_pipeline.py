@@ -102,13 +102,13 @@ def test_a_lost_store_is_filled_again_from_the_files(clone, digits, tmp_path):
 
 
 def test_an_experiment_runs_only_what_its_value_touches_and_keeps_the_comments(clone, digits):
-    done = dvc(clone, digits, "exp", "run", "-S", "conf/recipe/accurate.yaml:model.filters=3")
+    done = dvc(clone, digits, "exp", "run", "-S", "conf/recipe/baseline.yaml:model.filters=3")
     assert done.returncode == 0, done.stderr
     stages = [stage for stage in ran(done) if not stage.startswith("compose")]
-    assert stages == ["train@accurate", "evaluate@accurate", "compare"]
-    recipe = (clone / "conf/recipe/accurate.yaml").read_text()
+    assert stages == ["train@baseline", "evaluate@baseline", "compare"]
+    recipe = (clone / "conf/recipe/baseline.yaml").read_text()
     assert yaml.safe_load(recipe)["model"]["filters"] == 3
-    original = (ROOT / "conf/recipe/accurate.yaml").read_text()
+    original = (ROOT / "conf/recipe/baseline.yaml").read_text()
     assert re.findall("#.*", recipe) == re.findall("#.*", original)
     assert "model.filters" in dvc(clone, digits, "params", "diff").stdout
     assert "num_params" in dvc(clone, digits, "metrics", "diff").stdout

@@ -78,7 +78,7 @@ def test_two_that_send_at_once_make_no_second_run(monkeypatch):
         others.append(start("python", "-c", SECOND, DVC_ROOT=os.environ["DVC_ROOT"]))
         assert others[0].stdout.readline() == "begins\n"
         with pytest.raises(subprocess.TimeoutExpired):  # it waits
-            others[0].wait(3)
+            others[0].wait(1.5)
         return run_id
 
     monkeypatch.setattr(sending, "_begin", begin_slowly)
