@@ -130,6 +130,14 @@ def user_path() -> str:
     return os.pathsep.join([str(folder), path])
 
 
+def program(path: Path, lines: str) -> Path:
+    """Make a command of lines of Python: a first line with the interpreter would end at a space in its path."""
+    path.parent.mkdir()
+    path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(lines)} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
 class Command(subprocess.Popen[str]):
     """A command that does not outlive a test which failed meanwhile."""
 
@@ -161,7 +169,7 @@ COPIED = [
     "conf",
     "pipeline",
     "reference",
-    "mlruns",
+    "mlruns/.gitignore",
     ".dvc/config",
     ".dvcignore",
     ".gitignore",

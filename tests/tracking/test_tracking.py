@@ -219,6 +219,7 @@ def test_a_model_without_a_run_gets_one_from_its_files(trained, tmp_path):
 
 def test_different_models_that_were_scored_on_the_test_examples_are_counted(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'count.db'}")
+    monkeypatch.chdir(tmp_path)  # where a store of that address has its artifacts
     client, experiment = open_store("mnist")
 
     def run(weights: str, **tags: str) -> Any:

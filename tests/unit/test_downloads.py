@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, generated_digits
+from conftest import ROOT, generated_digits, program
 from faults_report import record
 
 from pipeline import data, fetch
@@ -601,11 +601,7 @@ def npm(tmp_path, monkeypatch) -> Callable[[str], None]:
     """npm(lines) puts a stand-in for npm alone on the PATH, which runs these lines of Python in the folder to fill."""
 
     def stand_in(lines: str) -> None:
-        script = tmp_path / "bin" / "npm"
-        script.parent.mkdir()
-        script.write_text(f"#!{sys.executable}\n{lines}\n")
-        script.chmod(0o755)
-        monkeypatch.setenv("PATH", str(script.parent))
+        monkeypatch.setenv("PATH", str(program(tmp_path / "bin" / "npm", lines).parent))
 
     return stand_in
 

