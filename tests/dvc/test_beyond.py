@@ -268,7 +268,6 @@ def test_serve_refuses_an_address_in_one_line(clone, word):
 
 
 @pytest.mark.slow
-@pytest.mark.sample
 def test_robustness_is_a_stage_of_dvc_that_one_word_turns_on(clone, digits):
     assert ran(dvc(clone, digits, "repro")) == []
     settings = (clone / "dvc.yaml").read_text()

@@ -86,7 +86,6 @@ def test_pictures_of_ones_own_are_adopted_read_and_split(letters):
 
 
 @pytest.mark.slow
-@pytest.mark.sample
 def test_pictures_of_ones_own_go_the_whole_way(letters):
     repository = letters
     done = dvc(repository, "", "repro")

@@ -222,7 +222,6 @@ def test_a_sweep_with_one_wrong_value_is_refused_before_its_first_job(clone, wor
 
 
 @pytest.mark.slow
-@pytest.mark.sample
 def test_experiments_queued_in_dvc_land_in_the_same_store(clone, digits):
     queued = dvc(clone, digits, "exp", "run", "--queue", "-S", "train.epochs=1,3", "-S", "recipes=[baseline]")
     assert queued.returncode == 0, queued.stderr

@@ -247,9 +247,10 @@ def test_a_node_that_lacks_what_a_job_needs_fails_by_its_name(cluster, repositor
 
 
 @pytest.mark.sample
-def test_ray_on_this_machine_listens_to_this_machine_alone(repository, alone, tmp_path):
-    folder = copy(repository, tmp_path)
-    typed = Typed(folder, "-m", "recipe=baseline", f"train.epochs={EPOCHS}", "seed=0,1", ON_RAY)
+def test_ray_on_this_machine_listens_to_this_machine_alone(repository, tmp_path):
+    folder, alone = copy(repository, tmp_path / "ray"), copy(repository, tmp_path / "alone")
+    sweep = ("-m", "recipe=baseline", "train.epochs=10", "seed=0,1")
+    typed = Typed(folder, *sweep, ON_RAY)
     try:
         typed.wait_for(lambda out: "epoch 1/" in out)
         listening, told = [], set()
@@ -264,10 +265,13 @@ def test_ray_on_this_machine_listens_to_this_machine_alone(repository, alone, tm
         ended = typed.end()
     assert len(listening) >= 5 and set(listening) <= {"127.0.0.1", "::1"} and told == {("token", "0")}
     assert ended.code == 0, ended
-    trained = children(folder, parent(ended.out))
-    assert {run.info.run_name: run.data.tags["model_sha256"] for run in trained} == {
-        name: alone[name][0] for name in ("seed=0", "seed=1")
-    }
+    done = pipeline(alone, "train", *sweep)
+    assert done.returncode == 0, done.stderr
+    with_ray, without = (
+        {run.info.run_name: run.data.tags["model_sha256"] for run in children(place, sweep_id)}
+        for place, sweep_id in ((folder, parent(ended.out)), (alone, parent_of(done)))
+    )
+    assert set(with_ray) == {"seed=0", "seed=1"} and with_ray == without
 
 
 def test_an_address_where_nothing_answers_is_refused_before_the_sweep_begins(repository, tmp_path):
