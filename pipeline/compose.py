@@ -1,28 +1,31 @@
-"""Write the configuration that a recipe really has, inherited and shared values included; print it outside of DVC.
+"""Stage 0: write the configuration that a recipe really has, inherited and shared values included.
 
-The stages after it take their parameters from what it writes: so DVC sees a value change however the recipe came to it.
+The later stages take their parameters from it, so DVC sees a value change however the recipe came to it. Outside of DVC
+it is printed.
 """
 
 from __future__ import annotations
 
 import yaml
 
-from pipeline.command import composed_file, entry_point
-from pipeline.config import ROOT, Config, flatten, in_dvc_stage
-from pipeline.files import load_yaml, save_yaml
+from pipeline.base.command import main
+from pipeline.base.files import load_yaml, save_yaml
+from pipeline.base.project import Project
+from pipeline.base.schema import Config, flatten
+from pipeline.base.stage import composed_values
 
 
-@entry_point
-def compose(config: Config) -> None:
-    path, values = composed_file(config)
-    if not in_dvc_stage():
+def compose(project: Project, config: Config) -> None:
+    path, values = composed_values(project, config)
+    if not project.stage:
         print(yaml.safe_dump(values, sort_keys=False), end="")
         return
     save_yaml(path, values)
-    shared, composed = (flatten(tree) for tree in (load_yaml(ROOT / "params.yaml"), values))
+    shared, composed = flatten(load_yaml(project.root / "params.yaml")), flatten(values)
     own = [f"{key}={composed[key]}" for key in shared if key in composed and composed[key] != shared[key]]
-    print(f"wrote {path.relative_to(ROOT)}" + (f"; {config.name} sets {', '.join(own)} itself" if own else ""))
+    overridden = f"; {config.name} sets {', '.join(own)} itself" if own else ""
+    print(f"wrote {path.relative_to(project.root)}{overridden}")
 
 
 if __name__ == "__main__":
-    compose()
+    main(compose)

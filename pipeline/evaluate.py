@@ -1,127 +1,118 @@
-"""Stage 4: read the test examples, once, for the model of one recipe, or of one MLflow run (run=<id>)."""
+"""Stage 4: score the model of one recipe, or of one MLflow run (run=<id>), on the test examples."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import data
-from pipeline.card import card
-from pipeline.command import entry_point, output_folders, overrides
-from pipeline.config import ROOT, Config, PipelineError, RunConfig
-from pipeline.console import quiet_import
-from pipeline.files import existing, load_csv, replacing, save_csv, save_json, sha256
+import numpy as np
+from numpy.typing import NDArray
 
-HISTORY = ("epoch", "train_accuracy", "val_accuracy")
-
-
-@entry_point
-def evaluate(config: RunConfig) -> None:
-    test = data.load_split("test.npz", config.data)
-    results = output_folders(config).results
-    if config.run:
-        with tempfile.TemporaryDirectory() as folder:
-            _evaluate(_of_run(config.run, config.data.name, Path(folder)), test, results)
-    else:
-        _evaluate(_of_stage(config), test, results)
+from pipeline.base.command import main
+from pipeline.base.console import quiet_import
+from pipeline.base.files import load_csv, save_csv, save_json, write_text
+from pipeline.base.project import Project
+from pipeline.base.schema import Config
+from pipeline.base.verb_schemas import RunConfig
+from pipeline.data.examples import Examples, load_split, save_predictions
+from pipeline.experiments.evaluated import HISTORY, Evaluated, recipe_model, run_model
+from pipeline.metrics import metrics
+from pipeline.reports.card import model_card
 
 
-def _of_stage(config: Config) -> Any:  # sending.Evaluation
-    model_file = existing(ROOT / "models" / config.name / "model.keras")
-    history_file = ROOT / "results" / "recipes" / config.name / "history.csv"
-    load_csv(history_file, HISTORY)
+def evaluate(project: Project, config: RunConfig) -> None:
+    project = project.job()
+    test = load_split(project, "test", config.data)
+    if not config.run:
+        _evaluate(project, recipe_model(project, config), test)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        _evaluate(project, run_model(project, config, Path(folder)), test)
+
+
+def _evaluate(project: Project, evaluated: Evaluated, test: Examples) -> None:
     with quiet_import():
-        from pipeline import engine, model, sending
+        from pipeline.experiments.log_evaluation import log_evaluation
+        from pipeline.model.files import load_model
+        from pipeline.model.inference import predict, start
 
-    engine.start(config.seed)
-    return sending.Evaluation(config, model.load_model(model_file), model_file, sha256(model_file), history_file, None)
-
-
-def _of_run(run_id: str, data_name: str, folder: Path) -> Any:  # sending.Evaluation
-    """The model that a run holds, with what it was trained by."""
-    if others := [word for word in overrides() if not word.startswith(("run=", "data="))]:
-        raise PipelineError(f"{others[0]} beside run={run_id}: a run is evaluated with its own configuration")
-    with quiet_import():
-        from pipeline import engine, model, sending, tracking
-
-    run = tracking.find_run(run_id, data_name)
-    config = tracking.recorded_config(run, folder)
-    history_file = tracking.artifact(run, "history.csv", folder)
-    engine.start(config.seed)
-    model_file = tracking.recorded_model(run, folder)
-    digest = run.data.tags["model_sha256"]
-    return sending.Evaluation(config, model.load_model(model_file), model_file, digest, history_file, run_id)
-
-
-def _evaluate(of: Any, test: data.Examples, results: Path) -> None:
-    from pipeline import engine, metrics, sending
-
-    config, cnn = of.config, of.model
-    history = load_csv(of.history_file, HISTORY)
-    probabilities = metrics.softmax(engine.predict(cnn, test.images, config.evaluate.views))
-    figures = _figures(config, test, probabilities, history[-1])
-    figures["test_errors_one_view"] = metrics.errors(test.labels, engine.predict(cnn, test.images).argmax(1))
-    per_class = metrics.class_figures(
-        metrics.confusion_matrix(test.labels, probabilities.argmax(1), len(config.data.classes))
-    )
-    data.save_predictions(results / "predictions.csv", test, probabilities)
+    config = evaluated.config
+    start(config.seed)
+    model = load_model(evaluated.model_file)
+    history = load_csv(evaluated.history_file, HISTORY)
+    probabilities = metrics.softmax(predict(model, test.images, config.evaluate.tta_shifts))
+    figures = test_metrics(config, test, probabilities, history[-1])
+    figures["test_errors_no_tta"] = metrics.errors(test.labels, predict(model, test.images).argmax(1))
+    confusion = metrics.confusion_matrix(test.labels, probabilities.argmax(1), len(config.data.classes))
+    per_class = metrics.class_figures(confusion)
+    results = project.output(project.recipe_results(config.name))
+    save_predictions(results / "predictions.csv", test, probabilities)
     save_csv(results / "per_class.csv", {"class": config.data.classes, **per_class._asdict()})
-    plots = _draw(results / "plots", config, test, probabilities, history)
-    about = {"recipe": config.name, "data": config.data.name, "num_params": cnn.count_params(), "epochs": len(history)}
-    save_json(results / "metrics.json", {**about, **figures, "model_sha256": of.model_sha256})
+    facts = {
+        "recipe": config.name,
+        "data": config.data.name,
+        "num_params": model.count_params(),
+        "epochs": len(history),
+    }
+    save_json(results / "metrics.json", {**facts, **figures, "model_sha256": evaluated.model_sha256})
     recall = dict(zip(config.data.classes, per_class.recall, strict=True))
-    with replacing(results / "model_card.md") as temporary:
-        text = card(config, cnn.count_params(), len(history), figures, recall)
-        temporary.write_text(text, encoding="utf-8")
+    write_text(results / "model_card.md", model_card(config, model.count_params(), len(history), figures, recall))
+    drawn = _draw(results / "plots", config, test, probabilities, history)
 
     files = [results / name for name in ("predictions.csv", "per_class.csv", "metrics.json", "model_card.md")]
     of_test = {key: value for key, value in figures.items() if key.startswith("test_")}
-    where = sending.log_evaluation(of, test, of_test, len(history), files, plots)
+    tracked = log_evaluation(project, evaluated, model.count_params(), test, of_test, len(history), files, drawn)
     print(
         f"{config.name}: test accuracy {100 * figures['test_accuracy']:.2f} %, {figures['test_errors']} errors "
-        f"of {len(test.labels):,}; {where}"
+        f"of {len(test.labels):,}; {tracked}"
     )
 
 
-def _figures(config: Config, test: data.Examples, probabilities: Any, last: dict[str, float]) -> dict[str, Any]:
-    from pipeline import metrics
-
+def test_metrics(
+    config: Config, test: Examples, probabilities: NDArray[np.float64], last_epoch: dict[str, float]
+) -> dict[str, Any]:
+    """Return what metrics.json holds of the test examples, beside the last epoch of training."""
     predictions = probabilities.argmax(1)
     errors, size = metrics.errors(test.labels, predictions), len(test.labels)
     low, high = metrics.wilson_interval(size - errors, size, config.evaluate.confidence)
+    bins = config.evaluate.calibration_bins
     return {
-        **{key: last[key] for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")},
+        **{key: last_epoch[key] for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")},
         "test_loss": metrics.cross_entropy(test.labels, probabilities),
         "test_accuracy": metrics.accuracy(test.labels, predictions),
         "test_accuracy_low": low,
         "test_accuracy_high": high,
         "test_errors": errors,
         "test_examples": size,
-        "test_views": config.evaluate.views,
-        "test_calibration_error": metrics.calibration(
-            test.labels, probabilities, config.evaluate.calibration_bins
-        ).error,
+        "test_tta_shifts": config.evaluate.tta_shifts,
+        "test_calibration_error": metrics.calibration(test.labels, probabilities, bins).error,
         "confidence": config.evaluate.confidence,
     }
 
 
 def _draw(
-    folder: Path, config: Config, test: data.Examples, probabilities: Any, history: list[dict[str, float]]
+    folder: Path,
+    config: Config,
+    test: Examples,
+    probabilities: NDArray[np.float64],
+    history: Sequence[dict[str, float]],
 ) -> list[Path]:
     """Draw everything into `folder`: the files drawn."""
-    from pipeline import metrics, plots
+    from pipeline.reports import plots  # Matplotlib reads the environment when it is imported: after `isolate`
 
     labels, predictions = test.labels, probabilities.argmax(1)
     names = config.data.classes
     worst = metrics.worst_mistakes(labels, probabilities, most=24)
-    confusion = metrics.confusion_matrix(labels, predictions, len(names))
     reliability = metrics.calibration(labels, probabilities, config.evaluate.calibration_bins)
     first = range(min(8, len(labels)))
     figures = {
         "learning_curves": plots.plot_history(history, config.name),
         "confusion_matrix": plots.plot_confusion_matrix(
-            confusion, names, f"{config.name}, {len(labels):,} test examples"
+            metrics.confusion_matrix(labels, predictions, len(names)),
+            names,
+            f"{config.name}, {len(labels):,} test examples",
         ),
         "reliability": plots.plot_reliability(
             reliability, f"{config.name}: calibration error {100 * reliability.error:.2f} points"
@@ -146,4 +137,4 @@ def _draw(
 
 
 if __name__ == "__main__":
-    evaluate()
+    main(evaluate)

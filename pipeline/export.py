@@ -1,46 +1,52 @@
-"""Write a network as a file for elsewhere, into Hydra's folder of this job: format=saved_model, litert or onnx.
+"""Write a model for use elsewhere: format=saved_model, litert or onnx. It has no test-time augmentation.
 
-The file is loaded back, and gets its name only if it predicts as Keras does on every validation image (training image,
-where none were held out): one that does not is removed. It looks at each image once, so its errors are those "by one
-view".
+It is loaded again, and kept only if it predicts as Keras does on all validation images (training images, if none).
 """
 
 from __future__ import annotations
 
-from pipeline import data
-from pipeline.beyond import chosen, formats
-from pipeline.command import entry_point, job_folder
-from pipeline.config import ExportConfig, PipelineError
-from pipeline.console import quiet_import
+import shutil
+import tempfile
+from pathlib import Path
+
+from pipeline.apps import export_formats
+from pipeline.apps.predictor import model_files
+from pipeline.base.command import main
+from pipeline.base.console import quiet_import
+from pipeline.base.errors import UserError
+from pipeline.base.files import process_name, remove_left_over
+from pipeline.base.project import Project
+from pipeline.base.verb_schemas import ExportConfig
+from pipeline.data.examples import load_split
 
 
-@entry_point
-def export(config: ExportConfig) -> None:
-    formats.check_packages(config.format)
-    images = data.load_split("val.npz", config.data).images
-    if not len(images):
-        images = data.load_split("train.npz", config.data).images
-    target = job_folder() / formats.FORMATS[config.format].name
-    with quiet_import(), chosen.files_of(config, config.run, config.alias) as files:
-        from pipeline import engine
-        from pipeline.model import load_model
+def export(project: Project, config: ExportConfig) -> None:
+    """Write saved_model/, model.tflite or model.onnx into the job's folder."""
+    export_formats.check_packages(config.format)
+    images = next(filter(len, (load_split(project, part, config.data).images for part in ("val", "train"))))
+    target = project.job().job_folder / export_formats.FORMATS[config.format].name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_left_over(target.parent)
+    with (
+        quiet_import(),
+        model_files(project, config) as (model_file, _, description),
+        tempfile.TemporaryDirectory(prefix=f".{process_name()}.partial", dir=target.parent) as folder,
+    ):
+        from pipeline.model.files import load_model
+        from pipeline.model.inference import predict, start
 
-        engine.start(seed=0)
-        model = load_model(files.model)
-        if model.input_shape[1:] != images.shape[1:]:
-            raise PipelineError(f"{files.words} takes images of {model.input_shape[1:]}, expected {images.shape[1:]}")
-        with formats.appearing(target) as temporary:
-            formats.write(model, config.format, temporary)
-            logits = formats.load(config.format, temporary)(images)
-            check = formats.compared(logits, engine.predict(model, images))
-            found = (
-                f"{check.differ} of {len(logits):,} predictions differ from Keras's, "
-                f"largest difference of a logit {check.largest:.1e}"
-            )
-            if check.differ:
-                raise PipelineError(f"{files.words} as {config.format}: {found}: {target.name} is not kept")
-    print(f"wrote {target}, {formats.size(target) / 1e6:.2f} MB, of {files.words}: {found}")
+        start(seed=0)
+        model, exported = load_model(model_file), Path(folder) / target.name
+        export_formats.write(model, config.format, exported)
+        logits = export_formats.load(config.format, exported)(images)
+        differ, largest = export_formats.compared(logits, predict(model, images))
+        result = f"{differ} of {len(logits):,} predictions differ from Keras's, logits by at most {largest:.1e}"
+        if differ:
+            raise UserError(f"{description} as {config.format}: {result}: {target.name} is not kept")
+        shutil.rmtree(target, ignore_errors=True)  # a folder is not replaced
+        exported.replace(target)
+    print(f"wrote {target}, {export_formats.size(target) / 1e6:.2f} MB, of {description}: {result}")
 
 
 if __name__ == "__main__":
-    export()
+    main(export)

@@ -6,76 +6,69 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline.beyond import images, sheet
-from pipeline.command import entry_point, job_folder
-from pipeline.config import PipelineError, PredictConfig
-from pipeline.console import quiet_import
-from pipeline.tables import percent, plain
+from pipeline.apps.digit_finder import Page, find_digits, finds_classes_of
+from pipeline.apps.images import read_image
+from pipeline.apps.predictor import Predictor, load_predictor
+from pipeline.base.command import main
+from pipeline.base.errors import UserError
+from pipeline.base.project import Project
+from pipeline.base.verb_schemas import PredictConfig
+from pipeline.reports.tables import percent, plain
 
 
-@entry_point
-def predict(config: PredictConfig) -> None:
-    if config.data.classes != sheet.DIGITS:
-        raise PipelineError(f"predict finds digits on paper, and {config.data.name} has other classes: give data=mnist")
+def predict(project: Project, config: PredictConfig) -> None:
+    """Print the digits of each image, a line for each digit, and with `show` draw them."""
+    project = project.job()
+    if not finds_classes_of(config.data):
+        raise UserError(f"predict finds MNIST's digits, and {config.data.name} has other classes: give data=mnist")
     files = _files(config.input)
-    with quiet_import():
-        from pipeline.beyond import network
-
-    cnn = network.load_network(config, config.run, config.alias, config.sure)
-    print(f"by {cnn.words}; {f'sure from {percent(cnn.sure_above)} on' if cnn.sure_above <= 1 else 'never sure'}")
-    refused = []
+    predictor = load_predictor(project, config)
+    abstains = f"abstains below {percent(predictor.threshold)}" if predictor.threshold <= 1 else "always abstains"
+    print(f"{predictor.description}, which {abstains}")
+    errors = []
     for number, file in enumerate(files, 1):
         name = plain(os.fsencode(file).decode("utf-8", "replace"))  # bytes of another encoding cannot be printed
         try:
-            page = sheet.read_sheet(images.read_image(file, name))
-        except PipelineError as error:
-            refused.append(str(error) if name in str(error) else f"{name}: {error}")
+            page = find_digits(read_image(file, name))
+        except UserError as error:
+            errors.append(str(error) if name in str(error) else f"{name}: {error}")
             continue
-        _answer(name, page, cnn, job_folder() / f"{number}_{Path(name).stem}.png" if config.show else None)
-    if refused:
-        raise PipelineError("; ".join(refused))
+        _show(name, page, predictor, project.job_folder / f"{number}_{Path(name).stem}.png" if config.show else None)
+    if errors:
+        raise UserError("; ".join(errors))
 
 
-def _files(given: Any) -> list[Path]:
-    """The image files that input=… names."""
-    words = given if isinstance(given, list) else [given]
-    if not words or not all(isinstance(word, str) and word for word in words):
-        raise PipelineError(f"input={given}: give input=<image>, a folder of images, or 'input=[a.png,b.png]'")
+def _files(value: Any) -> list[Path]:
+    """Return the image files that input=… names."""
+    names = value if isinstance(value, list) else [value]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise UserError(f"input={value}: give input=<image>, a folder of images, or 'input=[a.png,b.png]'")
     files: list[Path] = []
-    for path in map(Path, words):
-        if path.is_dir():
-            files += sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise PipelineError(f"{path} is not there: give an image, or a folder of images")
-    if not files:
-        raise PipelineError(f"{', '.join(words)} holds no file: give an image, or a folder of images")
+    for path in map(Path, names):
+        images = [file for file in (sorted(path.glob("[!.]*")) if path.is_dir() else [path]) if file.is_file()]
+        if not images:
+            raise UserError(f"{path} is no file, and no folder with files: give an image, or a folder of images")
+        files += images
     return files
 
 
-def _answer(name: str, page: sheet.Sheet, cnn: Any, picture: Path | None) -> None:
-    """Print a line a digit, and draw the page where that is asked for."""
-    found, names = cnn.probabilities(page.digits), cnn.classes
-    digits, confidence = found.argmax(1), found.max(1)
-    captions = [
-        names[digit] if sure >= cnn.sure_above else f"{names[digit]}?"
-        for digit, sure in zip(digits, confidence, strict=True)
-    ]
-    print(f"{name}: {' '.join(captions)}")
-    for number, (digit, sure) in enumerate(zip(digits, confidence, strict=True), 1):
-        second = found[number - 1].argsort()[-2]
-        doubt = (
-            f", not sure (or {names[second]}, {percent(found[number - 1, second])})" if sure < cnn.sure_above else ""
-        )
-        print(f"  {number}: {names[digit]}, {percent(sure)}{doubt}")
+def _show(name: str, page: Page, predictor: Predictor, picture: Path | None) -> None:
+    probabilities, classes = predictor.probabilities(page.digits), predictor.data.classes
+    abstains = predictor.abstains(probabilities)
+    captions, lines = [], []
+    for values, unsure in zip(probabilities, abstains, strict=True):
+        first, second = values.argsort()[:-3:-1]
+        captions.append(classes[first] + "?" * int(unsure))
+        doubt = f", unsure (or {classes[second]}, {percent(values[second])})" if unsure else ""
+        lines.append(f"  {len(captions)}: {classes[first]}, {percent(values[first])}{doubt}")
+    print(f"{name}: {' '.join(captions)}", *lines, sep="\n")
     if picture:
-        from pipeline import plots
-        from pipeline.beyond.drawing import plot_sheet
+        from pipeline.apps.page_plot import plot_page
+        from pipeline.reports.plots import save_figure
 
-        plots.save_figure(picture, plot_sheet(page, captions, confidence >= cnn.sure_above))
+        save_figure(picture, plot_page(page, captions, abstains))
         print(f"wrote {picture}")
 
 
 if __name__ == "__main__":
-    predict()
+    main(predict)

@@ -6,34 +6,34 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import data
-from pipeline.command import entry_point, job_folder
-from pipeline.config import ROOT, Config, in_dvc_stage
-from pipeline.files import save_json
+from pipeline.base.command import main
+from pipeline.base.files import save_json
+from pipeline.base.project import Project
+from pipeline.base.schema import Config
+from pipeline.data.examples import save_arrays, split_record
+from pipeline.data.readers import Arrays, load_raw
+from pipeline.data.split import split
 
 
-@entry_point
-def preprocess(config: Config) -> None:
-    raw = data.load_raw(ROOT / "data" / "raw" / f"{config.data.name}.npz", config.data)
-    splits = data.split(raw, config.data)
-    folder = ROOT / "data" / "processed" if in_dvc_stage() else job_folder()
+def preprocess(project: Project, config: Config) -> None:
+    """Write train.npz, val.npz, test.npz and split.json of the fetched arrays, and samples.png."""
+    raw = load_raw(project.raw / f"{config.data.name}.npz", config.data)
+    splits, folder = split(raw, config.data), project.output(project.processed)
     for name, examples in splits.items():
-        data.save_arrays(folder / f"{name}.npz", **examples._asdict())
-    save_json(folder / "split.json", data.split_record(config.data))
-    _draw_samples(raw, config.data.classes, ROOT / "results" if in_dvc_stage() else folder)
+        save_arrays(folder / f"{name}.npz", **examples._asdict())
+    save_json(folder / "split.json", split_record(config.data))
+    _draw_samples(raw, config.data.classes, project.output(project.results) / "samples.png")
     print(", ".join(f"{name} {len(examples.labels):,}" for name, examples in splits.items()), "examples")
 
 
-def _draw_samples(raw: dict[str, np.ndarray], names: list[str], folder: Path) -> None:
-    """The first training example, and the first of each class, as they are: grey, upright."""
-    from pipeline import plots
+def _draw_samples(raw: Arrays, classes: list[str], path: Path) -> None:
+    """Draw the first training example and the first of each class, grey and upright, as the files hold them."""
+    from pipeline.reports import plots
 
-    labels = raw["train_labels"]
-    chosen = [0, *(int(np.argmax(labels == value)) for value in np.unique(labels))]
-    titles = ["the first", *(f"label {names[labels[i]]}" for i in chosen[1:])]
-    figure = plots.plot_examples(raw["train_images"][chosen], titles, 6, "training examples")
-    plots.save_figure(folder / "samples.png", figure)
+    labels, positions = np.unique(raw["train_labels"], return_index=True)  # the first position of each label
+    titles = ["the first", *(f"label {classes[label]}" for label in labels)]
+    plots.save_figure(path, plots.plot_examples(raw["train_images"][[0, *positions]], titles, 6, "training examples"))
 
 
 if __name__ == "__main__":
-    preprocess()
+    main(preprocess)

@@ -1,39 +1,33 @@
-"""A page to draw digits on, and POST /predict, for this machine alone unless host=<address> says otherwise."""
+"""Serve a page to draw digits on, and POST /predict, to this machine alone unless host=<address> says otherwise."""
 
 from __future__ import annotations
 
 import socket
 
-from pipeline.command import entry_point
-from pipeline.config import PipelineError, ServeConfig
-from pipeline.console import quiet_import
+import uvicorn
+
+from pipeline.apps.predictor import load_predictor
+from pipeline.apps.service import build_app
+from pipeline.base.command import main
+from pipeline.base.errors import UserError
+from pipeline.base.project import Project
+from pipeline.base.verb_schemas import ServeConfig
 
 
-@entry_point
-def serve(config: ServeConfig) -> None:
+def serve(project: Project, config: ServeConfig) -> None:
+    """Answer requests until the process is interrupted."""
     try:
         listener = socket.create_server((config.host, config.port))
-    except (OSError, OverflowError) as error:
-        raise PipelineError(f"host={config.host} port={config.port}: {error}: give another port or host") from None
-    # asyncio does this for sockets of its own alone; without, a short answer waits 40 ms for the client to confirm.
+    except OSError as error:
+        raise UserError(f"host={config.host} port={config.port}: {error}: give another port or host") from None
+    # asyncio sets this for the sockets that it makes itself; without it a short answer waits 40 ms for the client.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if listener.getsockname()[0] in ("0.0.0.0", "::"):  # by another of its names, as 0 or 0x0
-        raise PipelineError(f"host={config.host!r} is every address: give this machine's own in the network meant")
-    with quiet_import():
-        import uvicorn
-
-        from pipeline.beyond import network, service
-
-        cnn = network.load_network(config, config.run, config.alias, config.sure)
-        hosts = ["localhost", "127.0.0.1", *([] if config.host == "127.0.0.1" else [config.host])]
-        app = service.build_app(cnn, hosts)
+    predictor = load_predictor(project, config)
     address = f"http://{config.host}:{listener.getsockname()[1]}"
-    print(f"{cnn.words}: draw at {address}, or POST to {address}/predict; Ctrl-C ends it", flush=True)
-    settings = uvicorn.Config(
-        app, log_level="error", access_log=False, server_header=False, timeout_keep_alive=5, limit_concurrency=64
-    )
-    uvicorn.Server(settings).run([listener])
+    print(f"{predictor.description}: draw at {address}, or POST to {address}/predict; Ctrl-C ends it", flush=True)
+    hosts = ["*"] if config.host in ("0.0.0.0", "::") else [config.host, "localhost"]
+    uvicorn.Server(uvicorn.Config(build_app(predictor, hosts), log_level="error")).run([listener])
 
 
 if __name__ == "__main__":
-    serve()
+    main(serve)

@@ -1,28 +1,29 @@
-"""Send to MLflow what it has not got: everything that trainings and evaluations kept while it was away."""
+"""Send to MLflow what it lacks: everything that trainings and evaluations kept while it was unreachable."""
 
 from __future__ import annotations
 
-from pipeline.command import entry_point
-from pipeline.config import Config, PipelineError
-from pipeline.console import quiet_import
-from pipeline.record import remove_sent, waiting
+from pipeline.base.command import main
+from pipeline.base.console import quiet_import
+from pipeline.base.errors import UserError
+from pipeline.base.project import Project
+from pipeline.base.schema import Config
+from pipeline.tracking.record import waiting
 
 
-@entry_point
-def sync(config: Config) -> None:
-    remove_sent()
-    if not waiting():
+def sync(project: Project, config: Config) -> None:
+    names = {record.info["id"]: record.info["name"] for record in waiting(project)}
+    if not names:
         print("nothing waits for MLflow")
         return
     with quiet_import():
-        from pipeline import sending
+        from pipeline.tracking.sending import send_pending
 
-    sent, left = sending.send_waiting()
-    for found in sent.values():
-        print(f"sent: {found['name']}, MLflow run {found['run_id']}")
+    sent, left = send_pending(project)
+    for record_id, run_id in sent.items():
+        print(f"sent: {names[record_id]}, MLflow run {run_id}")
     if left:
-        raise PipelineError(f"{left[0]}{f', and {len(left) - 1} more' if left[1:] else ''}")
+        raise UserError(f"{left[0]}{f', and {len(left) - 1} more' if left[1:] else ''}")
 
 
 if __name__ == "__main__":
-    sync()
+    main(sync)

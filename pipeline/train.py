@@ -1,41 +1,42 @@
-"""Stage 3: train one recipe on the training examples, watching the validation examples. The test examples are not read.
-
-With -m, or one of the presets in conf/sweep, it trains every combination of values, as children of one MLflow run.
-"""
+"""Stage 3: train one recipe, tracked in MLflow; with -m or sweep=<name>, a sweep."""
 
 from __future__ import annotations
 
-from pipeline import data, sweep
-from pipeline.command import entry_point, output_folders, overrides
-from pipeline.config import ROOT, Config, in_dvc_stage
-from pipeline.console import quiet_import
-from pipeline.files import load_json
-from pipeline.surroundings import identity
+from pathlib import Path
+
+from pipeline.base.command import main
+from pipeline.base.console import quiet_import
+from pipeline.base.project import Project, open_project
+from pipeline.base.schema import Config
+from pipeline.data.examples import head, load_split
+from pipeline.experiments.sweep import reported
+from pipeline.experiments.sweep_job import current_job
+from pipeline.tracking.fingerprint import fingerprint
 
 
-@entry_point
-def train(config: Config) -> float:
-    folder = ROOT / "data" / "processed"
-    data.check_split(load_json(folder / "split.json"), config.data, folder)
-    files = [folder / "train.npz", folder / "val.npz"]
-    examples, val = (data.load_examples(file, config.data) for file in files)
-    examples = data.first(examples, config.train.examples)
+def train(project: Project, config: Config) -> float:
+    """Return the validation accuracy after the last epoch, a share from 0 to 1, or NaN without validation examples."""
+    project = project.job()
+    examples = head(load_split(project, "train", config.data), config.train.examples)
+    val = load_split(project, "val", config.data)
 
     with quiet_import():
-        from pipeline import debug, training
+        from pipeline.experiments.run import Split, train_tracked
+        from pipeline.training.debug import memorization_report
 
-    split, outputs = training.Split(examples, val), output_folders(config)
-    if job := sweep.job():
-        return job.run(config, split, identity(config, files), outputs)
-    words = [word for word in overrides() if not word.startswith("recipe=")]
-    name = config.name if in_dvc_stage() else " ".join([config.name, *words])
-    trained = training.train_tracked(config, split, identity(config, files), outputs, name)
+    split = Split(examples, val)
+    identity = fingerprint(project, config, [project.processed / "train.npz", project.processed / "val.npz"])
+    if job := current_job(project):
+        return job.run(project, config, split, identity)
+    overrides = [override for override in project.overrides if not override.startswith("recipe=")]
+    name = config.name if project.stage else " ".join([config.name, *overrides])
+    trained = train_tracked(project, config, split, identity, name)
     if config.train.examples and config.train.epochs > 1:
-        print(debug.memorised(trained.history, len(examples.labels)))
-    print(f"wrote {trained.model_file}; {trained.where}")
+        print(memorization_report(trained.history, len(examples.labels)))
+    print(f"wrote {trained.model_file}; {trained.tracked}")
     return trained.history[-1].val_accuracy
 
 
 if __name__ == "__main__":
-    with sweep.reported():
-        train()
+    with reported(open_project(Path(__file__).parents[1])):
+        main(train)

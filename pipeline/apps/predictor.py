@@ -1,0 +1,84 @@
+"""A trained model to predict with: a recipe's, an MLflow run's, or that of an alias in the model registry."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.base.console import quiet_import
+from pipeline.base.errors import UserError
+from pipeline.base.files import load_csv, require_file
+from pipeline.base.project import Project
+from pipeline.base.schema import Data
+from pipeline.base.verb_schemas import ExportConfig, PredictorConfig
+from pipeline.data.examples import check_split
+from pipeline.metrics import metrics
+
+
+class Predictor(NamedTuple):
+    probabilities: Callable[[NDArray[np.uint8]], NDArray[np.float64]]  # uint8 [N, H, W] to [N, K]
+    threshold: float  # the model abstains where its highest probability is lower; infinite: it always abstains
+    description: str
+    data: Data  # the data set that it was trained on
+
+    def abstains(self, probabilities: NDArray[np.float64]) -> NDArray[np.bool_]:
+        return probabilities.max(1) < self.threshold
+
+
+@contextmanager
+def model_files(project: Project, config: PredictorConfig | ExportConfig) -> Iterator[tuple[Path, Path, str]]:
+    """Yield the .keras file, val_predictions.csv and a description of run `run`, of `alias`, or else of the recipe.
+
+    The files may be temporary. A model that does not exist, or was trained on other data, is a UserError.
+    """
+    if config.run and config.alias:
+        raise UserError(f"run={config.run} and alias={config.alias}: give one of them")
+    if not config.run and not config.alias:
+        model = require_file(project.model(config.name))
+        check_split(project, config.data)
+        predictions = require_file(project.recipe_results(config.name) / "val_predictions.csv")
+        yield model, predictions, f"recipe {config.name}"
+        return
+    from pipeline.tracking import queries, registry  # takes seconds
+
+    run_id = config.run or registry.run_of(project, config.alias or "", config.data.name)
+    recorded = queries.find_run(project, run_id, config.data)
+    with tempfile.TemporaryDirectory() as folder:
+        model = queries.recorded_model(recorded, Path(folder))
+        predictions = queries.artifact(recorded, "val_predictions.csv", Path(folder))
+        yield model, predictions, f"MLflow run {run_id}" + (f", {config.alias}" if config.alias else "")
+
+
+def load_predictor(project: Project, config: PredictorConfig) -> Predictor:
+    """Load the model of `model_files`, and choose its threshold from its validation predictions."""
+    with quiet_import(), model_files(project, config) as (model_file, predictions, description):
+        from pipeline.model.files import load_model
+        from pipeline.model.inference import inference, start
+
+        start(seed=0)
+        model = load_model(model_file)
+        has_examples = len(predictions.read_bytes().splitlines()) > 1
+        rows = load_csv(predictions, ["label", "prediction", "probability_0"]) if has_examples else []
+    if (shape := list(model.input_shape[1:])) != config.data.image_shape:
+        raise UserError(f"{description} takes images of {shape}, expected {config.data.image_shape}: name another")
+    infer = inference(model)
+    highest = np.array([max(value for key, value in row.items() if key.startswith("probability_")) for row in rows])
+    correct = np.array([row["label"] == row["prediction"] for row in rows], bool)
+    threshold = confidence_threshold(highest, correct, config.confidence)
+    return Predictor(lambda images: metrics.softmax(infer(images)), threshold, description, config.data)
+
+
+def confidence_threshold(probability: NDArray[np.float64], correct: NDArray[np.bool_], share: float) -> float:
+    """Return the lowest `probability` [N] such that of all examples with at least it, a `share` is `correct` [N].
+
+    Infinite where there is none: a wrong prediction may have the highest probability of all.
+    """
+    ascending = np.unique(probability)
+    return next((float(value) for value in ascending if correct[probability >= value].mean() >= share), math.inf)

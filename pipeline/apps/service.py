@@ -1,0 +1,90 @@
+"""A model behind HTTP: a page to draw digits on, and POST /predict for an image or for arrays."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Annotated
+
+import numpy as np
+from fastapi import Body, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from pydantic import BaseModel, FailFast, Field
+
+from pipeline.apps.digit_finder import Box, find_digits, finds_classes_of
+from pipeline.apps.images import read_image
+from pipeline.apps.predictor import Predictor
+from pipeline.base.errors import UserError
+
+MAX_BYTES = 16_000_000  # of a request: 5,000 images of 28 x 28 as JSON, or a large photograph
+PAGE = resources.files("pipeline.apps").joinpath("page.html").read_text(encoding="utf-8")
+
+Pixel = Annotated[int, Field(strict=True, ge=0, le=255)]
+Image = Annotated[list[Annotated[list[Pixel], FailFast()]], FailFast()]
+
+
+class Arrays(BaseModel):
+    """Images of the shape that the model takes, as MLflow's own server takes them too."""
+
+    inputs: Annotated[list[Image], FailFast()] = Field(
+        min_length=1, description="N x H x W whole numbers, from 0 for paper to 255 for ink"
+    )
+
+
+class Answer(BaseModel):
+    digits: list[int] = Field(description="the most probable class of each image, an index into `classes`")
+    abstains: list[bool] = Field(description="whether its probability is below the model's confidence threshold")
+    probabilities: list[list[float]] = Field(description="N x K, to six decimals")
+    classes: list[str] = Field(description="names of the K classes")
+    boxes: list[Box] | None = Field(None, description="top, left, bottom and right of each digit on a page, in pixels")
+    seen: list[Image] | None = Field(None, description="each digit of a page as the model saw it")
+
+
+def build_app(predictor: Predictor, hosts: list[str]) -> FastAPI:
+    """Return the application, which answers to the names `hosts` alone. An error is {"detail": one line}."""
+    app = FastAPI(title=predictor.description, max_body_size=MAX_BYTES)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)  # or any web page could ask it by its own name
+
+    @app.exception_handler(UserError)
+    async def user_error(request: Request, error: UserError) -> Response:
+        return JSONResponse({"detail": str(error)}, 400)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]  # FastAPI would send them all, with the inputs
+        return JSONResponse({"detail": f"{'.'.join(map(str, first['loc']))}: {first['msg']}"}, 422)
+
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def drawing_page() -> Response:
+        return HTMLResponse(PAGE)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"model": predictor.description}
+
+    @app.post("/predict", response_model_exclude_none=True)
+    def predict(body: Annotated[Arrays | bytes, Body()]) -> Answer:
+        """Predict the class of every image of the arrays, or of every digit on the page that an image shows."""
+        page = None
+        if isinstance(body, Arrays):
+            height, width = predictor.data.image_shape
+            if any([len(image), *map(len, image)] != [height] + [width] * height for image in body.inputs):
+                raise UserError(f"inputs is not N x {height} x {width}: give images of that shape")
+            images = np.array(body.inputs, np.uint8)
+        elif not finds_classes_of(predictor.data):
+            raise UserError("this model is not of MNIST's digits: give arrays, as application/json")
+        else:
+            page = find_digits(read_image(body, "the body, which is not application/json,"))
+            images = page.digits
+        probabilities = predictor.probabilities(images)
+        return Answer(
+            digits=probabilities.argmax(1).tolist(),
+            abstains=predictor.abstains(probabilities).tolist(),
+            probabilities=probabilities.round(6).tolist(),
+            classes=predictor.data.classes,
+            boxes=page and page.boxes,
+            seen=page and page.digits.tolist(),
+        )
+
+    return app

@@ -1,0 +1,79 @@
+"""What a person sees: a bar on a terminal, a line per epoch elsewhere, and none of TensorFlow's notes on itself."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from tqdm import tqdm
+
+NOTES = "^(WARNING: All log messages before absl|I0000 |INFO: Created TensorFlow Lite XNNPACK delegate)"
+
+
+@contextmanager
+def quiet_import() -> Iterator[None]:
+    """Drop the notes that TensorFlow's libraries write to stderr while they load.
+
+    They are written before TF_CPP_MIN_LOG_LEVEL is read (TensorFlow 2.21). A process of its own filters them, so that
+    what a dying import says still reaches the user.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # from then on: fatal errors only
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with subprocess.Popen(["grep", "-vE", NOTES], stdin=subprocess.PIPE, stdout=stderr) as grep:
+        assert grep.stdin
+        os.dup2(grep.stdin.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+class TrainingProgress:
+    """Shows epoch, running accuracy, images a second and time left. `size` is examples an epoch, `done` epochs behind.
+
+    The moving bar is for a terminal that no other job writes to.
+    """
+
+    def __init__(self, name: str, epochs: int, size: int, done: int = 0, bar: bool = True) -> None:
+        self.name, self.epochs, self.size = name, epochs, size
+        self.done = done
+        self.epoch = done + 1
+        self.begin = time.perf_counter()
+        shown = bar and sys.stderr.isatty()
+        self.bar = tqdm(
+            total=epochs * size, initial=done * size, unit=" images", unit_scale=True, leave=False, disable=not shown
+        )
+
+    def __enter__(self) -> TrainingProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.close()
+
+    def batch(self, done: int, accuracy: float) -> None:
+        """`done` examples of the running epoch."""
+        self.bar.set_description(f"{self.name} epoch {self.epoch}/{self.epochs}, train {100 * accuracy:.2f} %", False)
+        self.bar.update((self.epoch - 1) * self.size + done - self.bar.n)
+
+    def epoch_done(self, train_accuracy: float, val_accuracy: float, seconds: float) -> None:
+        """Print the epoch's line; `seconds` is its time in training."""
+        left = (time.perf_counter() - self.begin) / (self.epoch - self.done) * (self.epochs - self.epoch)
+        val = "–" if math.isnan(val_accuracy) else f"{100 * val_accuracy:.2f} %"
+        tqdm.write(
+            f"{self.name} epoch {self.epoch}/{self.epochs}  train {100 * train_accuracy:.2f} %  "
+            f"val {val}  {self.size / seconds:,.0f} images/s  {left:.0f} s left",
+            file=sys.stdout,
+        )
+        sys.stdout.flush()
+        self.epoch += 1

@@ -1,0 +1,198 @@
+"""Train one configuration, tracked: what `train`, a sweep's jobs and `reproduce` share.
+
+The job's folder is the record of the run; MLflow gets what stands there, and a stage of DVC its outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from scipy.special import softmax
+
+from pipeline.base.console import TrainingProgress
+from pipeline.base.errors import UserError
+from pipeline.base.files import link_or_copy, save_csv, save_json, save_yaml, sha256, write_text
+from pipeline.base.project import Project
+from pipeline.base.schema import Config
+from pipeline.data.examples import Examples, save_predictions
+from pipeline.model.build import build_cnn, count_macs
+from pipeline.model.files import save_model, weights_sha256
+from pipeline.model.inference import predict, start
+from pipeline.reports import plots
+from pipeline.tracking.environment import git_diff, packages, run_tags
+from pipeline.tracking.fingerprint import Fingerprint, training_params
+from pipeline.tracking.mlflow_log import describe, send
+from pipeline.tracking.record import Record, Row, now, process_tag, resume_or_create, system_metrics
+from pipeline.tracking.sending import SYNC, LiveLog, send_pending
+from pipeline.training import checkpoint
+from pipeline.training.augment import random_affine
+from pipeline.training.loop import Epoch, fit
+
+SHOWN = 12  # images drawn before and after augmentation
+RESULTS = ("history.csv", "val_predictions.csv")
+
+
+class Split(NamedTuple):
+    """What training reads."""
+
+    train: Examples
+    val: Examples
+
+
+class SharedCheckpoints(NamedTuple):
+    """Checkpoints that the runs of one sweep share, where they differ in the number of epochs alone."""
+
+    folder: Path
+    epochs: Collection[int]  # those that some run of the sweep ends with
+
+
+class Trained(NamedTuple):
+    tracked: str  # the MLflow run, or why it waits, in words
+    history: list[Epoch]
+    model_file: Path
+
+
+def train_tracked(
+    project: Project,
+    config: Config,
+    split: Split,
+    fingerprint: Fingerprint,
+    name: str,
+    tags: Mapping[str, str] | None = None,
+    bar: bool = True,
+    shared: SharedCheckpoints | None = None,
+) -> Trained:
+    """Train, write model, history and validation predictions, and log everything to one MLflow run.
+
+    `name` is the run's, in MLflow and before each line on the terminal; `tags` are those of a sweep's child. A run that
+    was killed continues after its last whole epoch.
+    """
+    start(config.seed)
+    model = build_cnn(config.model, config.data.image_shape, len(config.data.classes))
+    record = resume_or_create(project, _info(project, config, split, fingerprint, name, model, tags or {}))
+    try:
+        _describe(project, config, split, record)
+        log = LiveLog(project, record)
+        log.send()
+        history = _train(model, config, split, fingerprint, log, bar, shared)
+        _write_results(project, config, split, model, history, record)
+    except BaseException as error:
+        with suppress(OSError, UserError):  # of a full disk, say: the error itself is to be told
+            if isinstance(error, UserError):  # the same command would meet it again
+                record.finish("FAILED")
+                send_pending(project)
+            else:
+                record.update(status="KILLED", end=now())
+                send(project, record)
+                record.update(sent=True)
+        raise
+    record.finish("FINISHED")
+    sent, left = send_pending(project)
+    model_file = project.model(config.name) if project.stage else record.folder / "model.keras"
+    run_id = sent.get(record.info["id"])
+    return Trained(f"MLflow run {run_id}" if run_id else "\n".join([*left, SYNC]), history, model_file)
+
+
+def _info(
+    project: Project,
+    config: Config,
+    split: Split,
+    fingerprint: Fingerprint,
+    name: str,
+    model: keras.Model,
+    tags: Mapping[str, str],
+) -> dict[str, Any]:
+    """What is known of a run before training."""
+    sizes = {
+        "data.train_examples": len(split.train.labels),
+        "data.val_examples": len(split.val.labels),
+        "model.num_params": model.count_params(),
+        "model.macs": count_macs(model),
+    }
+    return {
+        "experiment": config.data.name,
+        "name": name,
+        "tags": {**run_tags(project, "pipeline.train"), "recipe": config.name, **fingerprint.tags(), **tags},
+        "params": training_params(config) | {key: str(value) for key, value in sizes.items()},
+        "inputs": describe(zip(("train", "val"), split, strict=True)),
+        "resume_key": fingerprint.resume_key,
+    }
+
+
+def _describe(project: Project, config: Config, split: Split, record: Record) -> None:
+    """Write what is known before training into the record, with images before and after the largest augmentation."""
+    save_yaml(record.folder / "config.yaml", config.model_dump())
+    write_text(record.folder / "packages.txt", packages())
+    if changes := git_diff(project.root):
+        write_text(record.folder / "git.diff", changes)
+    images = split.train.images[:SHOWN]
+    augmented = random_affine(images, [config.seed, 0], config.augment).numpy()
+    titles = ["unmodified"] * len(images) + ["augmented"] * len(images)
+    heading = f"{config.name}: training images before and after augmentation"
+    figure = plots.plot_examples(np.concatenate([images, augmented]), titles, len(images), heading)
+    plots.save_figure(record.folder / "augmented.png", figure)
+
+
+def _train(
+    model: keras.Model,
+    config: Config,
+    split: Split,
+    fingerprint: Fingerprint,
+    log: LiveLog,
+    bar: bool,
+    shared: SharedCheckpoints | None,
+) -> list[Epoch]:
+    """Train what is left to train; after each epoch the checkpoint comes first, then the record, then MLflow."""
+    record, size, name = log.record, len(split.train.labels), log.record.info["name"]
+    folders = [record.folder, *([shared.folder] if shared else [])]
+    resumed = checkpoint.newest(folders, fingerprint.resume_key, config.train.epochs)
+    rows, state = (resumed.history, resumed.state) if resumed else ([], None)
+    if rows:
+        print(f"{name}: continues after epoch {len(rows)}", flush=True)
+    record.add_rows([metrics_row(row, size) for row in rows])
+    system_metrics()  # from here on
+    with TrainingProgress(name, config.train.epochs, size, len(rows), bar) as progress:
+        for epoch, seconds, current_state in fit(model, config, *split, progress.batch, len(rows), state):
+            rows.append({**epoch._asdict(), "epoch_seconds": seconds, "time": now()})
+            file = checkpoint.save(record.folder, fingerprint.resume_key, checkpoint.Checkpoint(rows, current_state()))
+            if shared and epoch.epoch in shared.epochs:
+                link_or_copy(file, shared.folder / file.name)
+            row = metrics_row(rows[-1], size)
+            record.add_rows([row | {"values": row["values"] | system_metrics()}])
+            record.update(process=process_tag())
+            log.send()
+            progress.epoch_done(epoch.train_accuracy, epoch.val_accuracy, seconds)
+    return [Epoch(*(row[key] for key in Epoch._fields)) for row in rows]
+
+
+def metrics_row(row: Mapping[str, Any], size: int) -> Row:
+    """Return a row of the history as MLflow shows it, at step = epoch."""
+    values = {key: value for key, value in row.items() if key not in ("epoch", "time") and math.isfinite(value)}
+    values["images_per_second"] = size / row["epoch_seconds"]
+    return {"step": row["epoch"], "time": row["time"], "values": values}
+
+
+def _write_results(
+    project: Project, config: Config, split: Split, model: keras.Model, history: list[Epoch], record: Record
+) -> None:
+    """Write what training made into the record, and hand a stage of DVC its outputs."""
+    folder = record.folder
+    model_file = folder / "model.keras"
+    save_model(model_file, model)
+    save_csv(folder / "history.csv", dict(zip(Epoch._fields, zip(*history, strict=True), strict=True)))
+    probabilities = softmax(predict(model, split.val.images).astype(np.float64), axis=1)
+    save_predictions(folder / "val_predictions.csv", split.val, probabilities)
+    result_tags = {"weights_sha256": weights_sha256(model_file), "model_sha256": sha256(model_file)}
+    tags = {key: value for key, value in record.info["tags"].items() if not key.startswith("mlflow.")}
+    save_json(folder / "tags.json", tags | result_tags)
+    record.update(result_tags=result_tags)
+    if project.stage:
+        link_or_copy(model_file, project.model(config.name))
+        for name in RESULTS:
+            link_or_copy(folder / name, project.recipe_results(config.name) / name)

@@ -1,0 +1,187 @@
+"""Is A better than B? Tests and intervals for two runs on the same examples, and for two groups of seeds.
+
+Two questions, two kinds of tests. Two single runs differ on certain examples: McNemar's test says whether other
+examples of the same kind would favour the same run. Two groups of seeds differ in their means: the permutation test
+says whether other seeds would favour the same group, on these examples. Neither answers the other's question.
+
+Shapes: N examples, n runs of a group. Accuracies are shares, 0 to 1; a difference is B's less A's. Groups are given as
+counts of correct predictions: differences of counts that are equal compare as equal, those of shares are rounded apart.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from pipeline.metrics.metrics import Interval
+
+POWER = 0.8  # the chance to show a difference that is there, for the number of seeds to train
+TRIES = 1_000  # to choose the best of several on other examples
+FEWEST = 3  # values that Student's intervals are given for
+MOST_SEEDS = 10_000  # beyond which nobody would train
+
+
+class Mean(NamedTuple):
+    """Of a group, with Student's interval of it: NaN where there are fewer than 3 runs."""
+
+    n: int
+    mean: float
+    low: float
+    high: float
+
+
+class Pair(NamedTuple):
+    """Two runs on the same examples."""
+
+    only_a: int  # examples that A alone has right
+    only_b: int
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+class Groups(NamedTuple):
+    """Two groups of runs: the difference of their means, and the least p that so few runs could have shown."""
+
+    difference: float
+    low: float  # NaN, like high, where all runs of a group are alike, in both groups
+    high: float
+    p: float
+    least_p: float
+
+
+def mean_interval(values: Sequence[float], confidence: float, least: float = 0, most: float = 1) -> Mean:
+    """The mean of accuracies, or of other values from `least` to `most`, with Student's interval within these bounds.
+
+    It is NaN for fewer than 3 values: that of two is 12.7 times as wide as they are apart, and says nothing.
+    """
+    n, mean = len(values), float(np.mean(values))
+    return Mean(n, mean, *_students(values, confidence, math.sqrt(1 / n), least, most))
+
+
+def prediction_interval(accuracies: Sequence[float], confidence: float) -> Interval:
+    """Where one more run of the group would lie, by Student's t; NaN for fewer than 3 runs."""
+    return _students(accuracies, confidence, math.sqrt(1 + 1 / len(accuracies)), 0, 1)
+
+
+def _students(values: Sequence[float], confidence: float, scale: float, least: float, most: float) -> Interval:
+    n, mean = len(values), float(np.mean(values))
+    if n < FEWEST:
+        return Interval(math.nan, math.nan)
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * float(np.std(values, ddof=1)) * scale
+    return Interval(max(mean - half, least), min(mean + half, most))
+
+
+def compare_runs(a_right: NDArray[np.bool_], b_right: NDArray[np.bool_], confidence: float) -> Pair:
+    """Two runs on the same N examples, by which of them each has right, bool [N] each.
+
+    The test is McNemar's exact one (1947): of the examples that one alone has right, half would be each one's, were
+    there no difference. The interval is Agresti and Min's (2005, doi 10.1002/sim.1781), half an example added to each
+    cell of the two by two table.
+    """
+    only_a, only_b, n = int(np.sum(a_right & ~b_right)), int(np.sum(b_right & ~a_right)), len(a_right)
+    discordant = only_a + only_b
+    p = float(stats.binomtest(only_a, discordant).pvalue) if discordant else 1.0
+    middle = (only_b - only_a) / (n + 2)
+    deviation = math.sqrt((discordant + 1) / (n + 2) - middle**2) / math.sqrt(n + 2)
+    half = float(stats.norm.ppf((1 + confidence) / 2)) * deviation
+    return Pair(only_a, only_b, (only_b - only_a) / n, middle - half, middle + half, p)
+
+
+def compare_groups(a: Sequence[int], b: Sequence[int], examples: int, confidence: float) -> Groups:
+    """Compare two groups of at least two runs each by how many of the same `examples` each run has right.
+
+    The test permutes the runs between the groups (Fisher 1935). It is two-sided by the size of the difference: p is the
+    share of all orders whose means differ at least as much as those observed, either way. The interval is Welch's
+    (1947).
+    """
+    n, m = len(a), len(b)
+    difference = (n * sum(b) - m * sum(a)) / (n * m * examples)
+    low = high = math.nan
+    errors = [float(np.var(counts, ddof=1)) / len(counts) for counts in (a, b)]  # squared standard errors of the means
+    if squared := sum(errors):
+        freedom = squared**2 / (errors[0] ** 2 / (n - 1) + errors[1] ** 2 / (m - 1))
+        half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(squared) / examples
+        low, high = difference - half, difference + half
+    least_p = (1 + (n == m)) / math.comb(n + m, n)  # groups of one size can change places
+    return Groups(difference, low, high, _permutation_p(a, b), least_p)
+
+
+def _permutation_p(a: Sequence[int], b: Sequence[int]) -> float:
+    """The share of all orders that differ at least as much, from the exact distribution of a group's sum (in the manner
+    of Streitberg and Roehmel 1986): were each run drawn by itself, draws of `n` runs would all be equally probable."""
+    n, size = len(a), len(a) + len(b)
+    counts = np.array([*a, *b]) - min(*a, *b)
+    most = int(np.sort(counts)[-n:].sum())
+    chances = np.zeros((n + 1, most + 1))  # of so many runs drawn, with this sum
+    chances[0, 0] = 1
+    for count in counts:
+        drawn = chances[:-1, : most + 1 - count] * n / size
+        chances *= (size - n) / size
+        chances[1:, count:] += drawn
+    # |difference of means| * n * m, by the sum of the group: whole numbers, which tie exactly.
+    distance = np.abs(n * int(counts.sum()) - size * np.arange(most + 1))
+    return float(chances[n, distance >= distance[counts[:n].sum()]].sum() / chances[n].sum())
+
+
+def agreeing(low: float, high: float, difference: float, shown: bool) -> Interval:
+    """An interval of a difference that says of 0 what the test says; NaN stay NaN.
+
+    Test and interval are of different procedures and can disagree at the edge. The test decides: the limit nearest to
+    0 is moved to it. Where a difference is shown the limit 0 is not part of the interval ("above 0"), else it is.
+    """
+    if not shown:
+        return Interval(max(min(low, 0), -1), min(max(high, 0), 1))
+    return Interval(max(low, 0), min(high, 1)) if difference > 0 else Interval(max(low, -1), min(high, 0))
+
+
+def best_of(right: NDArray[np.bool_], confidence: float) -> Mean:
+    """The accuracy to expect of the best of n networks, by bool [n, N], when it was chosen by these N examples.
+
+    BBC-CV (Tsamardinos, Greasidou and Borboudakis 2018, doi 10.1007/s10994-018-5714-4): the choice is made on examples
+    drawn with replacement, its accuracy is taken on those not drawn; the mean of many tries, and their percentiles,
+    which are on the wide side: a third of the examples is scored. At a tie the first network is chosen.
+    """
+    n, size = right.shape
+    generator, scores, counted = np.random.default_rng(0), [], right.astype(np.float32)
+    for _ in range(TRIES):
+        drawn = np.bincount(generator.integers(size, size=size), minlength=size)
+        best = int((counted @ drawn.astype(np.float32)).argmax())  # whole numbers, exact up to 16 million
+        if not drawn.all():
+            scores.append(counted[best, drawn == 0].mean())
+    low, high = np.quantile(scores, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Mean(n, float(np.mean(scores)), float(low), float(high))
+
+
+def seeds_needed(difference: float, deviations: tuple[float, float], significance: float) -> int | None:
+    """Seeds a side that show such a difference of means in 80 % of tries; None for more than 10,000.
+
+    By Student's two-sided test of two groups of one size, whose seeds have these standard deviations; never so few that
+    the permutation test could not show any.
+    """
+    fewest = next(n for n in itertools.count(2) if 2 / math.comb(2 * n, n) < significance)
+    spread = math.sqrt((deviations[0] ** 2 + deviations[1] ** 2) / 2)
+    if not spread:
+        return fewest if difference else None
+    for_sure = abs(difference) / spread
+    sizes = np.unique(np.geomspace(fewest, MOST_SEEDS, 4_000).astype(int))
+    freedom = 2 * sizes - 2
+    limit = stats.t.ppf(1 - significance / 2, freedom)
+    power = stats.nct.sf(limit, freedom, for_sure * np.sqrt(sizes / 2))
+    enough = sizes[power >= POWER]
+    return int(enough[0]) if len(enough) else None
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Several p together, each adjusted for there being several (Holm 1979)."""
+    order = np.argsort(values, kind="stable")
+    adjusted = np.empty(len(values))
+    adjusted[order] = np.maximum.accumulate(np.asarray(values)[order] * np.arange(len(values), 0, -1))
+    return [float(value) for value in np.minimum(adjusted, 1)]

@@ -1,0 +1,63 @@
+"""The CNN of a recipe, as an ordinary Keras model.
+
+Shapes: B batch, H rows, W columns, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+from keras import layers
+
+from pipeline.base.schema import Model
+
+BATCH_NORM_MOMENTUM = 0.95  # Keras's 0.99 is still near its start after the 50 steps of a quick try
+
+
+def build_cnn(model: Model, image_shape: Sequence[int], classes: int) -> keras.Model:
+    """Build convolutions, pooling, hidden dense layers and one logit per class.
+
+    The model takes raw images, uint8 [B, H, W] in 0..255, and returns logits, float32 [B, K]: scaling is inside.
+    Logits and variables are float32 whatever the precision, which is a Keras policy for the layers in between.
+    Another network can be returned instead: docs/architecture.md says what is asked of it.
+    With one 'valid' convolution of 64 filters, no batch norm, 'flatten' and units 64, 64 it is the published model.
+    """
+    images = layers.Input(tuple(image_shape), dtype="uint8", name="images")  # [B, H, W]
+    x = layers.Reshape((*image_shape, 1), name="channel")(images)  # [B, H, W, 1]
+    policy = {} if model.precision == "float32" else {"dtype": model.precision}  # float32 is Keras's own choice
+    x = layers.Rescaling(model.pixel_scale, name="pixels", **policy)(x)
+    for number, layer in enumerate(model.convolutions, start=1):
+        x = layers.Conv2D(
+            model.filters * layer.multiple,
+            layer.kernel_size,
+            strides=layer.strides,
+            padding=layer.padding,
+            use_bias=not model.batch_norm,  # batch norm has a bias of its own
+            name=f"convolution_{number}",
+            **policy,
+        )(x)
+        if layer.pool > 1:  # first, so that what follows has fewer pixels to move
+            x = layers.MaxPooling2D(layer.pool, **policy)(x)
+        if model.batch_norm:
+            x = layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, **policy)(x)
+        x = layers.ReLU(**policy)(x)
+    # [B, H', W', C] -> [B, features]
+    x = layers.Flatten(**policy)(x) if model.pooling == "flatten" else layers.GlobalAveragePooling2D(**policy)(x)
+    for number, units in enumerate(model.units, start=1):
+        x = layers.Dense(units, activation="relu", name=f"hidden_{number}", **policy)(x)
+    logits = layers.Dense(classes, name="logits")(x)  # [B, K]
+    return keras.Model(images, logits)
+
+
+def count_macs(model: keras.Model) -> int:
+    """Return the multiply-accumulates that one image costs in convolutions and dense layers."""
+    macs = 0
+    for layer in model.layers:
+        if isinstance(layer, layers.Conv2D | layers.Dense):
+            *positions, _ = layer.output.shape[1:]
+            count = int(layer.kernel.shape.num_elements())
+            for size in positions:
+                count *= size
+            macs += count
+    return macs

@@ -1,0 +1,113 @@
+"""Inference, with test-time augmentation: the same bits on every machine of one kind.
+
+Shapes: N images, B batch, H rows, W columns, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from pipeline.base.errors import UserError
+
+# Test-time augmentation: pixels down and right. The first is the image unmodified.
+SHIFTS = ((0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))
+BATCH = 500
+INTRA_OP, INTER_OP = 1, 2
+
+
+def start(seed: int) -> None:
+    """Seed Keras and fix the threads. Call it before anything else of TensorFlow.
+
+    One thread per operation, two operations at once: how a sum is cut among threads decides its last bits, so the cut
+    is in the graph, and the number of cores cannot change a result.
+    """
+    tf.get_logger().setLevel("ERROR")  # a sweep compiles for every job, of which TensorFlow warns
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(INTRA_OP)
+        tf.config.threading.set_inter_op_parallelism_threads(INTER_OP)
+    except RuntimeError:
+        raise UserError("TensorFlow was used in this process before: restart the kernel, and run this first") from None
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(seed)
+
+
+def inference(model: keras.Model, tta_shifts: int = 1) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """Return a function from images, uint8 [N, H, W], to logits, float32 [N, K]; batch norm uses moving averages.
+
+    With several `tta_shifts` the logits are the mean over the first so many of SHIFTS.
+    """
+
+    @tf.function(reduce_retracing=True)
+    def mean_logits(batch: tf.Tensor) -> tf.Tensor:
+        images = [batch, *(shifted(batch, down, right) for down, right in SHIFTS[1:tta_shifts])]
+        return tf.add_n([model(image, training=False) for image in images]) / tta_shifts
+
+    def infer(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if not len(images):  # TensorFlow fails on an empty batch (2.21): the graph tells the number of classes
+            graph = mean_logits.get_concrete_function(tf.TensorSpec((None, *images.shape[1:]), tf.uint8))
+            return np.empty((0, graph.structured_outputs.shape[-1]), np.float32)
+        return np.concatenate([mean_logits(images[i : i + BATCH]).numpy() for i in range(0, len(images), BATCH)])
+
+    return infer
+
+
+def predict(model: keras.Model, images: NDArray[np.uint8], tta_shifts: int = 1) -> NDArray[np.float32]:
+    """Return the logits of `inference`, once."""
+    return inference(model, tta_shifts)(images)
+
+
+def loss_and_accuracy(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> tuple[float, float]:
+    """Return mean cross-entropy in nats and accuracy, 0 to 1; NaN for no images."""
+    if not len(labels):
+        return math.nan, math.nan
+    losses = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    return float(np.mean(losses, dtype=np.float64)), float(np.mean(logits.argmax(1) == labels))
+
+
+def shifted(images: tf.Tensor, down: float, right: float) -> tf.Tensor:
+    """Move images, uint8 [B, H, W], by so many pixels; what comes in is 0."""
+    zero = tf.zeros(tf.shape(images)[0])
+    one = zero + 1
+    return affine(images, zero, one, one, zero, zero + down, zero + right)
+
+
+def affine(
+    images: tf.Tensor,
+    rotation: tf.Tensor,
+    scale: tf.Tensor,
+    stretch: tf.Tensor,
+    shear: tf.Tensor,
+    down: tf.Tensor,
+    right: tf.Tensor,
+) -> tf.Tensor:
+    """Transform images, uint8 [B, H, W], about their centre by amounts, float32 [B].
+
+    Rotation is in radians, scale a factor of the size, stretch one of the width and the inverse of one of the height,
+    shear and shifts are in pixels. Bilinear between pixels, rounded, 0 outside.
+    """
+    height, width = images.shape[1:]
+    # The operation wants the inverse map, from a pixel of the result (column x, row y) to one of the source:
+    # undo the shift, then shear, rotate, shrink and squeeze about the centre.
+    cosine, sine = tf.cos(rotation) / scale, tf.sin(rotation) / scale
+    xx, xy = cosine / stretch, (cosine * shear + sine) / stretch
+    yx, yy = -sine * stretch, (cosine - sine * shear) * stretch
+    centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
+    start_x = centre_x - xx * (centre_x + right) - xy * (centre_y + down)
+    start_y = centre_y - yx * (centre_x + right) - yy * (centre_y + down)
+    zero = tf.zeros_like(xx)
+    transforms = tf.stack([xx, xy, start_x, yx, yy, start_y, zero, zero], axis=1)  # [B, 8]
+    moved = tf.raw_ops.ImageProjectiveTransformV3(
+        images=tf.cast(images, tf.float32)[..., None],
+        transforms=transforms,
+        output_shape=[height, width],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="CONSTANT",
+    )
+    return tf.cast(tf.round(moved[..., 0]), tf.uint8)

@@ -1,0 +1,118 @@
+"""What a run was trained on and with: hardware, versions, environment variables, commit. No person's name or home."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.base.console import quiet_import
+from pipeline.base.errors import UserError
+from pipeline.base.project import Project
+
+ANONYMOUS_TAGS = {"mlflow.user": "pipeline", "mlflow.source.name": "pipeline"}  # instead of a login name and a path
+PACKAGES = ("tensorflow", "keras", "numpy", "hydra-core", "mlflow", "dvc")
+NUMERIC_PACKAGES = PACKAGES[:3]  # those whose version can change a result
+THREADS = "intra-op 1, inter-op 2"  # as model.inference.start sets them
+# Variables that choose how TensorFlow, XLA, oneDNN and NumPy compute; not those that only log, allot memory, or set
+# threads, which `start` does; and not Terraform's, TF_ too, which hold passwords.
+COMPUTE_VARIABLES = re.compile(
+    r"TF_(AUTOTUNE|AUTO_MIXED|CONV2D|CUBLAS|CUDNN|DETERMINISTIC|ENABLE|FP16|MATMUL|ONEDNN|SET_ONEDNN|USE|XLA)_\w+"
+    r"|XLA_FLAGS|(ONEDNN|DNNL)_(?!VERBOSE)\w+|TENSORFLOW_USE_CUSTOM_CONTRACTION_KERNEL"
+    r"|NPY_(DIS|EN)ABLE_CPU_FEATURES|NVIDIA_TF32_OVERRIDE"
+)
+# What DVC deletes and rewrites around a stage, and the benchmark between trials, does not make a tree dirty.
+NOT_SOURCE = (":!results", ":!dvc.lock", ":!benchmarks/results", ":!docs/benchmark", ":!docs/benchmark.md")
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def hardware() -> str:
+    """Return processor, cores that this process may use, memory, and graphics processors, in words."""
+    import psutil
+
+    with quiet_import():
+        import tensorflow as tf
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = round(psutil.virtual_memory().total / 2**30)
+    devices = tf.config.list_physical_devices("GPU")
+    gpus = [tf.config.experimental.get_device_details(device).get("device_name", "GPU") for device in devices]
+    return ", ".join([processor(), f"{cores} cores", f"{memory} GiB", platform.system(), *(gpus or ["no GPU"])])
+
+
+def versions(packages: Sequence[str] = PACKAGES) -> str:
+    python = f"python {platform.python_version()}"
+    return ", ".join([python, *(f"{name} {importlib.metadata.version(name)}" for name in packages)])
+
+
+def compute_variables() -> str:
+    """Return the environment variables that can change a result, as name=value, or "none"; paths in them are left out,
+    as they may name a person."""
+    chosen = {name: value for name, value in sorted(os.environ.items()) if COMPUTE_VARIABLES.fullmatch(name)}
+    return ", ".join(f"{name}={re.sub(r'[~/][^ ,]*', '…', value)}" for name, value in chosen.items()) or "none"
+
+
+def git(root: Path, *arguments: str) -> str | None:
+    """Return what a git command prints, or None without git or outside a clone; git's own error is a UserError."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    if done.returncode and done.stderr and (root / ".git").exists():  # as in a clone that another user owns
+        raise UserError(f"git: {' '.join(done.stderr.split())}")
+    return done.stdout.rstrip("\n") if done.returncode == 0 else None
+
+
+def commit(root: Path) -> str:
+    """Return the hash of the checked-out commit, or "none"."""
+    return git(root, "rev-parse", "--verify", "--quiet", "HEAD") or "none"
+
+
+def uncommitted(root: Path) -> str | None:
+    """Return the changes that are not committed, as git lists them: empty for none, None where git does not know."""
+    return git(root, "status", "--porcelain", "--untracked-files=normal", "--", ".", *NOT_SOURCE)
+
+
+def git_diff(root: Path) -> str | None:
+    """Return the changes that are not committed, with their lines; None for none."""
+    if changes := uncommitted(root):  # diff-index heeds no colours, prefixes or tools of the user's git
+        lines = git(root, "diff-index", "-p", "HEAD", "--", ".", *NOT_SOURCE) if commit(root) != "none" else ""
+        return f"{changes}\n\n{lines}\n"
+    return None
+
+
+def packages() -> str:
+    """Return the installed packages, one per line."""
+    distributions = importlib.metadata.distributions()
+    return "\n".join(sorted(f"{one.metadata['Name']}=={one.version}" for one in distributions)) + "\n"
+
+
+def run_tags(project: Project, source: str) -> dict[str, str]:
+    """Return the tags of every run: where it comes from, and no person. `source` is the command, as pipeline.train."""
+    revision = commit(project.root)
+    return ANONYMOUS_TAGS | {
+        "mlflow.source.name": source,
+        "mlflow.source.git.commit": revision,
+        "git_commit": revision,
+        "git_dirty": {"": "false", None: "unknown"}.get(uncommitted(project.root), "true"),
+        "dvc_stage": project.stage or "none",
+        "dvc_experiment": project.dvc_experiment,
+        "hardware": hardware(),
+        "threads": THREADS,
+        "versions": versions(),
+        "environment": compute_variables(),
+    }

@@ -1,0 +1,136 @@
+"""The MLflow store: found or created, and what goes wrong with it in one line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import filelock
+import mlflow
+import mlflow.store.tracking.sqlalchemy_store  # slow: before the lock, not under it
+import requests
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
+
+from pipeline.base.errors import UserError
+from pipeline.base.project import Project
+from pipeline.tracking import mlflow_internals
+
+MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the view that the web page opens with
+SQLITE = "sqlite:///"
+
+
+def address() -> str:
+    """Return where the store is, without a password, for messages."""
+    return _without_password(mlflow.get_tracking_uri())
+
+
+@contextmanager
+def translate_errors(*more: type[Exception]) -> Iterator[None]:
+    """Make a UserError of what the store answers (unreachable, locked, full, of another version), and of `more`."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, requests.RequestException, *more) as error:
+        lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a result of")]
+        first = _without_password((lines or [type(error).__name__])[0])[:200]
+        if "database schema" in first:  # MLflow would advise to upgrade even a store that is newer than itself
+            raise UserError(
+                f"another version of MLflow than {mlflow.__version__} wrote the store {address()}: an older one, "
+                f"`mlflow db upgrade {address()}` (keep a copy); a newer one, install it, or move the store away"
+            ) from None
+        raise UserError(
+            f"the MLflow store {address()} failed ({first}): free its disk, or fix MLFLOW_TRACKING_URI, or move it away"
+        ) from None
+
+
+@translate_errors(ImportError, OSError)  # a missing driver, a full disk
+def open_store(project: Project, experiment: str) -> tuple[MlflowClient, str]:
+    """Open the store, and find or create the experiment: a client and the experiment's id.
+
+    The store is MLFLOW_TRACKING_URI where it is set, otherwise mlflow.db in the user's repository, which plain
+    `mlflow ui` reads, with artifacts below mlruns/.
+    """
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # its errors reach the user as ours, in one line
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    own = f"{SQLITE}{project.home / 'mlflow.db'}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or own
+    path = Path(uri.removeprefix(SQLITE)).absolute() if uri.startswith(SQLITE) else None
+    if path and ("?" in str(path) or "%" in str(path)):
+        raise UserError(
+            f"the MLflow store {path} has ? or % in its path, which MLflow does not read as a name: move the "
+            "repository, or set MLFLOW_TRACKING_URI to a path without"
+        )
+    _set_tracking_uri(f"{SQLITE}{path}" if path else uri)
+    artifacts = (project.home / "mlruns").as_uri() if uri == own else None
+    lock = filelock.FileLock(f"{path or project.home / 'mlflow.db'}.lock")
+    if path:
+        with lock:  # several processes that create the same database at once would leave it half made
+            _prepare(path, artifacts)
+    client = MlflowClient()
+    known = client.get_experiment_by_name(experiment)
+    if known is None:
+        with lock:
+            known = client.get_experiment_by_name(experiment) or _create(client, experiment, artifacts)
+    if known.lifecycle_stage != "active":
+        raise UserError(
+            f"the MLflow experiment {experiment!r} is deleted: restore it with "
+            f"`mlflow experiments restore --experiment-id {known.experiment_id}`"
+        )
+    return client, known.experiment_id
+
+
+def _set_tracking_uri(uri: str) -> None:
+    """Set MLflow's address without the variable that MLflow sets as well: another project has a store of its own."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    if before is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def _create(client: MlflowClient, experiment: str, artifacts: str | None) -> mlflow.entities.Experiment:
+    try:
+        return client.get_experiment(client.create_experiment(experiment, artifacts, tags=MODEL_TRAINING))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return client.get_experiment_by_name(experiment)  # another machine was faster: the lock is ours alone
+
+
+def _prepare(path: Path, artifacts: str | None) -> None:
+    """Create the database where there is none; the repository's own is set aside if SQLite cannot open it."""
+    if path.is_file() and not path.stat().st_size:
+        path.unlink()  # another program opened and left it
+    if path.exists():
+        try:
+            with closing(sqlite3.connect(path)) as database:
+                database.execute("PRAGMA schema_version")
+                database.execute("BEGIN IMMEDIATE")  # if it is locked, MLflow would wait for 20 s at every request
+        except sqlite3.DatabaseError as error:
+            if not artifacts or isinstance(error, sqlite3.OperationalError):
+                raise  # not ours: a mistyped address may lead to any file; or only locked
+            aside = path.with_name(f"{path.name}.damaged-{datetime.now():%Y-%m-%d_%H-%M-%S}")
+            path.rename(aside)
+            for suffix in ("-journal", "-wal", "-shm"):  # SQLite would replay them into the new one
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            print(f"{path} is damaged ({error}): kept as {aside.name}, and a new one begun", flush=True)
+    if not path.exists():
+        for left in path.parent.glob(f"{path.name}.*.making*"):  # of a process that was killed here
+            left.unlink()
+        making = path.with_name(f"{path.name}.{uuid.uuid4().hex}.making")
+        MlflowClient(f"{SQLITE}{making}").search_experiments(max_results=1)
+        making.replace(path)
+    if artifacts:
+        mlflow_internals.relocate(path, artifacts)
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]+@", "//…@", text)

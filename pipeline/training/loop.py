@@ -1,0 +1,217 @@
+"""The training loop, compiled: one step, one epoch, one training. It trains any Keras model from images to logits.
+
+Shapes: N images, B batch, H rows, W columns, K classes, S steps of one epoch or of all.
+All randomness of ours comes from (seed, epoch) and (seed, step), so nothing random has to be kept between epochs; what
+a layer keeps, as the seed of a dropout, is among the model's variables.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from pipeline.base.errors import UserError
+from pipeline.base.schema import Augment, Config, Optimizer
+from pipeline.data.examples import Examples
+from pipeline.model.inference import inference, loss_and_accuracy
+from pipeline.training.accelerate import accelerated, merge_partitions
+from pipeline.training.augment import random_affine, strengths
+from pipeline.training.checkpoint import State
+from pipeline.training.optimizer import Adam, learning_rates
+
+CHUNKS = 20  # calls of the compiled loop per epoch, so that the progress bar moves
+
+
+class Epoch(NamedTuple):
+    """One row of history.csv. Losses are the mean cross-entropy in nats; accuracies are shares, 0 to 1.
+
+    The training metrics are averaged over the epoch while the weights change, as Keras prints them, on augmented images
+    where the recipe augments. The validation metrics are taken at the end of the epoch, and are NaN where no examples
+    were held out.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float
+
+
+class Schedule(NamedTuple):
+    """What changes from step to step."""
+
+    learning_rate: NDArray[np.float32]  # [S]
+    strength: NDArray[np.float32]  # [S], of the augmentation, 0 to 1
+
+
+class Trainer:
+    """Trains `model` in place on examples held in memory."""
+
+    def __init__(
+        self, model: keras.Model, optimizer: Optimizer, augment: Augment, seed: int, state: State | None = None
+    ) -> None:
+        """`state` is that of an earlier trainer of the same model, to continue from."""
+        if state:
+            for variable, value in zip(model.variables, state.variables, strict=True):
+                variable.assign(value)
+        self.model = model
+        self.settings = optimizer  # the section of the configuration; self.optimizer is what moves the variables
+        self.augment = augment if augment.is_on else None
+        self.seed = seed
+        self.last_loss = math.nan  # of the last batch whose loss was finite
+        self.trained = accelerated(model, optimizer.dense_partitions)  # what steps run, on the variables of `model`
+        self.variables = [variable.value for variable in self.trained.trainable_variables]
+        self.optimizer = Adam(self.variables, optimizer.weight_decay)
+        if state:
+            self.optimizer.restore(state.first, state.second)
+
+    def state(self) -> State:
+        """Return what the next epoch starts from; to be called after run_epoch."""
+        return State([variable.numpy() for variable in self.model.variables], *self.optimizer.moments())
+
+    def _gradients(
+        self, images: tf.Tensor, labels: tf.Tensor, batch_size: tf.Tensor
+    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+        """Return of one ghost batch its share of the gradients, its summed cross-entropy, and its number correct.
+
+        Batch norm sees the ghost batch alone, and moves its averages once for each. The loss is written out, as the
+        loss that is trained is smoothed and the one that is shown is not.
+        """
+        with tf.GradientTape() as tape:
+            logits = self.trained(images, training=True)  # [B, K]
+            log_probabilities = tf.nn.log_softmax(logits)
+            losses = -tf.gather(log_probabilities, labels, axis=1, batch_dims=1)  # [B]
+            smoothing = self.settings.label_smoothing
+            smoothed = (1 - smoothing) * losses - smoothing * tf.reduce_mean(log_probabilities, 1)
+            loss = tf.reduce_sum(smoothed) / tf.cast(batch_size, tf.float32)
+            if self.trained.losses:  # regularisation, once per batch
+                loss += tf.add_n(self.trained.losses) / self.settings.ghost_batches
+        correct = tf.argmax(logits, 1, tf.int32) == labels
+        # Zero for a variable that the loss does not depend on, which Keras leaves out.
+        gradients = tape.gradient(loss, self.variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return gradients, tf.reduce_sum(losses), tf.reduce_sum(tf.cast(correct, tf.int32))
+
+    def _step(
+        self, images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor, strength: tf.Tensor, step: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Train on one batch, uint8 [B, H, W] and int32 [B]; return summed cross-entropy and number correct."""
+        batch_size = tf.shape(labels)[0]
+        if self.augment is not None:
+            images = random_affine(images, tf.stack([self.seed, step]), self.augment, strength)
+        ghosts = self.settings.ghost_batches
+        parts = [self._gradients(images[part::ghosts], labels[part::ghosts], batch_size) for part in range(ghosts)]
+        gradients, losses, correct = zip(*parts, strict=True)
+        self.optimizer.apply([tf.add_n(shares) for shares in zip(*gradients, strict=True)], rate, step)
+        for variable in self.trained.trainable_variables:
+            if variable.constraint is not None:
+                variable.assign(variable.constraint(variable))
+        return tf.add_n(losses), tf.add_n(correct)
+
+    @tf.function
+    def run_steps(
+        self,
+        images: tf.Tensor,  # uint8 [N, H, W]
+        labels: tf.Tensor,  # int32 [N]
+        order: tf.Tensor,  # int32 [N], the epoch's shuffle
+        schedule: Schedule,
+        first: tf.Tensor,  # int32, the steps from `first` to below `last` of this epoch
+        last: tf.Tensor,
+        before: tf.Tensor,  # int32, steps of all epochs before
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Run some steps. Return summed cross-entropy, number correct, the first step whose loss is not finite (or -1),
+        and the loss of the step before that one (or NaN)."""
+        losses, correct, bad, good = tf.constant(0.0), tf.constant(0), tf.constant(-1), tf.constant(math.nan)
+        size = self.settings.batch_size
+        for step in tf.range(first, last):
+            if bad >= 0:
+                break
+            batch = order[step * size : (step + 1) * size]
+            rate, strength = schedule.learning_rate[step], schedule.strength[step]
+            loss, hits = self._step(tf.gather(images, batch), tf.gather(labels, batch), rate, strength, before + step)
+            bad = tf.where(tf.math.is_finite(loss), bad, step)
+            good = tf.where(bad < 0, loss / tf.cast(tf.shape(batch)[0], tf.float32), good)
+            losses += loss
+            correct += hits
+        return losses, correct, bad, good
+
+    def run_epoch(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        schedule: Schedule,
+        epoch: int,
+        on_progress: Callable[[int, float], None],
+    ) -> tuple[float, float]:
+        """Visit every example once, in an order of this epoch's own; return loss and accuracy averaged over the epoch.
+
+        `epoch` counts from 0, `schedule` is this epoch's; `on_progress` gets examples seen and accuracy so far.
+        A loss or weights that are not finite are a UserError.
+        """
+        size, steps = len(labels), len(schedule.learning_rate)
+        order = np.random.default_rng([self.seed, epoch]).permutation(size).astype(np.int32)
+        edges = np.linspace(0, steps, min(CHUNKS, steps) + 1).astype(np.int32)
+        before = np.int32(epoch * steps)
+        loss, correct = 0.0, 0
+        for first, last in pairwise(edges):
+            losses, hits, bad, good = self.run_steps(images, labels, order, schedule, first, last, before)
+            self.last_loss = self.last_loss if tf.math.is_nan(good) else float(good)
+            if bad >= 0:
+                raise self._not_finite("loss", epoch, int(bad), steps)
+            loss, correct = loss + float(losses), correct + int(hits)
+            seen = min(int(last) * self.settings.batch_size, size)
+            on_progress(seen, correct / seen)
+        merge_partitions(self.model, self.trained)
+        if not all(np.isfinite(weight).all() for weight in self.model.get_weights()):
+            raise self._not_finite("model", epoch, steps - 1, steps)
+        return loss / size, correct / size
+
+    def _not_finite(self, what: str, epoch: int, step: int, steps: int) -> UserError:
+        return UserError(
+            f"the {what} is not finite in epoch {epoch + 1}, step {step + 1} of {steps} (last finite loss: "
+            f"{self.last_loss:.4f}): lower optimizer.learning_rate={self.settings.learning_rate}"
+        )
+
+
+def fit(
+    model: keras.Model,
+    config: Config,
+    train: Examples,
+    val: Examples,
+    on_progress: Callable[[int, float], None],
+    done: int = 0,
+    state: State | None = None,
+) -> Iterator[tuple[Epoch, float, Callable[[], State]]]:
+    """Train `model` in place. Yield after each epoch its metrics, its seconds (without validation), and a function that
+    returns its state.
+
+    With `done` epochs behind it, and the state after them, training continues with the next; the bits are the same.
+    """
+    size = config.optimizer.batch_size
+    steps = math.ceil(len(train.labels) / size)
+    if 0 < len(train.labels) % size < config.optimizer.ghost_batches:
+        raise UserError(
+            f"{len(train.labels)} examples leave a last batch smaller than "
+            f"optimizer.ghost_batches={config.optimizer.ghost_batches}: give another optimizer.batch_size than {size}"
+        )
+    trainer = Trainer(model, config.optimizer, config.augment, config.seed, state)
+    images, labels = tf.constant(train.images), tf.constant(train.labels, tf.int32)
+    whole = steps * config.train.epochs
+    schedule = Schedule(learning_rates(config.optimizer, whole), strengths(config.augment, whole))
+    infer = inference(model)
+    for epoch in range(done, config.train.epochs):
+        begin = time.perf_counter()
+        this_epoch = Schedule(*(values[epoch * steps : (epoch + 1) * steps] for values in schedule))
+        loss, accuracy = trainer.run_epoch(images, labels, this_epoch, epoch, on_progress)
+        seconds = time.perf_counter() - begin
+        val_loss, val_accuracy = loss_and_accuracy(infer(val.images), val.labels)
+        rate = float(this_epoch.learning_rate[-1])
+        yield Epoch(epoch + 1, loss, accuracy, val_loss, val_accuracy, rate), seconds, trainer.state
