@@ -23,8 +23,9 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from pipeline import config as configuration
-from pipeline.config import Config
+from pipeline.base import hydra
+from pipeline.base.project import open_project
+from pipeline.base.schema import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 # The environment of a user's shell: what tests change in their own process later is not in it.
@@ -36,7 +37,7 @@ USER = {key: value for key, value in os.environ.items() if not key.startswith(UN
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., Config]:
     """compose("recipe=accurate", "train.epochs=1", ...) gives what a verb would get."""
-    return configuration.compose
+    return functools.partial(hydra.compose, open_project(ROOT))
 
 
 def generated_digits(size: int, seed: int, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -272,7 +273,10 @@ def run_through(digits) -> Path:
 def clone(run_through, tmp_path_factory) -> Path:
     """A copy of it for each file of tests: what others trained before would be found again by this one's sweeps."""
     folder = copy(run_through, tmp_path_factory.mktemp("clone"))
-    follow = "from pipeline.store import open_store; open_store('mnist')"
+    follow = (
+        "from pipeline.base.project import open_project\nfrom pipeline.tracking.store import open_store\n"
+        "open_store(open_project(), 'mnist')"
+    )
     done = run("python", "-c", follow, cwd=folder)
     assert done.returncode == 0 and str(folder) in done.stdout, done.stderr
     return folder

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import run
 
-from pipeline.console import TrainingProgress, quiet_import
+from pipeline.base.console import TrainingProgress, quiet_import
 
 CHATTER = (
     b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n"
@@ -23,7 +23,7 @@ CHATTER = (
 
 LOADING = f"""
 import os, sys
-from pipeline.console import quiet_import
+from pipeline.base.console import quiet_import
 with quiet_import():
     os.write(2, b"a real warning\\n" + {CHATTER})  # as the libraries write, below Python's own stderr
     print("said by Python", file=sys.stderr)

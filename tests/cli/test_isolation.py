@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 from conftest import ROOT, git
 
-from pipeline import surroundings
-from pipeline.command import entry_point
-from pipeline.config import PipelineError
-from pipeline.isolation import isolate
-from pipeline.reproduce import _differing
+from pipeline.base.command import main
+from pipeline.base.errors import UserError
+from pipeline.base.isolation import isolate
+from pipeline.base.project import open_project
+from pipeline.base.schema import Config
+from pipeline.base.verb_schemas import AdoptConfig, PredictConfig, RunConfig
+from pipeline.reproduce import differences
+from pipeline.tracking import environment
+from pipeline.tracking.fingerprint import fingerprint
 
-ISOLATED = "import os, sys, warnings; from pipeline.isolation import isolate; isolate()\n"
+ISOLATED = "import os, sys, warnings; from pipeline.base.isolation import isolate; isolate()\n"
 
 
 def shell(line: str, code: str, *words: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
@@ -56,11 +58,10 @@ def test_a_terminal_without_a_character_gets_an_escape_and_a_warning_of_others_i
 
 @pytest.mark.parametrize("words", [["--help"], ["seed=3"]])
 def test_a_command_that_nobody_reads_ends_without_a_word(words, tmp_path):
-    code = "from pipeline.command import entry_point\nentry_point(lambda config: print(config.seed))()"
     ours, theirs = os.pipe()
     os.close(ours)  # as `head` does once it has enough
     done = subprocess.run(
-        [sys.executable, "-c", code, *words],
+        [sys.executable, "-m", "pipeline.compose", *words],
         stdout=theirs,
         stderr=subprocess.PIPE,
         cwd=tmp_path,
@@ -90,10 +91,10 @@ def test_variables_of_git_name_no_other_repository(environ, tmp_path):
     git(tmp_path, "commit", "--quiet", "--allow-empty", "--message", "elsewhere")
     elsewhere, ours = git(tmp_path, "rev-parse", "HEAD").strip(), git(ROOT, "rev-parse", "HEAD").strip()
     environ |= {"GIT_DIR": str(tmp_path / ".git"), "GIT_WORK_TREE": str(tmp_path), "GIT_INDEX_FILE": "none"}
-    assert surroundings.git("rev-parse", "HEAD") == elsewhere
+    assert environment.git(ROOT, "rev-parse", "HEAD") == elsewhere
     isolate()
-    assert surroundings.git("rev-parse", "HEAD") == ours
-    assert surroundings.git("ls-files", "pyproject.toml") == "pyproject.toml"
+    assert environment.git(ROOT, "rev-parse", "HEAD") == ours
+    assert environment.git(ROOT, "ls-files", "pyproject.toml") == "pyproject.toml"
 
 
 PATHS = [
@@ -117,118 +118,119 @@ PATHS = [
 ]
 
 
+def called(monkeypatch: pytest.MonkeyPatch, schema: type[Config], word: str) -> Any:
+    """Return the configuration that a verb of ours gets where it is called with `word`."""
+    configs: list[Config] = []
+    namespace: dict[str, Any] = {"configs": configs}
+    file = ROOT / "pipeline" / "verb.py"
+    exec(compile("def verb(project, config): configs.append(config)", file, "exec"), namespace)
+    namespace["verb"].__annotations__["config"] = schema
+    monkeypatch.setattr(sys, "argv", ["verb", word])
+    main(namespace["verb"])
+    return configs[0]
+
+
 @pytest.mark.parametrize(
-    ("verb", "key", "name"),
-    [*(("predict", "input", name) for name in PATHS), ("adopt", "path", "2024"), ("evaluate", "run", "a, b (1)")],
+    ("schema", "key", "name"),
+    [
+        *((PredictConfig, "input", name) for name in PATHS),
+        (AdoptConfig, "path", "2024"),
+        (RunConfig, "run", "a, b (1)"),
+    ],
 )
-def test_a_path_that_exists_is_taken_as_it_was_typed(verb, key, name, environ, monkeypatch, tmp_path):
-    taken = []
-    command = lambda config: taken.append(getattr(config, key))  # noqa: E731
-    command.__name__ = verb
+def test_a_path_that_exists_is_taken_as_it_was_typed(schema, key, name, environ, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [verb, f"{key}={name}"])
     Path(name).mkdir()
-    entry_point(command)()
-    assert taken == [name]
+    assert getattr(called(monkeypatch, schema, f"{key}={name}"), key) == name
 
 
 def test_a_list_of_paths_and_a_path_that_is_nowhere_are_read_by_hydra(environ, monkeypatch, tmp_path):
-    taken = []
-
-    def predict(config):
-        taken.append(config.input)
-
     monkeypatch.chdir(tmp_path)
-    for value in ("[a.png,b.png]", "7", ""):
-        monkeypatch.setattr(sys, "argv", ["predict", f"input={value}"])
-        entry_point(predict)()
-    assert taken == [["a.png", "b.png"], 7, ""]
+    for value, expected in (("[a.png,b.png]", ["a.png", "b.png"]), ("7", 7), ("", "")):
+        assert called(monkeypatch, PredictConfig, f"input={value}").input == expected
+
+
+def test_the_id_of_a_run_is_text_though_hydra_could_read_a_number(environ, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert called(monkeypatch, RunConfig, "run=9447e1230643").run == "9447e1230643"
 
 
 @pytest.fixture
 def compute_unset(environ):
-    for name in [name for name in environ if surroundings.COMPUTE_VARIABLES.fullmatch(name)]:
+    for name in [name for name in environ if environment.COMPUTE_VARIABLES.fullmatch(name)]:
         del environ[name]
     return environ
 
 
 def test_variables_that_choose_how_to_compute_are_recorded_without_paths_and_others_are_not(compute_unset):
-    assert surroundings.compute_variables() == "none"
+    assert environment.compute_variables() == "none"
     compute_unset |= {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "true", "TF_NUM_INTRAOP_THREADS": "7"}
     compute_unset |= {"TF_VAR_password": "secret", "TF_CLI_CONFIG_FILE": "x", "TF_TOKEN_a": "secret"}  # Terraform's
     compute_unset |= {"TF2_BEHAVIOR": "1", "TF_CONFIG": "{}", "ONEDNN_VERBOSE": "1", "MY_TF_FLAGS": "1"}
-    assert surroundings.compute_variables() == "none"
+    assert environment.compute_variables() == "none"
     compute_unset |= {
         "XLA_FLAGS": "--xla_dump_to=/srv/somebody/x --xla_cpu_enable_fast_math",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
     }
     assert (
-        surroundings.compute_variables()
+        environment.compute_variables()
         == "ONEDNN_MAX_CPU_ISA=AVX2, XLA_FLAGS=--xla_dump_to=… --xla_cpu_enable_fast_math"
     )
 
 
-def test_they_are_part_of_the_content_and_without_any_it_is_what_it_was_before_they_were(
-    compute_unset, compose, tmp_path
-):
-    config = compose()
+def test_they_are_part_of_the_fingerprint(compute_unset, compose, tmp_path):
     (tmp_path / "data").write_bytes(b"digits")
-    plain = surroundings.identity(config, [tmp_path / "data"])
-    versions = [importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")]
-    parts = [surroundings.deciding(config), plain.data_sha256, plain.code_sha256, versions]
-    assert plain.content_sha256 == hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    plain = fingerprint(open_project(ROOT), compose(), [tmp_path / "data"])
     compute_unset["TF_ENABLE_ONEDNN_OPTS"] = "0"
-    chosen = surroundings.identity(config, [tmp_path / "data"])
-    parts.append("TF_ENABLE_ONEDNN_OPTS=0")
-    assert chosen.content_sha256 == hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    assert chosen.group != plain.group and chosen[:3] == plain[:3]
+    chosen = fingerprint(open_project(ROOT), compose(), [tmp_path / "data"])
+    assert chosen[:3] == plain[:3], "configuration, data and code are the same"
+    assert chosen.group != plain.group and chosen.content_sha256 != plain.content_sha256
+    assert chosen.resume_key == plain.resume_key | {"environment": "TF_ENABLE_ONEDNN_OPTS=0"}
 
 
 def test_reproduce_names_them_and_a_run_from_before_they_were_recorded_had_none():
     same = {"data_sha256": "a", "versions": "b", "hardware": "c", "code_sha256": "d"}
     chosen = "TF_ENABLE_ONEDNN_OPTS=0"
-    assert _differing(same, same | {"environment": "none"}) == []
-    assert _differing(same | {"environment": chosen}, same | {"environment": chosen}) == []
-    assert _differing(same | {"environment": chosen}, same | {"environment": "none"}) == [
+    assert differences(same, same | {"environment": "none"}) == []
+    assert differences(same | {"environment": chosen}, same | {"environment": chosen}) == []
+    assert differences(same | {"environment": chosen}, same | {"environment": "none"}) == [
         "environment variables differ: the run's TF_ENABLE_ONEDNN_OPTS=0; here none"
     ]
-    assert _differing(same, same | {"environment": chosen}) == [
+    assert differences(same, same | {"environment": chosen}) == [
         "environment variables differ: the run's none; here TF_ENABLE_ONEDNN_OPTS=0"
     ]
 
 
-def test_what_git_refuses_is_said_in_its_own_words(environ, tmp_path, monkeypatch):
-    monkeypatch.setattr(surroundings, "ROOT", tmp_path)
+def test_an_error_of_gits_is_said_in_its_own_words(environ, tmp_path):
     environ |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
-    assert surroundings.commit() == "none"  # a zip download
+    assert environment.commit(tmp_path) == "none"  # a zip download
     git(tmp_path, "init", "--quiet")
-    assert surroundings.commit() == "none" and surroundings.uncommitted() == ""
+    assert environment.commit(tmp_path) == "none" and environment.uncommitted(tmp_path) == ""
     git(tmp_path, "commit", "--quiet", "--allow-empty", "--message", "start")
-    assert surroundings.commit() == git(tmp_path, "rev-parse", "HEAD").strip()
+    assert environment.commit(tmp_path) == git(tmp_path, "rev-parse", "HEAD").strip()
     environ["GIT_TEST_ASSUME_DIFFERENT_OWNER"] = "1"  # git's own way to try it
-    with pytest.raises(PipelineError, match="git: fatal: detected dubious ownership in repository at") as refused:
-        surroundings.commit()
-    assert f"git config --global --add safe.directory {tmp_path}" in str(refused.value)
-    assert "\n" not in str(refused.value)
+    with pytest.raises(UserError, match="git: fatal: detected dubious ownership in repository at") as error:
+        environment.commit(tmp_path)
+    assert f"git config --global --add safe.directory {tmp_path}" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_the_difference_that_is_kept_applies_whatever_git_is_told_by_its_user(environ, tmp_path, monkeypatch):
+def test_the_difference_that_is_kept_applies_whatever_git_is_told_by_its_user(environ, tmp_path):
     settings = "[color]\nui = always\n[diff]\nnoprefix = true\nexternal = false\n[status]\nshowUntrackedFiles = no\n"
     (tmp_path / "gitconfig").write_text(settings)
     environ["GIT_CONFIG_GLOBAL"] = str(tmp_path / "gitconfig")
     folder = tmp_path / "clone"
     folder.mkdir()
-    monkeypatch.setattr(surroundings, "ROOT", folder)
     git(folder, "init", "--quiet")
     (folder / "a.py").write_text("é = 1\n\n\n\n", encoding="utf-8")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "start")
-    changed = "é = 2\n\n\n\n"  # the last lines of the patch are blank
-    (folder / "a.py").write_text(changed, encoding="utf-8")
+    edited = "é = 2\n\n\n\n"  # the last lines of the patch are blank
+    (folder / "a.py").write_text(edited, encoding="utf-8")
     (folder / "new.py").touch()
-    kept = surroundings.difference()
-    assert kept.startswith(" M a.py\n?? new.py\n\ndiff --git a/a.py b/a.py\n") and "+é = 2\n" in kept
-    (tmp_path / "git.diff").write_text(kept, encoding="utf-8")
+    changes = environment.git_diff(folder)
+    assert changes.startswith(" M a.py\n?? new.py\n\ndiff --git a/a.py b/a.py\n") and "+é = 2\n" in changes
+    (tmp_path / "git.diff").write_text(changes, encoding="utf-8")
     git(folder, "checkout", "--quiet", "--", "a.py")
     git(folder, "apply", str(tmp_path / "git.diff"))
-    assert (folder / "a.py").read_text(encoding="utf-8") == changed
+    assert (folder / "a.py").read_text(encoding="utf-8") == edited

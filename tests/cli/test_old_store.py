@@ -1,4 +1,4 @@
-"""Runs that an earlier version recorded, read after a key was added to the configuration.
+"""Runs that an earlier version recorded, read after a key was added to the configuration and others were renamed.
 
 stores/2026-11-28_7bc5383.tar.xz holds two trainings of commit 7bc5383 on the digits of `repository`: mlflow.db and
 mlruns, with `train.profile_steps` and the recipe's `name`, which are no keys any more.
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, copy, pipeline, runs
 
-from pipeline import surroundings
+from pipeline.tracking import environment
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +21,9 @@ def old(repository, tmp_path_factory) -> Path:
     folder = copy(repository, tmp_path_factory.mktemp("old"))
     with tarfile.open(ROOT / "tests/stores/2026-11-28_7bc5383.tar.xz") as archive:
         archive.extractall(folder, filter="data")
-    schema = folder / "pipeline/config.py"
+    schema = folder / "pipeline/base/schema.py"
     text = schema.read_text()
-    later = text.replace("class Model:\n", "class Model:\n    dropout: float = 0.0\n")
+    later = text.replace("class Model(Section):\n", "class Model(Section):\n    dropout: float = 0.0\n")
     assert later != text
     schema.write_text(later)
     return folder
@@ -57,7 +57,7 @@ def test_they_are_trained_again_to_the_same_bits(old, ids):
     done = pipeline(old, "reproduce", f"run={ids[0]}")
     assert "code differs: the run's is of commit " in done.stdout, done.stderr
     [run] = runs(old, f"attributes.run_id = '{ids[0]}'")
-    if surroundings.processor() in run.data.tags["hardware"]:
+    if environment.processor() in run.data.tags["hardware"]:
         assert f"identical bits: model.keras has the SHA-256 of the run, {run.data.tags['model_sha256']}" in done.stdout
     else:  # another processor may sum in another order
         assert "hardware differ: the run's AMD EPYC" in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -11,31 +12,44 @@ import numpy as np
 import pytest
 from conftest import ROOT, generated_digits, run, write_composed
 
-from pipeline import data
-from pipeline.config import Data, PipelineError
-from pipeline.data import Examples, split
+from pipeline.base.errors import UserError
+from pipeline.base.project import Project
+from pipeline.base.schema import ARRAYS, Data
+from pipeline.data.examples import Examples, load_examples, save_arrays
+from pipeline.data.readers import Arrays, array_sha256
+from pipeline.data.split import split
+from pipeline.preprocess import preprocess
 
 COUNTS = [11, 9, 10, 10, 13, 7, 10, 10, 12, 8]  # training digits of each class, times two
 
 
 @pytest.fixture(scope="module")
-def raw() -> dict[str, np.ndarray]:
+def raw() -> Arrays:
     """200 training examples with classes of different sizes, and 50 test examples, all images different."""
     generator = np.random.default_rng(0)
     labels = generator.permutation(np.repeat(np.arange(10), np.multiply(COUNTS, 2))).astype(np.uint8)
     parts = [generated_digits(200, 0)[0], labels, *generated_digits(50, 1)]
-    return dict(zip(data.ARRAYS, parts, strict=True))
+    return dict(zip(ARRAYS, parts, strict=True))
 
 
-def settings(val_size: int, seed: int = 0, fraction: float = 1.0) -> Data:
-    return Data("mnist", [28, 28], [str(digit) for digit in range(10)], True, val_size, seed, fraction, {}, [], {})
+def settings(val_size: int, seed: int = 0, fraction: float = 1.0, name: str = "mnist", **sha256: str) -> Data:
+    return Data(
+        name=name,
+        image_shape=[28, 28],
+        classes=list("0123456789"),
+        published=True,
+        val_size=val_size,
+        split_seed=seed,
+        fraction=fraction,
+        sha256=dict.fromkeys(ARRAYS, "0" * 64) | sha256,
+    )
 
 
-def assert_traced(digits: Examples, raw: dict[str, np.ndarray], of: str) -> None:
+def assert_traced(digits: Examples, raw: Arrays, part: str) -> None:
     """Each digit is the one of the published arrays that its index names, once, and in their order."""
     assert list(digits.source_index) == sorted(set(digits.source_index.tolist()))
-    np.testing.assert_array_equal(digits.images, raw[f"{of}_images"][digits.source_index], strict=True)
-    np.testing.assert_array_equal(digits.labels, raw[f"{of}_labels"][digits.source_index], strict=True)
+    np.testing.assert_array_equal(digits.images, raw[f"{part}_images"][digits.source_index], strict=True)
+    np.testing.assert_array_equal(digits.labels, raw[f"{part}_labels"][digits.source_index], strict=True)
 
 
 def test_validation_is_drawn_by_class_and_nothing_is_lost_or_in_both(raw):
@@ -79,18 +93,45 @@ def test_the_split_seed_decides_which_digits_and_not_how_many(raw):
     assert np.bincount(first.labels).tolist() == np.bincount(other.labels).tolist()
 
 
-@pytest.mark.parametrize(("size", "fraction", "of"), [(201, 1.0, 200), (150, 0.5, 100)])
-def test_more_validation_digits_than_there_are_is_refused(raw, size, fraction, of):
-    with pytest.raises(PipelineError, match=rf"cannot draw {size} of {of} examples: give data\.val_size 0 to {of}"):
+@pytest.mark.parametrize(("size", "fraction", "total"), [(201, 1.0, 200), (150, 0.5, 100)])
+def test_more_validation_digits_than_there_are_is_an_error(raw, size, fraction, total):
+    with pytest.raises(UserError, match=rf"cannot draw {size} of {total} examples: give data\.val_size 0 to {total}"):
         split(raw, settings(size, fraction=fraction))
+
+
+@pytest.mark.parametrize(
+    ("size", "fraction", "left"), [(200, 1.0, "0 training and 50"), (0, 0.005, "1 training and 0")]
+)
+def test_no_training_or_no_test_digits_are_an_error(raw, size, fraction, left):
+    with pytest.raises(UserError, match=rf"data\.fraction={fraction} and data\.val_size={size} leave {left} test exam"):
+        split(raw, settings(size, fraction=fraction))
+
+
+def test_the_verb_writes_the_split_of_its_project(compose, raw, tmp_path, capsys):
+    data = settings(100, seed=7, name="mine", **{key: array_sha256(array) for key, array in raw.items()})
+    config = compose().model_copy(update={"data": data})
+    project = Project(tmp_path / "root", tmp_path / "root", job_folder=tmp_path / "job")
+    with pytest.raises(UserError, match=r"root/data/raw/mine\.npz is missing: run `dvc repro` first"):
+        preprocess(project, config)
+    save_arrays(project.raw / "mine.npz", **raw)
+    preprocess(project, config)
+    assert capsys.readouterr().out == "train 100, val 100, test 50 examples\n"
+    assert files(tmp_path / "job") == ["samples.png", "split.json", "test.npz", "train.npz", "val.npz"]
+    assert_traced(load_examples(tmp_path / "job" / "train.npz", data), raw, "train")
+    preprocess(dataclasses.replace(project, stage="preprocess"), config)
+    assert files(project.root) == ["mine.npz", "samples.png", "split.json", "test.npz", "train.npz", "val.npz"]
+    for name in ("train.npz", "val.npz", "test.npz", "split.json"):
+        assert (project.processed / name).read_bytes() == (tmp_path / "job" / name).read_bytes()
 
 
 BOTH = """
 import os, sys
-from pipeline import fetch, preprocess
-for stage, verb in (("fetch", fetch.fetch), ("preprocess", preprocess.preprocess)):
-    os.environ["DVC_STAGE"] = stage
-    verb()
+from pipeline.base.command import main
+from pipeline.fetch import fetch
+from pipeline.preprocess import preprocess
+for verb in (fetch, preprocess):
+    os.environ["DVC_STAGE"] = verb.__name__
+    main(verb)
 print({"tensorflow", "keras", "mlflow"} & set(sys.modules))
 """
 
@@ -100,8 +141,8 @@ def test_both_stages_write_their_outputs_without_loading_tensorflow_or_mlflow(ra
         shutil.copytree(ROOT / name, tmp_path / name)
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, tmp_path)
-    np.savez(tmp_path / "own.npz", **{data.KERAS_NAMES[key]: array for key, array in raw.items()})
-    words = [f"data.sha256.{key}={data.array_sha256(array)}" for key, array in raw.items()]
+    np.savez(tmp_path / "own.npz", **raw)
+    words = [f"data.sha256.{key}={array_sha256(array)}" for key, array in raw.items()]
     words += ["data.val_size=100", "data.split_seed=7"]
     write_composed(tmp_path, *words)
     done = run(sys.executable, "-c", BOTH, *words, cwd=tmp_path, MNIST_SOURCE="own.npz")
@@ -112,12 +153,12 @@ def test_both_stages_write_their_outputs_without_loading_tensorflow_or_mlflow(ra
     )
     expected = split(raw, settings(100, seed=7))
     for name, digits in expected.items():
-        read = data.load_examples(tmp_path / "data" / "processed" / f"{name}.npz", settings(100))
+        read = load_examples(tmp_path / "data" / "processed" / f"{name}.npz", settings(100))
         assert all(map(np.array_equal, read, digits))
     record = json.loads((tmp_path / "data" / "processed" / "split.json").read_text())
     assert record == {
         **{"name": "mnist", "classes": list("0123456789"), "val_size": 100, "split_seed": 7, "fraction": 1.0},
-        "sha256": {name: data.array_sha256(array) for name, array in raw.items()},
+        "sha256": {name: array_sha256(array) for name, array in raw.items()},
     }
     assert (tmp_path / "results" / "samples.png").read_bytes().startswith(b"\x89PNG")
     assert files(tmp_path / "data") == ["mnist.npz", "split.json", "test.npz", "train.npz", "val.npz"]

@@ -24,7 +24,7 @@ def test_two_groups_are_compared_on_validation_until_the_test_digits_are_read(cl
     done = pipeline(clone, "compare", f"a={groups[0]}", f"b={groups[1]}")
     assert done.returncode == 0, done.stderr
     assert "n = 3 + 3, 50 validation examples" in done.stdout and "baseline model.filters=2" in done.stdout
-    assert "so few runs cannot show any: the least p of n = 3 + 3 is 0.10" in done.stdout
+    assert "so few runs cannot show one: the smallest p of n = 3 + 3 is 0.10" in done.stdout
     [run_id] = re.findall(r"MLflow run (\w{32})", done.stdout)
     client = store(clone)
     assert {item.path for item in client.list_artifacts(run_id)} >= {
@@ -50,7 +50,7 @@ def test_two_runs_are_compared_on_the_test_digits_once_both_were_evaluated(clone
     assert done.returncode == 0 and "100 test examples" in done.stdout
     assert "Compared on the test examples: 4 different models of this store were scored on these" in done.stdout
     a, b = (json.loads(Path(store(clone).download_artifacts(i, "metrics.json")).read_text()) for i in (one, other))
-    [alone] = re.findall(r"alone is right on (\d+), .* alone on (\d+) examples", done.stdout)
+    [alone] = re.findall(r"alone is correct on (\d+), .* alone on (\d+) examples", done.stdout)
     assert int(alone[1]) - int(alone[0]) == a["test_errors"] - b["test_errors"]
 
 
@@ -72,7 +72,7 @@ def test_one_seed_against_several_says_what_it_can(clone, groups):
     [alone] = runs(clone, "tags.recipe = 'accurate' and tags.dvc_stage = 'train@accurate'")[:1]
     done = pipeline(clone, "compare", f"a={groups[0]}", f"b={alone.info.run_id}")
     assert done.returncode == 0, done.stderr
-    assert "accurate has one seed, which shows nothing of other seeds" in done.stdout
+    assert "accurate has one seed, which says nothing about other seeds" in done.stdout
 
 
 def test_a_model_that_was_exchanged_and_an_unknown_run_are_refused(clone, groups):
@@ -98,7 +98,7 @@ def test_a_run_is_reproduced_to_the_bit_and_other_code_is_named(clone, groups):
     same = pipeline(clone, "reproduce", f"run={found.info.run_id}")
     assert same.returncode == 0 and "code, data, versions, hardware and environment are those of the run" in same.stdout
     assert f"identical bits: model.keras has the SHA-256 of the run, {found.data.tags['model_sha256']}" in same.stdout
-    optimizer = clone / "pipeline/optimizer.py"
+    optimizer = clone / "pipeline/training/optimizer.py"
     optimizer.write_text(optimizer.read_text().replace("beta1=0.9,", "beta1=0.8,"))
     other = pipeline(clone, "reproduce", f"run={found.info.run_id}", TF_ENABLE_ONEDNN_OPTS="0")
     git(clone, "restore", "pipeline")

@@ -14,9 +14,11 @@ import yaml
 from conftest import copy_repository, dvc, generated_digits, git, pipeline, ran, run, small_repository, write_idx
 from PIL import Image
 
-from pipeline import adopt, engine, model
-from pipeline.data import split
+from pipeline import adopt
+from pipeline.data.split import split
 from pipeline.fetch import find_arrays
+from pipeline.model import build, inference
+from pipeline.training import loop
 
 KINDS = ("png", "jpg", "bmp")
 
@@ -56,7 +58,7 @@ def letters(repository) -> Path:
     (repository / "letters" / "plus" / "copy.png").write_bytes((repository / "letters" / "plus" / "1.jpg").read_bytes())
     done = pipeline(repository, "adopt", "path=letters")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("3 classes, 72 training and 18 test images: wrote conf/data/letters.yaml")
+    assert done.stdout.startswith("3 classes, 72 training and 18 test images: wrote ")
     settings = yaml.safe_load((repository / "conf/data/letters.yaml").read_text())
     assert settings["classes"] == CLASSES and settings["val_size"] == 7
     choose(repository, "letters")
@@ -79,7 +81,10 @@ def test_pictures_of_ones_own_are_adopted_read_and_split(letters):
     assert (repository / "conf/data/letters.yaml").read_bytes() == before
     draw(repository / "other" / "letters", CLASSES, 8)
     other = pipeline(repository, "adopt", "path=other/letters")
-    assert other.returncode == 1 and "conf/data/letters.yaml is of another folder of this name" in other.stderr
+    assert (
+        other.returncode == 1
+        and "conf/data/letters.yaml describes other data: give the folder another name" in other.stderr
+    )
     assert (repository / "conf/data/letters.yaml").read_bytes() == before
     published = pipeline(repository, "reproduce", "run=published", "data=letters")
     assert published.returncode == 1 and "no run of letters was published" in published.stderr
@@ -96,7 +101,7 @@ def test_pictures_of_ones_own_go_the_whole_way(letters):
         assert [row.split(",")[0] for row in rows[1:]] == CLASSES
         assert len((results / "predictions.csv").read_text().splitlines()) == 1 + 18
         card = (results / "model_card.md").read_text()
-        assert "a network for letters" in card and "18 test images" in card and "zoë" in card
+        assert "a model for letters" in card and "18 test images" in card and "zoë" in card
     table = (repository / "results/comparison.md").read_text()
     assert "published" not in table and "baseline" in table and "18 test examples" in table
     assert ran(dvc(repository, "", "repro")) == []
@@ -116,9 +121,9 @@ def test_a_folder_named_like_a_number_gives_a_name_that_can_be_typed_and_leftove
     done = pipeline(repository, "adopt", "path=2024")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
-        "passed over, no pictures of a class: .DS_Store, __MACOSX, a/Thumbs.db, a/more, b/desktop.ini",
-        "2 classes, 13 training and 3 test images: wrote conf/data/data_2024.yaml; now `dataset: data_2024` in "
-        "params.yaml, and `dvc repro`",
+        "ignored, no pictures of a class: .DS_Store, __MACOSX, a/Thumbs.db, a/more, b/desktop.ini",
+        f"2 classes, 13 training and 3 test images: wrote {repository / 'conf/data/data_2024.yaml'}",
+        "next: `dataset: data_2024` in params.yaml, and `dvc repro`",
     ]
     # DVC's queue: a checkout of what git knows, without data/downloads, that says where the user's repository is.
     (tmp_path / "checkout").mkdir()
@@ -171,13 +176,13 @@ def text(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "words", "said"),
     [
-        (None, [], "no folder given"),
-        (None, ["path=absent"], "no folder of this repository"),
-        (None, ["path=/tmp"], "no folder of this repository"),
-        (None, ["path=../x"], "no folder of this repository"),
+        (None, [], "is no folder in this repository"),
+        (None, ["path=absent"], "is no folder in this repository"),
+        (None, ["path=/tmp"], "is no folder in this repository"),
+        (None, ["path=../x"], "is no folder in this repository"),
         (lambda folder: draw(folder, ["a"], 8), ["path=mine"], "has 1 folders of pictures"),
-        (many, ["path=mine"], "has 257 folders of pictures: give 256 at most"),
-        (few, ["path=mine"], "has 4 different pictures: give 5"),
+        (many, ["path=mine"], "has 257 folders of pictures: give one for each of 2 to 256"),
+        (few, ["path=mine"], "has 4 different pictures: give at least 5"),
         (twice, ["path=mine"], "the same picture in two classes"),
         (text, ["path=mine"], "notes.txt is no image"),
         (lambda folder: draw(folder, ["a", "b" * 41], 8), ["path=mine"], "data.classes"),
@@ -202,7 +207,7 @@ def test_a_folder_named_like_published_data_is_refused(repository):
     draw(repository / "mnist", ["a", "b"], 8)
     before = (repository / "conf/data/mnist.yaml").read_bytes()
     done = pipeline(repository, "adopt", "path=mnist")
-    assert done.returncode == 1 and "conf/data/mnist.yaml describes published data" in done.stderr
+    assert done.returncode == 1 and "conf/data/mnist.yaml describes other data" in done.stderr
     assert (repository / "conf/data/mnist.yaml").read_bytes() == before
 
 
@@ -243,18 +248,17 @@ def test_the_real_fashion_mnist_of_debians_package_is_taken_as_it_is_and_trains(
     config = compose(
         "data=fashion_mnist", "recipe=accurate", "data.fraction=0.02", "data.val_size=200", "train.epochs=1"
     )
-    source = Path(config.data.sources[0])
-    if not source.parent.is_dir():
-        pytest.skip(f"no {source.parent}: apt-get install dataset-fashion-mnist")
-    config.data.sources = [str(source)]
-    raw = find_arrays(config.data, None, tmp_path)
+    [debian] = [source for source in config.data.sources if source.url.startswith("/")]
+    if not Path(debian.url).parent.is_dir():
+        pytest.skip(f"no {Path(debian.url).parent}: apt-get install dataset-fashion-mnist")
+    raw = find_arrays(config.data.model_copy(update={"sources": [debian]}), None, tmp_path)
     # The well-known first labels; the classes are balanced.
     assert list(raw["train_labels"][:5]) == [9, 0, 0, 3, 0] and list(raw["test_labels"][:3]) == [9, 2, 1]
     assert np.bincount(raw["train_labels"]).tolist() == 10 * [6_000]
     assert np.bincount(raw["test_labels"]).tolist() == 10 * [1_000]
     pictures = split(raw, config.data)
     assert [len(pictures[name].labels) for name in ("train", "val", "test")] == [1_000, 200, 200]
-    engine.start(config.seed)
-    cnn = model.build_cnn(config.model, (28, 28), 10)
-    [(epoch, _, _)] = engine.fit(cnn, config, pictures["train"], pictures["val"], lambda done, accuracy: None)
+    inference.start(config.seed)
+    cnn = build.build_cnn(config.model, (28, 28), 10)
+    [(epoch, _, _)] = loop.fit(cnn, config, pictures["train"], pictures["val"], lambda done, accuracy: None)
     assert epoch.train_accuracy > 0.2 and epoch.train_loss < np.log(10)  # by chance 0.1, and log 10

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import copy, dvc, run, write_composed
 
-from pipeline.config import flatten
+from pipeline.base.schema import flatten
 
 
 @pytest.fixture
@@ -81,7 +81,35 @@ def test_a_stage_by_itself_trains_nothing_that_the_lock_does_not_say(own, digits
     assert (own / "models/accurate/model.keras").read_bytes() == before
 
 
-LAZY = "from pipeline.command import entry_point\ndef train(config): print(config.name)\nentry_point(train)()"
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("base/command.py", "does not sweep", "cannot sweep"),
+        ("base/console.py", "images/s", "images per second"),
+        ("serve.py", "import", "import"),
+        ("tracking/queries.py", "PAGE = 100", "PAGE = 200"),
+        ("base/errors.py", "not enough memory", "too little memory"),
+    ],
+)
+def test_an_edit_that_cannot_change_a_result_runs_nothing_again(own, digits, name, old, new):
+    file = own / "pipeline" / name
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new) + "\n# Another line.\n")
+    status = dvc(own, digits, "status")
+    assert status.returncode == 0 and "up to date" in status.stdout
+
+
+LAZY = """
+from pipeline.base.command import main
+from pipeline.base.project import Project
+from pipeline.base.schema import Config
+
+def train(project: Project, config: Config) -> None:
+    print(config.name)
+
+main(train)
+"""
 
 
 def test_a_stage_that_leaves_old_outputs_fails_by_their_name(repository, tmp_path):
@@ -90,7 +118,8 @@ def test_a_stage_that_leaves_old_outputs_fails_by_their_name(repository, tmp_pat
     shutil.copy(folder / "data/processed/split.json", folder / "model.keras")  # anything
     (folder / "models/accurate").mkdir(parents=True, exist_ok=True)
     (folder / "model.keras").rename(folder / "models/accurate/model.keras")
-    done = run(sys.executable, "-c", LAZY, "recipe=accurate", cwd=folder, DVC_STAGE="train@accurate")
+    (folder / "pipeline/lazy.py").write_text(LAZY)
+    done = run("python", "-m", "pipeline.lazy", "recipe=accurate", cwd=folder, DVC_STAGE="train@accurate")
     assert (done.returncode, done.stdout) == (1, "accurate\n")
     assert done.stderr == (
         "error: the stage ended without writing models/accurate/model.keras, which dvc.yaml promises\n"

@@ -56,8 +56,8 @@ def test_children_are_ranked_by_validation_and_the_test_digits_are_not_read(clon
         assert "test_accuracy" not in child.data.metrics and "test_scored" not in child.data.tags
         assert {given.dataset.name for given in child.inputs.dataset_inputs} == {"train", "val"}
     assert store(clone).get_run(parent).data.tags["best_run"] == rows[0]["run_id"]
-    assert "The best of 4 was chosen on these 50 examples, which flatter it." in grid.stdout
-    assert "BBC-CV, by the predictions of 4)" in grid.stdout
+    assert "The best of 4 was chosen on these 50 examples, so its accuracy" in grid.stdout
+    assert "BBC-CV, from the predictions of 4)" in grid.stdout
     assert {item.path for item in store(clone).list_artifacts(parent)} == {"ranking.csv", "ranking.md", "sweep.png"}
 
 
@@ -82,13 +82,13 @@ def test_runs_that_differ_in_their_length_alone_share_their_first_epochs_and_end
     most = lengths[0]
     trained = re.findall(r"^train.epochs=(\d) epoch (\d)/", done.stdout, re.MULTILINE)
     assert trained == [(str(most), str(epoch)) for epoch in range(1, most + 1)], "4 epochs for 10"
-    assert re.findall(r"goes on after epoch (\d)", done.stdout) == [str(epochs) for epochs in lengths[1:]]
+    assert re.findall(r"continues after epoch (\d)", done.stdout) == [str(epochs) for epochs in lengths[1:]]
     folder = max((clone / "multirun").glob("2*"))
     for number, epochs in enumerate(lengths):
         [child] = [run for run in children(clone, parent_of(done)) if run.data.params["train.epochs"] == str(epochs)]
         assert len(store(clone).get_metric_history(child.info.run_id, "epoch_seconds")) == epochs
         alone = pipeline(clone, "train", *words, f"train.epochs={epochs}")
-        assert alone.returncode == 0 and "goes on" not in alone.stdout
+        assert alone.returncode == 0 and "continues" not in alone.stdout
         own = max((clone / "outputs").glob("2*"))
         for name in ("model.keras", "history.csv", "val_predictions.csv"):
             assert (own / name).read_bytes() == (folder / str(number) / name).read_bytes(), (epochs, name)
@@ -101,13 +101,16 @@ def test_where_the_length_decides_the_schedule_each_is_trained_by_itself_and_it_
     done = pipeline(clone, "train", "-m", *words, "train.epochs=2,1")
     assert "depend on the number of epochs: each number is trained by itself" in done.stdout
     trained = re.findall(r"^train.epochs=(\d) epoch (\d)/", done.stdout, re.MULTILINE)
-    assert trained == [("2", "1"), ("2", "2"), ("1", "1")] and "goes on" not in done.stdout
+    assert trained == [("2", "1"), ("2", "2"), ("1", "1")] and "continues" not in done.stdout
 
 
-def test_other_code_is_trained_anew(clone, grid):
-    engine = clone / "pipeline/engine.py"
-    engine.write_text(engine.read_text() + "# another\n")
-    done = pipeline(clone, "train", "-m", "recipe=baseline", "train.epochs=1", "model.filters=2,4")
+def test_other_code_is_trained_again_and_another_comment_is_not(clone, grid):
+    loop = clone / "pipeline/training/loop.py"
+    sweep = ("-m", "recipe=baseline", "train.epochs=1", "model.filters=2,4")
+    loop.write_text(loop.read_text() + "# another\n")
+    assert "2 jobs, 2 found finished" in pipeline(clone, "train", *sweep).stdout
+    loop.write_text(loop.read_text() + "ANOTHER = 1\n")
+    done = pipeline(clone, "train", *sweep)
     git(clone, "restore", "pipeline")
     assert done.returncode == 0 and "2 jobs; " in done.stdout
     assert len(children(clone, parent_of(done))) == 2
@@ -136,7 +139,7 @@ def test_a_killed_sweep_goes_on_where_it_stopped(clone, launcher):
     log.unlink()
     done = pipeline(clone, "train", *words)
     assert done.returncode == 0, done.stderr
-    assert "4 jobs, " in done.stdout and "begun before" in done.stdout and ": goes on after epoch " in done.stdout
+    assert "4 jobs, " in done.stdout and "begun before" in done.stdout and ": continues after epoch " in done.stdout
     found = children(clone, parent_of(done))
     assert sorted(child.info.run_name for child in found) == [f"seed={seed}" for seed in range(4)]
     assert {child.info.status for child in found} == {"FINISHED"}
@@ -147,7 +150,7 @@ ELSEWHERE = """
 import runpy, socket, sys, time
 from pathlib import Path
 socket.gethostname = lambda: "elsewhere"
-from pipeline import console
+from pipeline.base import console
 told = console.TrainingProgress.epoch_done
 def epoch_done(*words):
     told(*words)
@@ -208,7 +211,7 @@ def test_a_failed_child_does_not_stop_the_others_and_the_command_fails(clone):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["-m", "train.epochs=1,0"], "train.epochs=0: train.epochs=0 is out of range"),
+        (["-m", "train.epochs=1,0"], "train.epochs=0: train.epochs=0: input should be greater"),
         (["-m", "seed=range(0,0)"], "is no job at all"),
         (["-m", "recipe=baseline,basline"], "Could not find 'recipe/basline'"),
         (["sweep=nonsense"], "Available options in 'sweep': epochs_filters search seeds"),

@@ -11,8 +11,11 @@ import pytest
 from conftest import ROOT, fresh_store, run
 from faults_report import record
 
-from pipeline import comparison, plots, recipes, tables, tracking
-from pipeline.comparison import Side
+from pipeline.base.project import Project
+from pipeline.experiments import compare_runs
+from pipeline.reports import comparison_report, plots, recipe_table, tables, verdicts
+from pipeline.reports.verdicts import Side
+from pipeline.tracking.store import open_store
 
 pytestmark = pytest.mark.faults
 
@@ -94,7 +97,7 @@ def test_a_comparison_of_such_a_name_has_its_own_lines_cells_and_no_tag(name):
     ordinary = [side("a", [1, 1, 0, 0]), side("b", [1, 0, 1, 0])]
     hostile = [side(name, [1, 1, 0, 0]), ordinary[1]]
     expected, got = (
-        comparison.markdown(sides, comparison.verdicts(sides, 0.95, "test"), 0.95, "test", 1)
+        comparison_report.markdown(sides, verdicts.verdicts(sides, 0.95, "test"), 0.95, "test", 1)
         for sides in (ordinary, hostile)
     )
     assert len(got.splitlines()) == len(expected.splitlines())
@@ -106,9 +109,9 @@ def test_a_comparison_of_such_a_name_has_its_own_lines_cells_and_no_tag(name):
 
 
 def test_a_table_of_recipes_escapes_names_and_sentences():
-    row = recipes.published_row([{"train_accuracy": 1.0, "val_accuracy": 1.0}], 0.95)._replace(name="<b>x</b>|y")
+    row = recipe_table.published_row([{"train_accuracy": 1.0, "val_accuracy": 1.0}], 0.95)._replace(name="<b>x</b>|y")
     config = SimpleNamespace(evaluate=SimpleNamespace(confidence=0.95), seed=0)
-    text = recipes.markdown([row], [f"{row.name} is better"], config)
+    text = recipe_table.markdown([row], [f"{row.name} is better"], config)
     assert text.count(r"\<b>x\</b>\|y") == 2 and not Tags(text.replace("\\<", "")).found
 
 
@@ -126,9 +129,9 @@ def test_a_name_in_a_picture_is_no_formula(name, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_name_of_a_run_is_text_in_the_note_of_its_comparison(store, name):
-    client, experiment = tracking.open_store("mnist")
+    client, experiment = open_store(store, "mnist")
     named = client.create_run(experiment, run_name=name)
-    compared = tracking.log_comparison("mnist", "compare", [], "an answer", [named])
+    compared = compare_runs._log(store, "mnist", "compare", [], "an answer", [named])
     note = client.get_run(compared).data.tags["mlflow.note.content"]
     link = f"[{NAMES[name]}](#/experiments/{experiment}/runs/{named.info.run_id})"
     assert note == f"an answer\nRuns compared: {link}\n"
@@ -139,9 +142,8 @@ def store(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("store")
         fresh_store(folder / "mlflow.db")
-        patch.setenv("DVC_ROOT", str(folder))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield
+        yield Project(ROOT, folder)
 
 
 @pytest.mark.parametrize("verb", ["train", "compare"])

@@ -6,6 +6,7 @@ import csv
 import os
 import pickle
 import re
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,47 +15,53 @@ import hydra
 import matplotlib.image
 import numpy as np
 import pytest
+from conftest import ROOT
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from pipeline import data, statistics, surroundings, sweep, tracking
-from pipeline.config import CONF, ROOT, PipelineError, register
-from pipeline.files import save_csv, save_json
-from pipeline.statistics import Mean
-from pipeline.store import open_store
+from pipeline.base.errors import UserError
+from pipeline.base.files import save_csv, save_json
+from pipeline.base.project import Project, open_project
+from pipeline.data import examples
+from pipeline.experiments import ranking, sweep, sweep_job
+from pipeline.experiments.hydra_grid import grid
+from pipeline.experiments.sweep import FORWARDED_ENV, SweepStart
+from pipeline.metrics import significance
+from pipeline.metrics.significance import Mean
+from pipeline.tracking import fingerprint, queries, sweep_log
+from pipeline.tracking.store import open_store
 
 
-def test_a_ranking_is_renewed_in_its_time_and_always_at_the_end(tmp_path, monkeypatch):
+def test_a_ranking_is_renewed_now_and_then_and_always_at_the_end(tmp_path, monkeypatch):
     asked = []
 
-    def of_sweep(parent: str) -> list:
+    def sweep_runs(parent: str) -> list:
         asked.append(parent)
         time.sleep(0.5)
         return []
 
-    monkeypatch.setattr(sweep, "LOCKS", tmp_path / "locks")
-    monkeypatch.setattr(sweep, "_draw", lambda *_: Figure())
-    monkeypatch.setattr(tracking, "of_sweep", of_sweep)
-    monkeypatch.setattr(tracking, "log_sweep", lambda *_: None)
-    monkeypatch.setenv(sweep.KEYS, "seed")
-    sweep.renew("parent", tmp_path, in_its_time=True)
+    monkeypatch.setattr(ranking, "_draw", lambda *_: Figure())
+    monkeypatch.setattr(queries, "sweep_runs", sweep_runs)
+    monkeypatch.setattr(sweep_log, "log_sweep", lambda *_: None)
+    monkeypatch.setenv(sweep_job.KEYS, "seed")
+    ranking.renew(Project(tmp_path, tmp_path), "parent", tmp_path, partial=True)
     due = (tmp_path / ".next").stat().st_mtime - time.time()
     assert 1.5 < due < 60  # four times the half second, and what drawing took
-    sweep.renew("parent", tmp_path, in_its_time=True)
+    ranking.renew(Project(tmp_path, tmp_path), "parent", tmp_path, partial=True)
     assert len(asked) == 1
-    sweep.renew("parent", tmp_path)
+    ranking.renew(Project(tmp_path, tmp_path), "parent", tmp_path)
     assert len(asked) == 2
     os.utime(tmp_path / ".next", (0, time.time() - 1))
-    sweep.renew("parent", tmp_path, in_its_time=True)
+    ranking.renew(Project(tmp_path, tmp_path), "parent", tmp_path, partial=True)
     assert len(asked) == 3 and (tmp_path / "ranking.csv").read_text().startswith("rank,seed,")
 
 
 @pytest.mark.parametrize("digits", ["9447e1230643", "012345678901", "1e0000000000", "abcdef012345"])
 def test_the_id_of_a_group_is_never_a_number(compose, tmp_path, monkeypatch, digits):
     """9447e1230643 was drawn by a real sweep: pandas and Hydra made infinity of it."""
-    monkeypatch.setattr(surroundings, "_sha256_of", lambda _: digits.ljust(64, "0"))
-    group = surroundings.identity(compose(), []).group
+    monkeypatch.setattr(fingerprint, "_sha256_of", lambda _: digits.ljust(64, "0"))
+    group = fingerprint.fingerprint(open_project(ROOT), compose(), []).group
     assert group == f"g{digits}"
     assert OverridesParser.create().parse_override(f"a={group}").value() == group
     save_csv(tmp_path / "ranking.csv", {"rank": [1, 2], "group": [group, group]})
@@ -62,24 +69,25 @@ def test_the_id_of_a_group_is_never_a_number(compose, tmp_path, monkeypatch, dig
     assert pandas.read_csv(tmp_path / "ranking.csv")["group"].tolist() == [group, group]
 
 
-def child(name: str, accuracy: float, status: str = "FINISHED", **values: str) -> sweep.Child:
-    return sweep.Child(name, values, status, accuracy, 0.9, 1.0, 10, 1_000, "g0", name)
+def child(name: str, accuracy: float, status: str = "FINISHED", **values: str) -> ranking.Child:
+    return ranking.Child(name, values, status, accuracy, 0.9, 1.0, 10, 1_000, "g0", name)
 
 
 def test_the_best_of_several_is_not_given_the_interval_of_one_that_was_not_chosen():
-    one = sweep.markdown([child("a", 0.99), child("b", 0.98, "FAILED")])
+    one = ranking.markdown([child("a", 0.99), child("b", 0.98, "FAILED")])
     assert "The choice of 1,000 examples alone leaves it between 98.17 % and 99.46 % (95 %, Wilson)" in one
     two = [child("a", 0.99), child("b", 0.98)]
-    assert "Wilson" not in sweep.markdown(two) and "BBC-CV" not in sweep.markdown(two)  # before the sweep ends
+    assert "Wilson" not in ranking.markdown(two) and "BBC-CV" not in ranking.markdown(two)  # before the sweep ends
     assert (
-        "The best of 2 was chosen on these 1,000 examples, which flatter it. Chosen on examples drawn among them and "
-        "scored on the others, the best has 98.50 % (95 % 98.00 % to 99.00 %; BBC-CV, by the predictions of 2).\n"
-    ) in sweep.markdown(two, Mean(2, 0.985, 0.98, 0.99))
+        "The best of 2 was chosen on these 1,000 examples, so its accuracy on them is biased upward. Chosen on "
+        "bootstrap samples and scored on the examples left out, the best has 98.50 % (95 % 98.00 % to 99.00 %; BBC-CV, "
+        "from the predictions of 2).\n"
+    ) in ranking.markdown(two, Mean(2, 0.985, 0.98, 0.99))
 
 
 def test_the_means_of_groups_of_seeds_stand_in_the_ranking():
     seeds = [child(f"s{n}", 0.98 + n / 100, filters="8", seed=str(n)) for n in range(2)]
-    text = sweep.markdown([*seeds, child("other", 0.5, filters="16", seed="0")._replace(group="g1")])
+    text = ranking.markdown([*seeds, child("other", 0.5, filters="16", seed="0")._replace(group="g1")])
     assert "| filters=8 group g0  |       2 | 98.50 % | 98.00 % and 99.00 %: 2 seeds, too few" in re.sub(
         " {9,}", " ", text
     )
@@ -91,18 +99,18 @@ def test_what_is_expected_of_the_best_takes_the_predictions_that_are_left(tmp_pa
 
     def artifact(run, name, folder):
         if predictions[run.info.run_id] is None:
-            raise PipelineError("it is gone")
+            raise UserError("it is gone")
         rows = [f"{n},{n + 1},{given}" for n, given in enumerate(predictions[run.info.run_id])]
         (folder / name).write_text("\n".join(["index,label,prediction", *rows]) + "\n")
         return folder / name
 
-    monkeypatch.setattr(tracking, "artifact", artifact)
+    monkeypatch.setattr(queries, "artifact", artifact)
     runs = [SimpleNamespace(info=SimpleNamespace(run_id=name)) for name in predictions]
     children = [child("b", 1.0), child("d", 0.75), child("c", 0.75), child("a", 0.5, "FAILED")]
-    found = sweep._expected(children, runs)
-    assert found == statistics.best_of(np.array([[True] * 4, [True, True, True, False]]), 0.95) and found.n == 2
-    assert sweep._expected(children[:1], runs) is None
-    assert sweep._expected([one._replace(val_examples=0) for one in children], runs) is None
+    found = ranking._expected_of_best(children, runs)
+    assert found == significance.best_of(np.array([[True] * 4, [True, True, True, False]]), 0.95) and found.n == 2
+    assert ranking._expected_of_best(children[:1], runs) is None
+    assert ranking._expected_of_best([one._replace(val_examples=0) for one in children], runs) is None
 
 
 def test_a_job_is_told_of_its_sweep_and_store_and_of_no_secret(tmp_path, monkeypatch):
@@ -111,8 +119,8 @@ def test_a_job_is_told_of_its_sweep_and_store_and_of_no_secret(tmp_path, monkeyp
         *("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_FLASK_SERVER_SECRET_KEY"),
         *("MLFLOW_CRYPTO_KEK_PASSPHRASE", "AWS_SECRET_ACCESS_KEY", "HOME", "TF_VAR_password"),
     )
-    assert [key for key in (*told, *secret) if sweep.TOLD.match(key)] == list(told)
-    opening = sweep.Opening()
+    assert [key for key in (*told, *secret) if FORWARDED_ENV.match(key)] == list(told)
+    opening = SweepStart(str(ROOT))
     opening.variables = {"SWEEP_PARENT": "of the one who launched"}
     travelled = pickle.dumps(opening)
     monkeypatch.chdir(tmp_path)
@@ -129,10 +137,12 @@ def nested(tmp_path, monkeypatch):
     """A sweep over two nested keys: its parent, and child(status, accuracy, content, **tags) that makes a child."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'own.db'}")
     monkeypatch.chdir(tmp_path)  # where a store of that address has its artifacts
-    monkeypatch.setattr(sweep, "LOCKS", tmp_path / "locks")
-    monkeypatch.setenv(sweep.KEYS, "model.convolutions model.units")
-    client, experiment = open_store("mnist")
-    parent, _ = tracking.open_sweep("mnist", "sweep", "command", "digest", ["model.convolutions", "model.units"])
+    monkeypatch.setenv(sweep_job.KEYS, "model.convolutions model.units")
+    project = Project(ROOT, tmp_path)
+    client, experiment = open_store(project, "mnist")
+    parent, _ = sweep_log.open_sweep(
+        project, "mnist", "sweep", "command", "digest", ["model.convolutions", "model.units"]
+    )
 
     def child(status: str, accuracy: float, content: str, **tags: str):
         known = {"content_sha256": content, "group": f"g{content}", "recipe": "baseline", **tags}
@@ -152,11 +162,11 @@ def test_a_sweep_over_nested_keys_is_ranked_and_drawn_by_what_was_typed(nested, 
     for number, (kernel, units, accuracy) in enumerate(((3, "[8]", 0.25), (5, "[8]", 0.5), (5, "[4,4]", 0.75))):
         values = {"model.convolutions": LAYER % kernel, "model.units": units}
         if number:
-            child("FINISHED", accuracy, str(number), **tracking.child_tags(parent, values))
+            child("FINISHED", accuracy, str(number), **sweep_log.child_tags(parent, values))
         else:  # trained by another command before
-            tracking.join_sweep(parent, child("FINISHED", accuracy, str(number)), values)
-    child("FAILED", 0.1, "9", **{tracking.PARENT: parent})  # of earlier code, which wrote no values
-    children, _ = sweep.renew(parent, tmp_path)
+            sweep_log.join_sweep(parent, child("FINISHED", accuracy, str(number)), values)
+    child("FAILED", 0.1, "9", **{queries.PARENT: parent})  # of earlier code, which wrote no values
+    children, _ = ranking.renew(Project(tmp_path, tmp_path), parent, tmp_path)
     with (tmp_path / "ranking.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["model.convolutions"], row["model.units"], row["val_accuracy"]) for row in rows] == [
@@ -166,7 +176,7 @@ def test_a_sweep_over_nested_keys_is_ranked_and_drawn_by_what_was_typed(nested, 
         ("", "", "0.1"),
     ]
     assert [child.name for child in children[2:]] == [f"model.convolutions={LAYER % 3} model.units=[8]", "run 9"]
-    axes = sweep._draw(children[:3], {}).axes[0]
+    axes = ranking._draw(children[:3], {}, ["model.convolutions", "model.units"]).axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == [
         f"…kernel_size:{kernel},strides:1,…" for kernel in (3, 5)
     ]
@@ -177,42 +187,46 @@ def test_a_sweep_over_nested_keys_is_ranked_and_drawn_by_what_was_typed(nested, 
 
 def test_children_of_earlier_code_are_ranked_by_their_parameters(nested, monkeypatch):
     parent, child = nested
-    run = child("FINISHED", 0.5, "1", **{tracking.PARENT: parent})
-    assert sweep.swept_values(run, ["model.units", "recipe"]) == {"model.units": "[8]", "recipe": "baseline"}
-    assert sweep.swept_values(run, ["model.units", "model.convolutions"]) == {}
+    run = child("FINISHED", 0.5, "1", **{queries.PARENT: parent})
+    assert ranking.swept_values(run, ["model.units", "recipe"]) == {"model.units": "[8]", "recipe": "baseline"}
+    assert ranking.swept_values(run, ["model.units", "model.convolutions"]) == {}
     for text in ("trained before this sweep", "[]", "7"):
         run.data.tags["swept"] = text
-        assert sweep.swept_values(run, ["model.units"]) == {"model.units": "[8]"}
+        assert ranking.swept_values(run, ["model.units"]) == {"model.units": "[8]"}
 
 
 def test_what_two_machines_have_trained_both_counts_once(nested, tmp_path):
     parent, child = nested
-    tags = tracking.child_tags(parent, {"model.convolutions": "[]", "model.units": "[8]"})
+    tags = sweep_log.child_tags(parent, {"model.convolutions": "[]", "model.units": "[8]"})
     for status in ("FINISHED", "KILLED", "FINISHED"):
         child(status, 0.5, "same", **tags)
     child("RUNNING", 0.5, "other", **tags)
-    assert [(child.status, child.group) for child in sweep.renew(parent, tmp_path)[0]] == [
+    assert [
+        (child.status, child.group) for child in ranking.renew(Project(tmp_path, tmp_path), parent, tmp_path)[0]
+    ] == [
         ("FINISHED", "gsame"),
         ("RUNNING", "gother"),
     ]
 
 
-def opened(*words: str) -> None:
-    """Open a sweep as Hydra does for these words."""
+def opened(project: Project, *overrides: str) -> None:
+    """Open a sweep as Hydra does for these overrides."""
     basic = {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"}
-    given = {"overrides": {"task": list(words), "hydra": []}, "sweeper": basic, "sweep": {"dir": "multirun"}}
-    register()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        sweep.open_sweep(OmegaConf.create({"hydra": given}))
+    values = {"overrides": {"task": list(overrides), "hydra": []}, "sweeper": basic, "sweep": {"dir": "multirun"}}
+    with hydra.initialize_config_dir(str(project.conf), version_base="1.3"):
+        sweep._open(project, OmegaConf.create({"hydra": values}))
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["recipe=baseline", "evaluate.views=1,5"], "evaluate.views changes nothing in training"),
-        (["seed=1,2", "model.filters=2,0"], "seed=1 model.filters=0: model.filters=0 is out of range"),
-        (["recipe=baseline", "model.filters=2", "seed=1,-1"], "seed=-1: seed=-1 is out of range"),
-        (["recipe=glob(*)", "model.units=[4],[0]"], "recipe=accurate model.units=[0]: model.units=[0] is out of range"),
+        (["recipe=baseline", "evaluate.tta_shifts=1,5"], "evaluate.tta_shifts changes nothing in training"),
+        (["seed=1,2", "model.filters=2,0"], "seed=1 model.filters=0: model.filters=0: input should be greater"),
+        (["recipe=baseline", "model.filters=2", "seed=1,-1"], "seed=-1: seed=-1: input should be greater"),
+        (
+            ["recipe=glob(*)", "model.units=[4],[0]"],
+            "recipe=accurate model.units=[0]: model.units.0=0: input should be greater",
+        ),
         (["data.val_size=50,60"], "data.val_size=60: data.val_size=60, but the split in "),
         (["seed=glob(*)"], "is no job at all"),
         (["recipe=glob(debug/*)"], "is no job at all"),
@@ -221,31 +235,36 @@ def opened(*words: str) -> None:
 def test_a_sweep_that_cannot_be_trained_whole_names_the_job_before_the_first(
     compose, tmp_path, monkeypatch, words, message
 ):
-    monkeypatch.setattr(data, "PROCESSED", tmp_path)
-    monkeypatch.setattr(tracking, "open_sweep", None)  # nothing is begun
-    save_json(tmp_path / "split.json", data.split_record(compose("data.val_size=50").data))
+    monkeypatch.setattr(sweep_log, "open_sweep", None)  # nothing is begun
+    project = Project(tmp_path, tmp_path)
+    for name in ("conf", "pipeline"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    save_json(project.processed / "split.json", examples.split_record(compose("data.val_size=50").data))
+    for name in ("train", "val"):
+        (project.processed / f"{name}.npz").touch()
     words = [*words, "data.val_size=50"] if "data.val_size=50,60" not in words else words
-    with pytest.raises(PipelineError, match=rf"\A[^\n]*{re.escape(message)}[^\n]*\Z"):
-        opened(*words)
+    with pytest.raises(UserError, match=rf"\A[^\n]*{re.escape(message)}[^\n]*\Z"):
+        opened(project, *words)
 
 
 def test_hydras_glob_makes_a_job_of_each_recipe():
-    register()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        keys, jobs = sweep._grid(["recipe=glob(*)", "seed=1"])
-        some = sweep._grid(["recipe=glob([a*,f*])"])[1]
-    recipes = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
+    conf = ROOT / "conf"
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+        keys, jobs = grid(["recipe=glob(*)", "seed=1"], 100)
+        some = grid(["recipe=glob([a*,f*])"], 100)[1]
+    recipes = sorted(path.stem for path in (conf / "recipe").glob("*.yaml"))
     assert keys == ["recipe"] and jobs == [[f"recipe={recipe}", "seed=1"] for recipe in recipes]
     assert some == [["recipe=accurate"], ["recipe=fast"]]
 
 
 def test_labels_beside_a_picture_are_short_and_stay_different():
-    assert sweep._labels(["seed=0", "seed=1"], 24) == ["seed=0", "seed=1"]
-    assert sweep._labels([], 24) == []
-    assert sweep._labels([LAYER % 3], 24) == ["[{multiple:1,kernel_size…"]
-    assert sweep._labels(["a" * 30 + "b" + "c" * 30, "a" * 30 + "d"], 24) == [
+    assert ranking.short_labels(["seed=0", "seed=1"], 24) == ["seed=0", "seed=1"]
+    assert ranking.short_labels([], 24) == []
+    assert ranking.short_labels([LAYER % 3], 24) == ["[{multiple:1,kernel_size…"]
+    assert ranking.short_labels(["a" * 30 + "b" + "c" * 30, "a" * 30 + "d"], 24) == [
         "…" + "a" * 12 + "b" + "c" * 11 + "…",
         "…" + "a" * 12 + "d",
     ]
     far = ["x" + "-" * 30 + "1", "y" + "-" * 30 + "1", "y" + "-" * 30 + "2"]
-    assert sweep._labels(far, 24) == [f"{n}: {first}{'-' * 23}…" for n, first in ((1, "x"), (2, "y"), (3, "y"))]
+    assert ranking.short_labels(far, 24) == [f"{n}: {first}{'-' * 23}…" for n, first in ((1, "x"), (2, "y"), (3, "y"))]

@@ -2,145 +2,212 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import PARENT, fresh_store, start
+from conftest import PARENT, ROOT, fresh_store, start
 
-from pipeline import checkpoint, sending, sweep, tracking
-from pipeline.record import Record, home, now, waiting
-from pipeline.store import open_store
+from pipeline.base.project import Project, open_project
+from pipeline.experiments import sweep, sweep_job
+from pipeline.tracking import mlflow_log, queries, sending, sweep_log
+from pipeline.tracking.record import Record, add_pending, now, pending
+from pipeline.tracking.store import open_store
+from pipeline.training import checkpoint
 
-MADE = {"weights_sha256": "w", "model_sha256": "m"}
+RESULT = {"weights_sha256": "w", "model_sha256": "m"}
 
 
-@pytest.fixture(autouse=True)
-def repository(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Project:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     fresh_store(tmp_path / "mlflow.db")
-    return tmp_path
+    return open_project(tmp_path)
 
 
-def record(name: str, end: int, **about: Any) -> Record:
-    known = {"experiment": "mnist", "inputs": [], "params": {"a": "1"}, "status": "FINISHED", "end": end, "name": name}
-    made = Record(home() / "unsent" / name, {**known, "tags": {"dvc_stage": "none"}, **about})
-    made.add_rows([{"step": 1, "time": now(), "values": {f"{name}_accuracy": 0.5}}])
-    made.add_text("note.txt", name)
-    return made
+def record(project: Project, name: str, start: int, **info: Any) -> Record:
+    known = {"experiment": "mnist", "inputs": [], "params": {"a": "1"}, "status": "FINISHED", "end": 9, "name": name}
+    one = Record.begin(project.root / "outputs" / name, known | {"tags": {"dvc_stage": "none"}, "start": start} | info)
+    one.add_rows([{"step": 1, "time": now(), "values": {f"{name}_accuracy": 0.5}}])
+    (one.folder / "note.txt").write_text(name)
+    add_pending(project, one)
+    return one
 
 
-def training(end: int) -> Record:
+def training(project: Project, start: int) -> Record:
     tags = {"dvc_stage": "train@baseline", "recipe": "baseline", "content_sha256": "c"}
-    return record("trained", end, tags=tags, made=MADE)
+    return record(project, "trained", start, tags=tags, result_tags=RESULT)
 
 
-def evaluation(end: int) -> Record:
-    made = record("test", end, evaluation="evaluate@baseline", recipe="baseline", model_sha256="m", run=None)
-    tags = {"dvc_stage": "train@baseline", "recipe": "baseline", "adopted": "trained elsewhere"}
-    Record(made.folder / "adopted", {**made.about, "tags": tags, "made": MADE}).add_text("note.txt", "adopted")
-    return made
+def evaluation(project: Project, start: int, name: str = "test") -> Record:
+    tags = {"recipe": "baseline"}
+    one = record(project, name, start, tags=tags, evaluated_by="evaluate@baseline", evaluated_sha256="m", run=None)
+    adopted = {"dvc_stage": "train@baseline", "recipe": "baseline", "adopted": "trained elsewhere"}
+    info = {key: value for key, value in one.info.items() if not key.startswith("evaluated")}
+    Record.begin(one.folder / "training", info | {"id": f"adopted {name}", "tags": adopted, "result_tags": RESULT})
+    return one
 
 
-def runs() -> list[Any]:
-    client, experiment = open_store("mnist")
+def runs(project: Project) -> list[Any]:
+    client, experiment = open_store(project, "mnist")
     return list(client.search_runs([experiment]))
 
 
-def test_an_evaluation_goes_into_the_run_of_its_training_though_its_folder_is_older():
-    evaluation(2)
-    training(1)
-    assert len(sending.send_waiting()[0]) == 2 and waiting() == []
-    [run] = runs()
+def test_an_evaluation_goes_into_the_run_of_its_training_though_its_folder_is_older(project):
+    evaluation(project, 2)
+    training(project, 1)
+    sent, left = sending.send_pending(project)
+    assert len(sent) == 2 and left == [] == pending(project)
+    [run] = runs(project)
     assert run.data.metrics == {"trained_accuracy": 0.5, "test_accuracy": 0.5}
     assert run.data.tags["test_scored"] == "m" and "adopted" not in run.data.tags
 
 
+def test_a_model_without_a_run_gets_one_of_its_files_and_two_evaluations_are_both_kept(project):
+    evaluation(project, 1), evaluation(project, 2, "again")
+    assert len(sending.send_pending(project)[0]) == 2
+    [run] = runs(project)
+    assert run.data.tags["adopted"] == "trained elsewhere"
+    assert run.data.metrics == {"test_accuracy": 0.5, "again_accuracy": 0.5}
+
+
+def test_sending_again_changes_nothing(project):
+    one = training(project, 1)
+    sending.send_pending(project)
+    [before] = runs(project)
+    add_pending(project, one)
+    sending.send_pending(project)
+    [after] = runs(project)
+    assert before.to_dictionary() == after.to_dictionary() | {"info": before.to_dictionary()["info"]}
+    history = open_store(project, "mnist")[0].get_metric_history(after.info.run_id, "trained_accuracy")
+    assert len(history) == 1
+
+
 SECOND = """
-from pipeline import sending
+from pipeline.base.project import open_project
+from pipeline.tracking import sending
 print("begins", flush=True)
-print(len(sending.send_waiting()[0]), flush=True)
+print(len(sending.send_pending(open_project())[0]), flush=True)
 """
 
 
-def test_two_that_send_at_once_make_no_second_run(monkeypatch):
+def test_two_that_send_at_once_make_no_second_run(project, monkeypatch):
     """The second begins when the first has made the run, but not said yet which model it holds."""
-    training(1), evaluation(2)
-    begin, others = sending._begin, []
+    training(project, 1), evaluation(project, 2)
+    create, others = mlflow_log.create_or_update, []
 
-    def begin_slowly(client: Any, experiment: str, of: Record) -> str:
-        run_id = begin(client, experiment, of)
-        others.append(start("python", "-c", SECOND, DVC_ROOT=os.environ["DVC_ROOT"]))
+    def create_slowly(client: Any, experiment: str, one: Record) -> str:
+        run_id = create(client, experiment, one)
+        others.append(start("python", "-c", SECOND, cwd=project.root, PYTHONPATH=str(ROOT)))
         assert others[0].stdout.readline() == "begins\n"
         with pytest.raises(subprocess.TimeoutExpired):  # it waits
             others[0].wait(1.5)
         return run_id
 
-    monkeypatch.setattr(sending, "_begin", begin_slowly)
-    sent, left = sending.send_waiting()
+    monkeypatch.setattr(mlflow_log, "create_or_update", create_slowly)
+    sent, left = sending.send_pending(project)
     assert others[0].communicate()[0].strip() == "0" and others[0].returncode == 0
     assert (len(sent), left) == (2, [])
-    [run] = runs()
+    [run] = runs(project)
     assert run.data.metrics == {"trained_accuracy": 0.5, "test_accuracy": 0.5}
 
 
-def test_one_that_mlflow_cannot_take_holds_up_its_own_evaluation_alone():
-    broken = training(1)
+def test_one_that_mlflow_cannot_take_holds_up_its_own_evaluation_alone(project):
+    broken = training(project, 1)
     (broken.folder / "model.keras").write_bytes(b"damaged")
-    held, fine = evaluation(2), record("other", 3)
-    sent, left = sending.send_waiting()
-    assert list(sent) == [fine.about["id"]] and waiting() == [broken.folder, held.folder]
-    assert [str(folder) in line for folder, line in zip(waiting(), left, strict=True)] == [True, True]
-    assert "is damaged" in left[0] and "waits for its training" in left[1]
+    held, fine = evaluation(project, 2), record(project, "other", 3)
+    sent, left = sending.send_pending(project)
+    assert list(sent) == [fine.info["id"]]
+    assert [one.folder for one in pending(project)] == [broken.folder, held.folder]
+    assert str(broken.folder) in left[0] and "is damaged" in left[0]
+    assert str(held.folder) in left[1] and "waits for its training" in left[1]
 
 
-def test_while_mlflow_is_away_it_is_asked_for_one_record_alone(monkeypatch):
+def test_while_mlflow_is_unreachable_it_is_asked_for_one_record_alone(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     for number in range(3):
-        record(f"r{number}", number)
-    sent, left = sending.send_waiting()
-    assert not sent and "refused" in left[0] and [line[-13:] for line in left[1:]] == ["waits as well"] * 2
+        record(project, f"r{number}", number)
+    sent, left = sending.send_pending(project)
+    assert not sent and "failed" in left[0] and [line[-17:] for line in left[1:]] == ["it is unreachable"] * 2
 
 
-def test_a_sweep_counts_what_another_command_has_trained_instead_of_its_own_unfinished_child(monkeypatch, tmp_path):
-    client, experiment = open_store("mnist")
-    parent, _ = tracking.open_sweep("mnist", "sweep", "command", "digest", ["train.epochs"])
-    values = {sweep.PARENT: parent, sweep.KEYS: "train.epochs", sweep.EPOCHS: "1 3", sweep.FOLDER: str(tmp_path)}
-    monkeypatch.setattr(sweep, "LOCKS", tmp_path / "locks")
-    for key, value in values.items():
+def test_after_an_outage_the_next_one_is_told_and_tried_again_soon(project, monkeypatch, capsys):
+    """The pause was doubled for ever, and a second outage in one run was silent."""
+    monkeypatch.setattr(sending.time, "monotonic", lambda: clock[0])
+    clock, away = [0.0], "http://127.0.0.1:9"
+    one = record(project, "live", 1, status="RUNNING")
+    log = sending.LiveLog(project, one)
+
+    def send(at: float, uri: str | None) -> str:
+        clock[0] = at
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri) if uri else monkeypatch.delenv(
+            "MLFLOW_TRACKING_URI", raising=False
+        )
+        log.send()
+        return capsys.readouterr().out
+
+    assert "Training goes on" in send(0, away)
+    assert send(59, away) == "" == send(61, away) and log.next_try == 61 + 120
+    assert send(100, None) == "" and log.sent == 0, "it is left alone meanwhile"
+    assert send(182, None) == "" and log.sent == 1
+    assert "Training goes on" in send(200, away) and log.next_try == 260
+
+
+def test_a_file_of_ours_that_cannot_be_read_is_no_fault_of_the_store(project):
+    one = training(project, 1)
+    (one.folder / "metrics.jsonl").unlink()
+    (one.folder / "metrics.jsonl").mkdir()
+    with pytest.raises(IsADirectoryError):
+        Record(one.folder).add_rows([{"step": 2, "time": 1, "values": {"a": 1.0}}])
+
+
+@pytest.fixture
+def swept(project, monkeypatch) -> tuple[Any, str, str]:
+    """A sweep over the seed: the client, the experiment's id and the parent's."""
+    client, experiment = open_store(project, "mnist")
+    parent, _ = sweep_log.open_sweep(project, "mnist", "sweep", "command", "digest", ["seed"])
+    values = {sweep_job.PARENT: parent, sweep_job.KEYS: "seed", sweep_job.EPOCHS: "3"}
+    for key, value in (values | {sweep_job.FOLDER: str(project.sweeps / "now")}).items():
         monkeypatch.setenv(key, value)
+    return client, experiment, parent
+
+
+CONFIG = SimpleNamespace(data=SimpleNamespace(name="mnist"))
+
+
+def identity(content: str) -> Any:  # Fingerprint
+    return SimpleNamespace(content_sha256=content, resume_key={"processor": "p"})
+
+
+def test_a_sweep_counts_what_another_command_has_trained_instead_of_its_own_unfinished_child(project, swept):
+    client, experiment, parent = swept
 
     def run(status: str, **tags: str) -> str:
         known = {"content_sha256": "c", "group": "g", "recipe": "r", **tags}
-        made = client.create_run(experiment, tags=known).info.run_id
-        client.log_param(made, "train.epochs", "3")
-        client.set_terminated(made, status)
-        return made
+        run_id = client.create_run(experiment, tags=known).info.run_id
+        client.log_param(run_id, "seed", "3")
+        client.set_terminated(run_id, status)
+        return run_id
 
     killed = run("KILLED", **{PARENT: parent})
     trained = run("FINISHED", model_sha256="m")
-    monkeypatch.setattr(sweep, "origin", lambda *_: {"processor": "p"})
-    job = sweep.Job(parent, {"train.epochs": "3"})
-    found = job._found(SimpleNamespace(data=SimpleNamespace(name="mnist")), SimpleNamespace(content_sha256="c"))
-    assert found.info.run_id == trained
-    tracking.join_sweep(parent, found, {"train.epochs": "3"})
-    sweep._close(parent, "FINISHED")
-    assert [run.info.run_id for run in tracking.of_sweep(parent)] == [trained]
+    completed = sweep_job.Job(parent, {"seed": "3"})._find_completed(project, CONFIG, identity("c"))
+    assert completed.info.run_id == trained
+    sweep_log.join_sweep(parent, completed, {"seed": "3"})
+    sweep._close(project, parent, "FINISHED")
+    assert [run.info.run_id for run in queries.sweep_runs(parent)] == [trained]
     assert client.get_run(parent).info.status == "FINISHED"
     assert client.get_run(killed).info.lifecycle_stage == "deleted"
 
 
-def test_a_child_that_another_machine_trains_is_waited_for_and_a_dead_one_is_replaced(monkeypatch, capsys):
+def test_a_child_that_another_machine_trains_is_waited_for_and_a_dead_one_is_replaced(
+    project, swept, monkeypatch, capsys
+):
     """The second machine of one tracking server deleted the first one's running child."""
-    client, experiment = open_store("mnist")
-    parent, _ = tracking.open_sweep("mnist", "sweep", "command", "digest", ["seed"])
-    monkeypatch.setattr(sweep, "origin", lambda *_: {"processor": "p"})
-    job, config = sweep.Job(parent, {"seed": "1"}), SimpleNamespace(data=SimpleNamespace(name="mnist"))
+    client, experiment, parent = swept
+    job = sweep_job.Job(parent, {"seed": "1"})
 
     def child(content: str, status: str, minutes: int) -> str:
         process = f"0123abcd 7 {now() - 60_000 * minutes}"
@@ -152,34 +219,34 @@ def test_a_child_that_another_machine_trains_is_waited_for_and_a_dead_one_is_rep
         return client.get_run(run_id).info.lifecycle_stage
 
     dead = [child("a", "RUNNING", 16), child("a", "FAILED", 0), child("a", "KILLED", 0)]
-    assert job._found(config, SimpleNamespace(content_sha256="a")) is None
+    assert job._find_completed(project, CONFIG, identity("a")) is None
     assert [stage(run_id) for run_id in dead] == ["deleted"] * 3
     assert capsys.readouterr().out == "seed=1: left unfinished by an earlier try, trained again\n"
 
-    living, looks = child("b", "RUNNING", 14), []
+    alive, looks = child("b", "RUNNING", 14), []
 
     def sleep(seconds: float) -> None:
         looks.append(seconds)
-        assert stage(living) == "active"
+        assert stage(alive) == "active"
         if len(looks) == 2:
-            client.set_tag(living, "model_sha256", "m")
-            client.set_terminated(living, "FINISHED")
+            client.set_tag(alive, "model_sha256", "m")
+            client.set_terminated(alive, "FINISHED")
 
-    monkeypatch.setattr(sweep.time, "sleep", sleep)
-    found = job._found(config, SimpleNamespace(content_sha256="b"))
-    assert found.info.run_id == living and looks == [sweep.LOOK_AGAIN] * 2
+    monkeypatch.setattr(sweep_job.time, "sleep", sleep)
+    completed = job._find_completed(project, CONFIG, identity("b"))
+    assert completed.info.run_id == alive and looks == [sweep_job.POLL_SECONDS] * 2
     assert capsys.readouterr().out == "seed=1: another machine trains just this: waiting for it\n"
 
     twice = [child("b", "RUNNING", 0), child("b", "FAILED", 0)]  # finished by one, another is still at it
-    assert job._found(config, SimpleNamespace(content_sha256="b")).info.run_id == living
+    assert job._find_completed(project, CONFIG, identity("b")).info.run_id == alive
     assert [stage(run_id) for run_id in twice] == ["active", "deleted"]
 
 
-def test_a_sweep_that_ends_while_mlflow_is_away_says_so_in_one_line(monkeypatch):
+def test_a_sweep_that_ends_while_mlflow_is_unreachable_says_so_in_one_line(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    for key in (sweep.PARENT, sweep.KEYS, sweep.FOLDER):
+    for key in (sweep_job.PARENT, sweep_job.KEYS, sweep_job.FOLDER):
         monkeypatch.setenv(key, "x")
-    with pytest.raises(SystemExit, match=r"\Aerror: the MLflow store [^\n]*\Z"), sweep.reported():
+    with pytest.raises(SystemExit, match=r"\Aerror: the MLflow store [^\n]*\Z"), sweep.reported(project):
         sys.exit("interrupted")
 
 

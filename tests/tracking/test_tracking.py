@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import shutil
@@ -19,69 +20,73 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT, fresh_store, generated_digits
 
-from pipeline import augment, engine, metrics, model, record, sending, tables, tracking, training
-from pipeline import config as configuration
-from pipeline.config import Config, PipelineError
-from pipeline.data import Examples, save_arrays, save_predictions
-from pipeline.files import save_csv, sha256
-from pipeline.store import open_store
-from pipeline.surroundings import NOT_SOURCE, git, identity
+from pipeline.base.errors import UserError
+from pipeline.base.files import sha256
+from pipeline.base.project import Project
+from pipeline.base.schema import Config, flatten
+from pipeline.data.examples import Examples, save_arrays
+from pipeline.experiments import run as experiment_run
+from pipeline.experiments.evaluated import Evaluated
+from pipeline.experiments.log_evaluation import log_evaluation
+from pipeline.experiments.run import Split, train_tracked
+from pipeline.model import inference
+from pipeline.model.build import build_cnn, count_macs
+from pipeline.model.files import load_model, save_model
+from pipeline.reports import tables
+from pipeline.tracking import queries, record, sweep_log
+from pipeline.tracking.environment import NOT_SOURCE, git
+from pipeline.tracking.fingerprint import fingerprint, training_values
+from pipeline.tracking.store import open_store
+from pipeline.training.checkpoint import State
+from pipeline.training.loop import Epoch
 
 HISTORY = [
-    engine.Epoch(1, 0.9, 0.5, 0.8, 0.6, 0.001),
-    engine.Epoch(2, 0.4, 0.75, math.nan, math.nan, 0.0005),
+    Epoch(1, 0.9, 0.5, 0.8, 0.6, 0.001),
+    Epoch(2, 0.4, 0.75, math.nan, math.nan, 0.0005),
 ]
 
 
 class Trained(NamedTuple):
-    run: tracking.Run
+    run: mlflow.entities.Run
     config: Config
     model_file: Path
-    test: Examples
-    folder: Path
+    split: Split
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("store")
-    fresh_store(folder / "mlflow.db")
+def project(tmp_path_factory) -> Iterator[Project]:
+    """Our code and git, with a store of its own."""
+    home = tmp_path_factory.mktemp("store")
+    fresh_store(home / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DVC_ROOT", str(folder))  # where DVC says the user's repository is
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.setenv("DVC_STAGE", "train@accurate")
-        yield folder
+        yield Project(ROOT, home, job_folder=home / "outputs" / "kept")
+
+
+def train(project: Project, config: Config, split: Split, name: str, fit: Any) -> experiment_run.Trained:
+    """Train as a stage of DVC does, with a stand-in for the loop."""
+    files = [project.home / "train.npz"]
+    save_arrays(files[0], **split.train._asdict())
+    tags = {"dvc_stage": "train@accurate"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment_run, "fit", fit)
+        # So that the two halves of the sheet can be told apart.
+        patch.setattr(experiment_run, "random_affine", lambda images, *_: tf.constant(255 - images))
+        return train_tracked(project, config, split, fingerprint(project, config, files), name, tags)
 
 
 @pytest.fixture(scope="module")
-def trained(store, compose) -> Trained:
-    engine.start(3)
+def trained(project, compose) -> Trained:
     config = compose("recipe=accurate", "model.filters=2", "seed=3", "train.epochs=2")
-    digits = Examples(*generated_digits(40, 0), np.arange(40, dtype=np.int32))
-    test = Examples(*generated_digits(20, 1), np.arange(20, dtype=np.int32))
-    files = [store / "history.csv", store / "val_predictions.csv"]
-    save_arrays(store / "train.npz", **digits._asdict())
-    cnn = model.build_cnn(config.model, (28, 28), 10)
-    known = identity(config, [store / "train.npz"])
-    about = sending.about_training(config, "accurate", {}, known, digits, test)
-    with record.unfinished(known.content_sha256, about) as (kept, _), sending.Sender(kept) as sender:
-        with pytest.MonkeyPatch.context() as patch:  # so that the two halves of the sheet can be told apart
-            patch.setattr(augment, "random_affine", lambda images, *_: tf.constant(255 - images))
-            sender.begin(config, digits.images[:3])
-        for number, epoch in enumerate(HISTORY):
-            kept.add_rows([training.metrics_row({**epoch._asdict(), "epoch_seconds": 0.5, "time": 1000 + number}, 40)])
-            sender.send()
-        save_csv(files[0], dict(zip(engine.Epoch._fields, zip(*HISTORY, strict=True), strict=True)))
-        save_predictions(files[1], test, metrics.softmax(engine.predict(cnn, test.images)))
-        model.save_model(store / "model.keras", cnn)
-        for file in files:
-            kept.add_file(file)
-        kept.add_file(store / "model.keras", "")
-        kept.about["params"]["model.num_params"] = str(cnn.count_params())
-        made = {"weights_sha256": tracking.weights_sha256(store / "model.keras")}
-        kept.note(made=made | {"model_sha256": sha256(store / "model.keras")}, status="FINISHED", end=5000)
-        kept.finish()
-    run_id = sender.end.removeprefix("MLflow run ")
-    return Trained(tracking.MlflowClient().get_run(run_id), config, store / "model.keras", test, store)
+    split = Split(*(Examples(*generated_digits(n, n), np.arange(n, dtype=np.int32)) for n in (40, 20)))
+
+    def fit(*_: object) -> Iterator[Any]:
+        for epoch in HISTORY:
+            yield epoch, 0.5, lambda: State([], [], [])
+
+    done = train(project, config, split, "accurate", fit)
+    run = mlflow.MlflowClient().get_run(done.tracked.removeprefix("MLflow run "))
+    return Trained(run, config, done.model_file, split)
 
 
 def test_parameters_are_every_value_of_the_configuration(trained):
@@ -90,16 +95,17 @@ def test_parameters_are_every_value_of_the_configuration(trained):
     assert params["model.convolutions.0.pool"] == "2" and params["model.units"] == "[]"
     assert params["data.sha256.test_labels"] == trained.config.data.sha256["test_labels"]
     assert params["data.train_examples"] == "40" and params["data.val_examples"] == "20"
-    assert params["model.num_params"] == str(model.load_model(trained.model_file).count_params())
-    settings = configuration.to_dict(trained.config)
+    model = load_model(trained.model_file)
+    assert params["model.num_params"] == str(model.count_params()) and params["model.macs"] == str(count_macs(model))
+    settings = trained.config.model_dump()
     for key in ("evaluate", "recipes", "dataset", "name"):  # the evaluation logs the first; the others decide nothing
         settings.pop(key)
-    assert set(configuration.flatten(settings)) < set(params) and "recipes" not in params
+    assert set(flatten(settings)) < set(params) and "recipes" not in params
     assert not any(key.startswith("evaluate.") for key in params)
 
 
 def test_metrics_stand_at_their_epoch_and_absent_ones_are_left_out(trained):
-    client, run_id = tracking.MlflowClient(), trained.run.info.run_id
+    client, run_id = mlflow.MlflowClient(), trained.run.info.run_id
 
     def history(key: str) -> list[tuple[int, float]]:
         return [(metric.step, metric.value) for metric in client.get_metric_history(run_id, key)]
@@ -116,13 +122,13 @@ def test_tags_name_code_data_model_and_machine_but_no_person(trained):
     assert trained.run.info.status == "FINISHED" and trained.run.info.run_name == "accurate"
     assert tags["recipe"] == "accurate" and tags["dvc_stage"] == "train@accurate"
     assert tags["model_sha256"] == sha256(trained.model_file)
-    assert tags["git_commit"] == (git("rev-parse", "HEAD") or "none")
+    assert tags["git_commit"] == (git(ROOT, "rev-parse", "HEAD") or "none")
     assert len(tags["config_sha256"]) == len(tags["data_sha256"]) == 64
     assert "2.2" in tags["versions"] and "cores" in tags["hardware"]
     assert tags["mlflow.user"] == "pipeline" and tags["mlflow.source.name"] == "pipeline.train"
     home = str(Path.home())
     assert not [key for key, value in tags.items() if home in value and key != "mlflow.log-model.history"]
-    [logged] = tracking.MlflowClient().search_logged_models([trained.run.info.experiment_id])
+    [logged] = mlflow.MlflowClient().search_logged_models([trained.run.info.experiment_id])
     assert logged.tags["mlflow.user"] == "pipeline" and not [value for value in logged.tags.values() if "/" in value]
 
 
@@ -130,18 +136,18 @@ def test_inputs_carry_digests_of_the_digits(trained):
     inputs = trained.run.inputs.dataset_inputs
     assert [[tag.value for tag in given.tags] for given in inputs] in ([["train"], ["val"]], [["val"], ["train"]])
     by_name = {given.dataset.name: given.dataset for given in inputs}
-    images, labels = generated_digits(40, 0)
+    images, labels = generated_digits(40, 40)
     import hashlib
 
     assert by_name["train"].digest == hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()[:32]
     assert json.loads(by_name["train"].source) == {"tags": {"file": "data/processed/train.npz"}}
 
 
-def test_artifacts_are_readable_and_lie_below_mlruns(trained, tmp_path):
-    client, run_id = tracking.MlflowClient(), trained.run.info.run_id
+def test_artifacts_are_readable_and_lie_below_mlruns(project, trained, tmp_path):
+    client, run_id = mlflow.MlflowClient(), trained.run.info.run_id
     names = {item.path for item in client.list_artifacts(run_id)}
     assert {"config.yaml", "history.csv", "val_predictions.csv", "packages.txt"} <= names
-    assert trained.run.info.artifact_uri.startswith((trained.folder / "mlruns").as_uri())
+    assert trained.run.info.artifact_uri.startswith((project.home / "mlruns").as_uri())
     # Black digits on white above, the same inverted below.
     sheet = matplotlib.image.imread(client.download_artifacts(run_id, "augmented.png", str(tmp_path)))[..., :3]
     top, below = np.array_split(sheet, 2)
@@ -155,37 +161,34 @@ def test_artifacts_are_readable_and_lie_below_mlruns(trained, tmp_path):
 def test_the_logged_model_takes_raw_digits_and_gives_the_same_logits(trained):
     import mlflow.pyfunc
 
-    found = tracking.MlflowClient().search_logged_models([trained.run.info.experiment_id])
+    found = mlflow.MlflowClient().search_logged_models([trained.run.info.experiment_id])
     loaded = mlflow.pyfunc.load_model(found[0].model_uri)
     assert str(loaded.metadata.signature.inputs.inputs[0].type) == "uint8"
-    logits = loaded.predict(trained.test.images)
-    expected = engine.predict(model.load_model(trained.model_file), trained.test.images)
+    logits = loaded.predict(trained.split.val.images)
+    expected = inference.predict(load_model(trained.model_file), trained.split.val.images)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_run_of_a_model_is_found_by_content(trained, tmp_path):
-    found = tracking.find_trained("accurate", sha256(trained.model_file), "mnist")
+def test_the_run_of_a_model_is_found_by_content(project, trained, tmp_path):
+    found = queries.find_trained(project, "accurate", sha256(trained.model_file), "mnist")
     assert found is not None and found.info.run_id == trained.run.info.run_id
     other = tmp_path / "other.keras"
     other.write_bytes(trained.model_file.read_bytes() + b" ")
-    assert tracking.find_trained("accurate", sha256(other), "mnist") is None
+    assert queries.find_trained(project, "accurate", sha256(other), "mnist") is None
     digest = sha256(trained.model_file)
-    assert tracking.seconds_in_training("accurate", digest, "mnist") == (1.0, trained.run.data.tags["hardware"])
-    assert tracking.seconds_in_training("baseline", digest, "mnist") is None
+    assert queries.seconds_in_training(project, "accurate", digest, "mnist") == (1.0, trained.run.data.tags["hardware"])
+    assert queries.seconds_in_training(project, "baseline", digest, "mnist") is None
 
 
-def evaluated(trained: Trained, config: Config, model_file: Path, accuracy: float) -> str:
-    of = sending.Evaluation(
-        config, model.load_model(model_file), model_file, sha256(model_file), trained.folder / "history.csv", None
-    )
-    return sending.log_evaluation(
-        of, trained.test, {"test_accuracy": accuracy}, 2, [trained.folder / "history.csv"], []
-    )
+def evaluated(project: Project, trained: Trained, config: Config, model_file: Path, accuracy: float) -> str:
+    project = dataclasses.replace(project, job_folder=project.home / "outputs" / f"evaluated {accuracy}")
+    model = Evaluated(config, model_file, sha256(model_file), trained.model_file.with_name("history.csv"), None)
+    return log_evaluation(project, model, 7, trained.split.val, {"test_accuracy": accuracy}, 2, [], [])
 
 
-def test_evaluation_goes_into_the_run_and_with_other_settings_into_a_child(trained, compose):
-    client, run_id = tracking.MlflowClient(), trained.run.info.run_id
-    said = evaluated(trained, trained.config, trained.model_file, 0.9)
+def test_evaluation_goes_into_the_run_and_with_other_settings_into_a_child(project, trained, compose):
+    client, run_id = mlflow.MlflowClient(), trained.run.info.run_id
+    said = evaluated(project, trained, trained.config, trained.model_file, 0.9)
     assert said == f"MLflow run {run_id}; 1 model of this store was scored on these test examples"
     read = client.get_run(run_id)
     assert read.data.metrics["test_accuracy"] == 0.9 and read.data.params["evaluate.confidence"] == "0.95"
@@ -193,51 +196,52 @@ def test_evaluation_goes_into_the_run_and_with_other_settings_into_a_child(train
     assert client.get_metric_history(run_id, "test_accuracy")[0].step == 2
 
     other = compose("recipe=accurate", "evaluate.confidence=0.9")
-    assert evaluated(trained, other, trained.model_file, 0.8) == said, "the same model tells nothing new"
+    assert evaluated(project, trained, other, trained.model_file, 0.8) == said, "the same model tells nothing new"
     children = client.search_runs([read.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
     assert [child.data.metrics["test_accuracy"] for child in children] == [0.8]
     assert [child.data.params["evaluate.confidence"] for child in children] == ["0.9"]
     assert client.get_run(run_id).data.metrics["test_accuracy"] == 0.9
 
 
-def test_a_model_without_a_run_gets_one_from_its_files(trained, tmp_path):
-    cnn = model.build_cnn(trained.config.model, (28, 28), 10)
-    model.save_model(tmp_path / "model.keras", cnn)
-    predictions = trained.folder / "val_predictions.csv"
+def test_a_model_without_a_run_gets_one_from_its_files(project, trained, tmp_path):
+    cnn = build_cnn(trained.config.model, (28, 28), 10)
+    save_model(tmp_path / "model.keras", cnn)
+    predictions = trained.model_file.with_name("val_predictions.csv")
     predictions.write_text("index,label,prediction\n7,3,3\n")
-    said = evaluated(trained, trained.config, tmp_path / "model.keras", 0.7)
+    said = evaluated(project, trained, trained.config, tmp_path / "model.keras", 0.7)
     assert said.endswith("2 different models of this store were scored on these test examples")
-    found = tracking.find_trained("accurate", sha256(tmp_path / "model.keras"), "mnist")
+    found = queries.find_trained(project, "accurate", sha256(tmp_path / "model.keras"), "mnist")
     assert found is not None and found.data.metrics["test_accuracy"] == 0.7
-    steps = tracking.MlflowClient().get_metric_history(found.info.run_id, "train_loss")
+    steps = mlflow.MlflowClient().get_metric_history(found.info.run_id, "train_loss")
     assert [(metric.step, metric.value) for metric in steps] == [(1, 0.9), (2, 0.4)]
-    assert tracking.recorded_config(found, tmp_path) == trained.config
-    assert tracking.recorded_model(found, tmp_path).is_file(), "of the weights that it was adopted with"
-    brought = tracking.artifact(found, "val_predictions.csv", tmp_path)
+    assert training_values(queries.recorded_config(found, tmp_path)) == training_values(trained.config)
+    assert queries.recorded_model(found, tmp_path).is_file(), "of the weights that it was adopted with"
+    brought = queries.artifact(found, "val_predictions.csv", tmp_path)
     assert brought.read_bytes() == predictions.read_bytes(), "it can be compared and promoted"
 
 
-def test_different_models_that_were_scored_on_the_test_examples_are_counted(trained, tmp_path, monkeypatch):
+def test_different_models_that_were_scored_on_the_test_examples_are_counted(project, trained, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'count.db'}")
     monkeypatch.chdir(tmp_path)  # where a store of that address has its artifacts
-    client, experiment = open_store("mnist")
+    client, experiment = open_store(project, "mnist")
 
     def run(weights: str, **tags: str) -> Any:
         made = client.create_run(experiment, tags={"weights_sha256": weights, "model_sha256": weights, **tags})
         return client.get_run(made.info.run_id)
 
     run("not scored")
-    assert tracking.models_scored("mnist") == 0
+    assert queries.models_scored(project, "mnist") == 0
     first = run("a")
+    (tmp_path / "files").mkdir()
     for _ in range(2):
-        tracking.log_test_files(first, trained.folder, "robustness", {"corrupted_accuracy": 0.5})
-    assert tracking.models_scored("mnist") == 1
+        queries.log_test_files(project, first, tmp_path / "files", "robustness", {"corrupted_accuracy": 0.5})
+    assert queries.models_scored(project, "mnist") == 1
     run("a", test_scored="a"), run("a", test_set_reads="3")  # trained again to the same bits
-    assert tracking.models_scored("mnist") == 1
+    assert queries.models_scored(project, "mnist") == 1
     run("b", test_set_reads="2")  # by the code of before
     client.delete_run(run("c", test_scored="c").info.run_id)
-    assert tracking.models_scored("mnist") == 3
-    assert tracking.models_scored("fashion_mnist") == 0
+    assert queries.models_scored(project, "mnist") == 3
+    assert queries.models_scored(project, "fashion_mnist") == 0
     assert [tables.models_scored(count).split(" of ")[0] for count in (1, 1_000)] == [
         "1 model",
         "1,000 different models",
@@ -245,71 +249,68 @@ def test_different_models_that_were_scored_on_the_test_examples_are_counted(trai
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "goes_on"),
-    [(PipelineError("no"), "FAILED", 0), (OSError(28, "full"), "FAILED", 1), (KeyboardInterrupt(), "KILLED", 1)],
+    ("error", "status", "continues"),
+    [(UserError("no"), "FAILED", 0), (OSError(28, "full"), "KILLED", 1), (KeyboardInterrupt(), "KILLED", 1)],
 )
-def test_a_run_that_ends_by_an_error_says_so_and_can_be_gone_on_with_unless_it_would_come_again(
-    trained, error, status, goes_on
+def test_a_run_that_ends_by_an_error_says_so_and_continues_unless_it_would_come_again(
+    project, trained, tmp_path, error, status, continues
 ):
-    known = identity(trained.config, [])
-    about = sending.about_training(trained.config, f"a name {status} {goes_on}", {}, known, *[trained.test] * 2)
-    with (
-        pytest.raises(type(error)),
-        record.unfinished(known.content_sha256, about) as (kept, _),
-        sending.Sender(kept) as sender,
-    ):
-        sender.send()
+    name = f"a name {status} {error}"
+
+    def fit(*_: object) -> Iterator[Any]:
+        yield HISTORY[0], 0.5, lambda: State([], [], [])
         raise error
-    newest = tracking.MlflowClient().search_runs(
-        [trained.run.info.experiment_id], order_by=["attributes.start_time DESC"]
-    )
-    assert newest[0].info.status == status and newest[0].info.run_name == about["name"]
-    left = record.left_unfinished(known.content_sha256, about["name"], about["origin"])
-    assert (left is not None) == bool(goes_on)
-    with record.unfinished(known.content_sha256, about) as (kept, waited):
-        assert not waited and (kept.about["id"] == newest[0].data.tags["record"]) == bool(goes_on)
+
+    first = dataclasses.replace(project, job_folder=tmp_path / "first")
+    with pytest.raises(type(error)):
+        train(first, trained.config, trained.split, name, fit)
+    newest = mlflow.MlflowClient().search_runs(
+        [trained.run.info.experiment_id], order_by=["attributes.start_time DESC"], max_results=1
+    )[0]
+    assert newest.info.status == status and newest.info.run_name == name
+    assert newest.data.metrics["train_accuracy"] == 0.5
+    key = record.Record(tmp_path / "first").info["resume_key"]
+    assert len(list(record.unfinished(project, name, key))) == continues
 
 
-def test_a_set_tracking_uri_wins(trained, tmp_path, monkeypatch):
+def test_a_set_tracking_uri_wins(project, trained, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'own.db'}")
-    client, experiment = open_store("mnist")
+    client, experiment = open_store(project, "mnist")
     assert client.get_experiment(experiment).name == "mnist" and (tmp_path / "own.db").is_file()
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert open_store("mnist")[1] == trained.run.info.experiment_id
+    assert open_store(project, "mnist")[1] == trained.run.info.experiment_id
 
 
-def test_a_deleted_experiment_and_a_broken_store_are_refused_in_one_line(trained, tmp_path, monkeypatch):
+def test_a_deleted_experiment_and_a_broken_store_are_refused_in_one_line(project, trained, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh_store(tmp_path / 'deleted.db')}")
-    client, experiment = open_store("mnist")
+    client, experiment = open_store(project, "mnist")
     client.delete_experiment(experiment)
-    with pytest.raises(PipelineError, match="is deleted: restore it with"):
-        open_store("mnist")
+    with pytest.raises(UserError, match="is deleted: restore it with"):
+        open_store(project, "mnist")
     (tmp_path / "broken.db").write_text("no database at all, and long enough to be read as one" * 20)
     for place in ("a?b.db", "a%20b.db", "x.db?timeout=5"):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / place}")
-        with pytest.raises(PipelineError, match=r"\Athe MLflow store [^\n]* has \? or % in its path[^\n]*\Z"):
-            open_store("mnist")
+        with pytest.raises(UserError, match=r"\Athe MLflow store [^\n]* has \? or % in its path[^\n]*\Z"):
+            open_store(project, "mnist")
         assert sorted(path.name for path in tmp_path.glob("[ax]*")) == []
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql+nosuch://somebody:secret@127.0.0.1/x")
-    with pytest.raises(PipelineError, match=r"\Athe MLflow store mysql\+nosuch://…@127.0.0.1/x refused \([^\n]*\Z"):
-        open_store("mnist")
+    with pytest.raises(UserError, match=r"\Athe MLflow store mysql\+nosuch://…@127.0.0.1/x failed \([^\n]*\Z"):
+        open_store(project, "mnist")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'broken.db'}")
-    with pytest.raises(
-        PipelineError, match=r"\Athe MLflow store [^\n]*broken.db refused \([^\n]*not a database[^\n]*\Z"
-    ):
-        open_store("mnist")
+    with pytest.raises(UserError, match=r"\Athe MLflow store [^\n]*broken.db failed \([^\n]*not a database[^\n]*\Z"):
+        open_store(project, "mnist")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    open_store("mnist")
+    open_store(project, "mnist")
 
 
-def test_a_sweep_of_several_pages_is_whole_and_every_page_is_small(tmp_path, monkeypatch):
+def test_a_sweep_of_several_pages_is_whole_and_every_page_is_small(project, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh_store(tmp_path / 'pages.db')}")
-    client, experiment = open_store("mnist")
+    client, experiment = open_store(project, "mnist")
     parent = client.create_run(experiment).info.run_id
-    tags = {tracking.PARENT: parent, "group": "0" * 12, "model_sha256": "x"}
+    tags = {queries.PARENT: parent, "group": "0" * 12, "model_sha256": "x"}
     children = [client.create_run(experiment, tags={**tags, "content_sha256": str(n)}).info.run_id for n in range(5)]
     other = client.create_run(experiment).info.run_id
-    tracking.join_sweep(parent, client.get_run(other), {})
+    sweep_log.join_sweep(parent, client.get_run(other), {})
     for run_id in children:
         client.set_terminated(run_id)
     search, asked = type(client).search_runs, []
@@ -318,35 +319,35 @@ def test_a_sweep_of_several_pages_is_whole_and_every_page_is_small(tmp_path, mon
         asked.append(max_results)
         return search(self, *words, max_results=max_results, **named)
 
-    monkeypatch.setattr(tracking, "PAGE", 2)
+    monkeypatch.setattr(queries, "PAGE", 2)
     monkeypatch.setattr(type(client), "search_runs", counted)
-    assert sorted(run.info.run_id for run in tracking.of_sweep(parent)) == sorted([*children, other])
+    assert sorted(run.info.run_id for run in queries.sweep_runs(parent)) == sorted([*children, other])
     assert asked == [2, 2, 2, 2]
-    assert [len(runs) for runs in tracking.find_runs("0" * 12, "mnist").values()] == [5]
+    assert [len(runs) for runs in queries.find_runs(project, "0" * 12, "mnist").values()] == [5]
     client.set_tag(children[0], "group", "g9447e1230643")
-    [[today]] = tracking.find_runs("g9447e1230643", "mnist").values()
+    [[today]] = queries.find_runs(project, "g9447e1230643", "mnist").values()
     assert today.info.run_id == children[0]
 
 
 @pytest.mark.parametrize("what", ["0" * 32, "fast"])
-def test_no_refusal_shows_the_password_of_a_server(what, tmp_path, monkeypatch):
+def test_no_refusal_shows_the_password_of_a_server(project, what, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh_store(tmp_path / 'own.db')}")
-    open_store("mnist")
+    open_store(project, "mnist")
     shown = "http://somebody:secret@127.0.0.1:1"
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: shown)
-    with pytest.raises(PipelineError, match=r"http://…@127.0.0.1:1") as refusal:
-        tracking.find_runs(what, "mnist")
+    with pytest.raises(UserError, match=r"http://…@127.0.0.1:1") as refusal:
+        queries.find_runs(project, what, "mnist")
     assert "secret" not in str(refusal.value)
     monkeypatch.undo()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", shown)
-    with pytest.raises(PipelineError, match=r"http://…@127.0.0.1:1 refused") as refusal:
-        tracking.find_runs(what, "mnist")
+    with pytest.raises(UserError, match=r"http://…@127.0.0.1:1 failed") as refusal:
+        queries.find_runs(project, what, "mnist")
     assert "secret" not in str(refusal.value)
 
 
-def test_an_experiment_that_another_machine_makes_at_the_same_moment_is_taken(tmp_path, monkeypatch):
+def test_an_experiment_that_another_machine_makes_at_the_same_moment_is_taken(project, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh_store(tmp_path / 'shared.db')}")
-    client, first = open_store("mnist")
+    client, first = open_store(project, "mnist")
     look, asked = client.get_experiment_by_name, []
 
     def late(_: object, name: str):
@@ -354,65 +355,71 @@ def test_an_experiment_that_another_machine_makes_at_the_same_moment_is_taken(tm
         return None if len(asked) == 1 else look(name)  # as it was before the other had made it
 
     monkeypatch.setattr(type(client), "get_experiment_by_name", late)
-    assert open_store("mnist")[1] == first and len(asked) == 2
+    assert open_store(project, "mnist")[1] == first and len(asked) == 2
 
 
-def test_a_store_of_another_mlflow_is_refused_and_left_as_it_is(tmp_path, monkeypatch):
+def test_a_store_of_another_mlflow_is_refused_and_left_as_it_is(project, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh_store(tmp_path / 'ours.db')}")
-    open_store("mnist")
+    open_store(project, "mnist")
     newer = shutil.copy(tmp_path / "ours.db", tmp_path / "newer.db")
     with closing(sqlite3.connect(newer)) as database, database:
         database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
     before = newer.read_bytes()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{newer}")
-    with pytest.raises(PipelineError, match=r"\Aanother version of MLflow than [\d.]+ wrote [^\n]*newer.db[^\n]*\Z"):
-        open_store("mnist")
+    with pytest.raises(UserError, match=r"\Aanother version of MLflow than [\d.]+ wrote [^\n]*newer.db[^\n]*\Z"):
+        open_store(project, "mnist")
     assert newer.read_bytes() == before
 
 
-def test_a_store_half_made_at_another_version_holds_nothing_and_is_set_aside(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh_store(tmp_path / 'made.db')}")
-    open_store("mnist")
-    found = shutil.copy(tmp_path / "made.db", tmp_path / "mlflow.db")
-    with closing(sqlite3.connect(found)) as database, database:
-        database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
-        database.execute("DELETE FROM experiments")
-    before = found.read_bytes()
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    client, experiment = open_store("mnist")
+def test_a_file_that_is_no_database_is_set_aside_where_it_is_the_repositorys_own(tmp_path, capsys):
+    (tmp_path / "mlflow.db").write_text("no database at all, and long enough to be read as one" * 20)
+    client, experiment = open_store(Project(tmp_path, tmp_path), "mnist")
     assert client.get_experiment(experiment).name == "mnist"
     [aside] = tmp_path.glob("mlflow.db.damaged-*")
-    assert aside.read_bytes() == before and "is damaged (half made): kept as" in capsys.readouterr().out
+    assert aside.read_text().startswith("no database") and "is damaged (file is not" in capsys.readouterr().out
 
 
-def test_what_trained_no_model_is_named(trained):
-    client, experiment = open_store("mnist")
+def test_two_projects_in_one_process_have_a_store_each(project, tmp_path):
+    one, two = (Project(tmp_path / name, tmp_path / name) for name in ("one", "two"))
+    for project in (one, two, one):
+        project.root.mkdir(exist_ok=True)
+        fresh_store(project.root / "mlflow.db") if not (project.root / "mlflow.db").exists() else None
+        client, experiment = open_store(project, "mnist")
+        client.create_run(experiment)
+    counts = []
+    for project in (one, two):
+        client, experiment = open_store(project, "mnist")
+        counts.append(len(client.search_runs([experiment])))
+    assert counts == [2, 1]
+
+
+def test_what_trained_no_model_is_named(project, trained):
+    client, experiment = open_store(project, "mnist")
     empty = client.create_run(experiment, run_name="a sweep").info.run_id
-    with pytest.raises(PipelineError, match="'a sweep', running\\) holds no trained model"):
-        tracking.find_run(empty, "mnist")
+    with pytest.raises(UserError, match="'a sweep', running\\) holds no trained model"):
+        queries.find_run(project, empty, trained.config.data)
     other = client.create_run(client.create_experiment("of something else")).info.run_id
-    with pytest.raises(PipelineError, match="is a run of the experiment 'of something else'"):
-        tracking.find_runs(other, "mnist")
+    with pytest.raises(UserError, match="is a run of the experiment 'of something else'"):
+        queries.find_runs(project, other, "mnist")
     client.delete_run(empty)
-    with pytest.raises(PipelineError, match=f"{empty} is deleted: `mlflow runs restore"):
-        tracking.find_run(empty, "mnist")
+    with pytest.raises(UserError, match=f"{empty} is deleted: `mlflow runs restore"):
+        queries.find_run(project, empty, trained.config.data)
 
 
-def test_a_sweep_has_its_children_and_what_it_found_but_nothing_deleted(trained):
-    client, experiment = open_store("mnist")
-    parent, again = tracking.open_sweep("mnist", "sweep", "python", "digest", ["seed"])
-    assert not again and tracking.open_sweep("mnist", "sweep", "python", "digest", ["seed"]) == (parent, True)
-    child = client.create_run(experiment, tags={tracking.PARENT: parent})
+def test_a_sweep_has_its_children_and_what_it_found_but_nothing_deleted(project, trained):
+    client, experiment = open_store(project, "mnist")
+    parent, again = sweep_log.open_sweep(project, "mnist", "sweep", "python", "digest", ["seed"])
+    assert not again and sweep_log.open_sweep(project, "mnist", "sweep", "python", "digest", ["seed"]) == (parent, True)
+    child = client.create_run(experiment, tags={queries.PARENT: parent})
     found, deleted = (client.create_run(experiment) for _ in range(2))
     for run in (child, found, deleted):
-        tracking.join_sweep(parent, run, {})
+        sweep_log.join_sweep(parent, run, {})
     client.delete_run(deleted.info.run_id)
-    assert [run.info.run_id for run in tracking.of_sweep(parent)] == [child.info.run_id, found.info.run_id]
+    assert [run.info.run_id for run in queries.sweep_runs(parent)] == [child.info.run_id, found.info.run_id]
 
 
 def test_flatten_keeps_lists_of_plain_values_whole():
-    assert configuration.flatten({"a": {"b": [1, 2]}, "c": [{"d": 1}, {"d": 2}]}) == {
+    assert flatten({"a": {"b": [1, 2]}, "c": [{"d": 1}, {"d": 2}]}) == {
         "a.b": "[1, 2]",
         "c.0.d": "1",
         "c.1.d": "2",
@@ -420,5 +427,5 @@ def test_flatten_keeps_lists_of_plain_values_whole():
 
 
 def test_results_and_lock_do_not_make_a_tree_dirty():
-    assert git("status", "--porcelain", "--", "results", "dvc.lock", *NOT_SOURCE) in ("", None)
+    assert git(ROOT, "status", "--porcelain", "--", "results", "dvc.lock", *NOT_SOURCE) in ("", None)
     assert (ROOT / "pipeline").is_dir()

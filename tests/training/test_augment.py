@@ -9,14 +9,17 @@ import pytest
 import tensorflow as tf
 from conftest import generated_digits
 
-from pipeline import engine
-from pipeline.augment import affine, random_affine, strengths
-from pipeline.config import Augment
+from pipeline.base.schema import Augment
+from pipeline.model import inference
+from pipeline.model.inference import affine
+from pipeline.training.augment import random_affine, strengths
+
+NONE = Augment(rotation=0.0, scale=0.0, shear=0.0, shift=0.0)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _threads() -> None:
-    engine.start(0)
+    inference.start(0)
 
 
 def moved(images, rotation=0.0, scale=1.0, stretch=1.0, shear=0.0, down=0.0, right=0.0) -> np.ndarray:
@@ -52,7 +55,7 @@ def blocks() -> np.ndarray:
 def test_no_amounts_leave_every_pixel_as_it_is():
     images, _ = generated_digits(20, 0)
     np.testing.assert_array_equal(moved(images), images)
-    unmoved = random_affine(tf.constant(images), tf.constant([1, 2]), Augment(0.0, 0.0, 0.0, 0.0, 0.0))
+    unmoved = random_affine(tf.constant(images), tf.constant([1, 2]), NONE)
     np.testing.assert_array_equal(unmoved, images)
 
 
@@ -120,37 +123,32 @@ def test_the_seed_decides_the_digits_and_every_digit_moves_by_its_own():
 
 
 @pytest.mark.parametrize(
-    ("augment", "row", "least", "most", "blur"),
+    ("amount", "row", "least", "most", "blur"),
     # blur: how far a dot's centroid may lie from where the dot went: grey values are whole, and after a turn or a
     # change of size the dot's pixels no longer weigh evenly.
     [
-        (Augment(0.0, 0.0, 0.0, 0.0, shift=2.5), 10, (7.5, 7.5), (12.5, 12.5), 0.02),
-        (Augment(0.0, 0.0, 0.0, shear=0.25, shift=0.0), 18, (18, 8), (18, 12), 0.02),
-        (Augment(0.0, scale=0.25, stretch=0.0, shear=0.0, shift=0.0), 18, (16, 10), (20, 10), 0.2),
+        ({"shift": 2.5}, 10, (7.5, 7.5), (12.5, 12.5), 0.02),
+        ({"shear": 0.25}, 18, (18, 8), (18, 12), 0.02),
+        ({"scale": 0.25}, 18, (16, 10), (20, 10), 0.2),
         # 6 pixels below the centre: 6 / 1.25 to 6 / 0.75.
-        (Augment(0.0, 0.0, stretch=0.25, shear=0.0, shift=0.0), 16, (14.8, 10), (18, 10), 0.2),
+        ({"stretch": 0.25}, 16, (14.8, 10), (18, 10), 0.2),
         # 8 pixels below the centre, turned by 30 degrees: 8 sin 30 to either side, and still 8 cos 30 below.
-        (
-            Augment(rotation=30.0, scale=0.0, stretch=0.0, shear=0.0, shift=0.0),
-            18,
-            (10 + 4 * math.sqrt(3), 6),
-            (18, 14),
-            0.2,
-        ),
+        ({"rotation": 30.0}, 18, (10 + 4 * math.sqrt(3), 6), (18, 14), 0.2),
     ],
     ids=["shift", "shear", "scale", "stretch", "rotation"],
 )
-def test_the_largest_amounts_are_nearly_reached_and_never_passed(augment, row, least, most, blur):
+def test_the_largest_amounts_are_nearly_reached_and_never_passed(amount, row, least, most, blur):
+    augment = NONE.model_copy(update=amount)
     images = random_affine(tf.constant(dots(row, 10, copies=300)), tf.constant([0, 1]), augment).numpy()
-    found = centroids(images)
-    assert (found.min(0) >= np.subtract(least, blur)).all() and (found.max(0) <= np.add(most, blur)).all()
-    assert (found.min(0) <= np.add(least, 0.2)).all() and (found.max(0) >= np.subtract(most, 0.2)).all()
+    centres = centroids(images)
+    assert (centres.min(0) >= np.subtract(least, blur)).all() and (centres.max(0) <= np.add(most, blur)).all()
+    assert (centres.min(0) <= np.add(least, 0.2)).all() and (centres.max(0) >= np.subtract(most, 0.2)).all()
 
 
 def test_strength_is_a_share_of_the_amounts():
     images = tf.constant(dots(10, 10, copies=300))
     whole, half, none = (
-        centroids(random_affine(images, tf.constant([0, 1]), Augment(0.0, 0.0, 0.0, 0.0, shift=4.0), strength).numpy())
+        centroids(random_affine(images, tf.constant([0, 1]), NONE.model_copy(update={"shift": 4.0}), strength).numpy())
         for strength in (1.0, 0.5, 0.0)
     )
     np.testing.assert_allclose(half - 10, (whole - 10) / 2, atol=0.05)
@@ -159,7 +157,6 @@ def test_strength_is_a_share_of_the_amounts():
 
 def test_strength_falls_from_whole_to_the_last_share():
     # Ten steps, their middles at .05, .15, ...: from .5 on it falls by 1 - .2 over the other half.
-    found = strengths(Augment(1.0, 1.0, 1.0, 1.0, 1.0, full_until=0.5, last=0.2), 10)
-    np.testing.assert_allclose(found, [1, 1, 1, 1, 1, 0.92, 0.76, 0.6, 0.44, 0.28], rtol=1e-6)
-    assert found.dtype == np.float32
-    assert (strengths(Augment(1.0, 1.0, 1.0, 1.0, 1.0, full_until=0.0, last=1.0), 4) == 1).all()
+    falling = strengths(NONE.model_copy(update={"full_until": 0.5, "last": 0.2}), 10)
+    np.testing.assert_allclose(falling, [1, 1, 1, 1, 1, 0.92, 0.76, 0.6, 0.44, 0.28], rtol=1e-6)
+    assert falling.dtype == np.float32 and (strengths(NONE, 4) == 1).all()

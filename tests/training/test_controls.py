@@ -1,4 +1,5 @@
-"""A checkpoint holds what is needed: without any part the bits are others. A damaged or foreign one is not read."""
+"""A checkpoint holds what is needed: without any part the bits differ. A damaged one, or of another training, is not
+read."""
 
 from __future__ import annotations
 
@@ -6,18 +7,20 @@ import hashlib
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import generated_digits
+from conftest import ROOT, generated_digits
 from faults_report import record
 
-from pipeline import checkpoint, engine, model, optimizer, surroundings
-from pipeline.checkpoint import Checkpoint, State
-from pipeline.config import Config
-from pipeline.data import Examples
+from pipeline.base.project import open_project
+from pipeline.base.schema import Config
+from pipeline.data.examples import Examples
+from pipeline.model import build, inference
+from pipeline.tracking import fingerprint
+from pipeline.training import checkpoint, loop, optimizer
+from pipeline.training.checkpoint import Checkpoint, State
 
 pytestmark = pytest.mark.faults
 
@@ -40,10 +43,10 @@ class Fitted:
     """A training from a state, or from the beginning: its bits, its history, and the state after DONE epochs."""
 
     def __init__(self, config: Config, done: int = 0, state: State | None = None, epochs: int = EPOCHS) -> None:
-        engine.start(config.seed)
-        cnn = model.build_cnn(config.model, config.data.image_shape, len(config.data.classes))
+        inference.start(config.seed)
+        cnn = build.build_cnn(config.model, config.data.image_shape, len(config.data.classes))
         self.history = []
-        for epoch, _, state_of in engine.fit(cnn, config, TRAIN, VAL, lambda *_: None, done, state):
+        for epoch, _, state_of in loop.fit(cnn, config, TRAIN, VAL, lambda *_: None, done, state):
             self.history.append(epoch)
             if epoch.epoch == DONE and done == 0:
                 self.state = state_of()
@@ -64,7 +67,7 @@ def straight(config: Config) -> Fitted:
 
 
 @pytest.mark.parametrize("recipe", ["accurate", pytest.param("baseline", marks=pytest.mark.slow)])
-def test_a_training_that_goes_on_gives_the_same_bits(recipe: str, compose: Callable[..., Config]) -> None:
+def test_a_resumed_training_gives_the_same_bits(recipe: str, compose: Callable[..., Config]) -> None:
     config = compose(f"recipe={recipe}", *SMALL)
     whole = Fitted(config)
     rest = Fitted(config, DONE, whole.state)
@@ -72,25 +75,25 @@ def test_a_training_that_goes_on_gives_the_same_bits(recipe: str, compose: Calla
 
 
 class Forgetful(optimizer.Adam):
-    """Counts its steps from where training went on."""
+    """Counts its steps from where training continued."""
 
     def apply(self, gradients, rate, step) -> None:  # type: ignore[no-untyped-def]
         super().apply(gradients, rate, step - DONE * STEPS)
 
 
-def begun_anew(of: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """Values of every step that begin again where training goes on."""
-    return lambda settings, steps: np.roll(of(settings, steps), DONE * STEPS)
+def begun_again(values: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """Return values of every step that begin again where training continues."""
+    return lambda settings, steps: np.roll(values(settings, steps), DONE * STEPS)
 
 
 def without(part: str, config: Config, state: State, patch: pytest.MonkeyPatch) -> Fitted:
-    """Go on with one part of what a checkpoint holds left out."""
+    """Continue with one part of what a checkpoint holds left out."""
     zeros = [np.zeros_like(moment) for moment in state.first]
     if part == "seed":
-        config = replace(config, seed=config.seed + 1)
+        config = config.model_copy(update={"seed": config.seed + 1})
     elif part == "random state":
         shuffle = np.random.default_rng
-        patch.setattr(engine.np.random, "default_rng", lambda key: shuffle([key[0], key[1] - DONE]))
+        patch.setattr(loop.np.random, "default_rng", lambda key: shuffle([key[0], key[1] - DONE]))
     elif part == "position":
         return Fitted(config, 0, state, EPOCHS - DONE)
     elif part == "first moments":
@@ -98,16 +101,16 @@ def without(part: str, config: Config, state: State, patch: pytest.MonkeyPatch) 
     elif part == "second moments":
         state = state._replace(second=zeros)
     elif part == "step count":
-        patch.setattr(engine, "Adam", Forgetful)
+        patch.setattr(loop, "Adam", Forgetful)
     elif part == "schedule":
-        patch.setattr(engine, "learning_rates", begun_anew(optimizer.learning_rates))
-    elif part == "weights":
-        state = state._replace(weights=[weight + np.float32(0) for weight in state.weights[:-1]] + [zeros[-1]])
+        patch.setattr(loop, "learning_rates", begun_again(optimizer.learning_rates))
+    elif part == "variables":
+        state = state._replace(variables=[*state.variables[:-1], zeros[-1]])
     return Fitted(config, DONE, state)
 
 
 PARTS = ["random state", "second moments"]
-OTHER_PARTS = ["seed", "schedule", "position", "first moments", "step count", "weights"]
+OTHER_PARTS = ["seed", "schedule", "position", "first moments", "step count", "variables"]
 
 
 @pytest.mark.parametrize("part", [*PARTS, *(pytest.param(part, marks=pytest.mark.slow) for part in OTHER_PARTS)])
@@ -116,12 +119,12 @@ def test_a_part_left_out_gives_other_bits(
 ) -> None:
     rest = without(part, config, straight.state, monkeypatch)
     caught = rest.bits != straight.bits
-    record(f"going on without the {part} is seen in the bits", 1, int(caught), "" if caught else part)
+    record(f"resuming without the {part} is seen in the bits", 1, int(caught), "" if caught else part)
     assert caught
 
 
-PARTS = ("configuration", "data", "code", "versions", "threads", "processor", "environment")
-ORIGIN = dict(zip(PARTS, "abcdefg", strict=True))
+KEYS = ("configuration", "data", "code", "versions", "threads", "processor", "environment")
+RESUME_KEY = dict(zip(KEYS, "abcdefg", strict=True))
 
 
 def of_epoch(epoch: int) -> Checkpoint:
@@ -133,22 +136,22 @@ def of_epoch(epoch: int) -> Checkpoint:
 @pytest.fixture
 def two(tmp_path: Path) -> tuple[Path, Path]:
     """The files of epochs 1 and 2."""
-    one, two = (checkpoint.save(tmp_path, ORIGIN, of_epoch(epoch)) for epoch in (1, 2))
+    one, two = (checkpoint.save(tmp_path, RESUME_KEY, of_epoch(epoch)) for epoch in (1, 2))
     return one, two
 
 
-def taken(folder: Path, origin: dict[str, str] = ORIGIN) -> tuple[int, list[str]]:
-    """The epoch of the newest checkpoint that is read, 0 for none, all as saved; and what is said of the others."""
-    said: list[str] = []
-    found = checkpoint.newest([folder], origin, 99, said.append)
-    if found is None:
-        return 0, said
-    epoch = len(found.history)
+def loaded(folder: Path, capsys: pytest.CaptureFixture[str], key: dict[str, str] = RESUME_KEY) -> tuple[int, list[str]]:
+    """Return the epoch of the newest usable checkpoint, 0 for none, and what is printed of the others."""
+    newest = checkpoint.newest([folder], key, 99)
+    lines = capsys.readouterr().out.splitlines()
+    if newest is None:
+        return 0, lines
+    epoch = len(newest.history)
     expected = of_epoch(epoch)
-    assert found.history == expected.history
-    for got, wanted in zip(found.state, expected.state, strict=True):
-        assert all(np.array_equal(one, other) for one, other in zip(got, wanted, strict=True))
-    return epoch, said
+    assert newest.history == expected.history
+    for arrays, saved in zip(newest.state, expected.state, strict=True):
+        assert all(np.array_equal(one, other) for one, other in zip(arrays, saved, strict=True))
+    return epoch, lines
 
 
 def damages(one: bytes, two: bytes) -> dict[str, list[bytes]]:
@@ -165,54 +168,64 @@ def damages(one: bytes, two: bytes) -> dict[str, list[bytes]]:
         "of parts of two epochs": [one[:edge] + two[edge:] for edge in edges[1:]]
         + [two[:edge] + one[edge:] for edge in edges[1:]],
         "longer than written": [two + b"\0", two + two],
-        "of the epoch before, under this name": [one],
     }
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(two: tuple[Path, Path]) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
+    two: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     earlier, newest = two
     assert newest.stat().st_size > 20 * BLOCK
-    assert taken(newest.parent) == (2, [])
+    assert loaded(newest.parent, capsys) == (2, [])
     for what, contents in damages(earlier.read_bytes(), newest.read_bytes()).items():
         survived = 0
         for content in contents:
             newest.write_bytes(content)
-            epoch, said = taken(newest.parent)
-            survived += epoch == 1 and len(said) == 1 and newest.name in said[0]
-        record(f"a checkpoint {what} is refused", len(contents), survived)
+            epoch, lines = loaded(newest.parent, capsys)
+            survived += epoch == 1 and len(lines) == 1 and newest.name in lines[0]
+        record(f"a checkpoint {what} is not used", len(contents), survived)
         assert survived == len(contents), what
+    newest.write_bytes(earlier.read_bytes())
+    assert loaded(newest.parent, capsys) == (1, []), "its content decides of which epoch it is"
 
 
-def test_a_foreign_checkpoint_is_named_and_not_taken(two: tuple[Path, Path], tmp_path: Path) -> None:
-    for key in ORIGIN:
-        epoch, said = taken(tmp_path, {**ORIGIN, key: "other"})
-        assert epoch == 0 and len(said) == 2 and all(key in line for line in said)
-        foreign = tmp_path / key
-        shutil.copy(two[0], checkpoint.save(foreign, {**ORIGIN, key: "other"}, of_epoch(2)).with_name(two[0].name))
-        epoch, said = taken(foreign)
-        assert epoch == 1 and len(said) == 1 and key in said[0]
-    record(f"a checkpoint of other {', '.join(ORIGIN)} is refused", len(ORIGIN), len(ORIGIN))
+def test_a_checkpoint_of_another_training_is_named_and_not_used(
+    two: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for key in RESUME_KEY:
+        epoch, lines = loaded(tmp_path, capsys, {**RESUME_KEY, key: "other"})
+        assert epoch == 0 and len(lines) == 2 and all(key in line for line in lines)
+        folder = tmp_path / key
+        newer = checkpoint.save(folder, {**RESUME_KEY, key: "other"}, of_epoch(2))
+        shutil.copy(two[0], newer.with_name(two[0].name))
+        epoch, lines = loaded(folder, capsys)
+        assert epoch == 1 and len(lines) == 1 and key in lines[0]
+    record(f"a checkpoint of other {', '.join(RESUME_KEY)} is not used", len(RESUME_KEY), len(RESUME_KEY))
 
 
-def test_what_decides_the_bits_decides_whose_a_checkpoint_is(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = surroundings.Identity("configuration", "data", "code", "content", "group")
-    before = surroundings.origin(config, own)
-    assert set(before) == set(ORIGIN)
+def test_whatever_decides_the_bits_decides_whose_a_checkpoint_is(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, other = tmp_path / "data", tmp_path / "other"
+    data.write_bytes(b"digits")
+    other.write_bytes(b"others")
+    before = fingerprint.fingerprint(open_project(ROOT), config, [data]).resume_key
+    assert set(before) == set(RESUME_KEY)
 
-    def differing(config: Config = config, identity: surroundings.Identity = own) -> list[str]:
-        after = surroundings.origin(config, identity)
+    def differing(config: Config = config, file: Path = data) -> list[str]:
+        after = fingerprint.fingerprint(open_project(ROOT), config, [file]).resume_key
         return [key for key in before if before[key] != after[key]]
 
     assert differing() == []
-    assert differing(replace(config, seed=1)) == ["configuration"]
-    assert differing(replace(config, train=replace(config.train, epochs=9))) == ["configuration"]  # by its schedule
-    assert differing(identity=own._replace(data_sha256="other")) == ["data"]
-    assert differing(identity=own._replace(code_sha256="other")) == ["code"]
-    monkeypatch.setattr(surroundings, "THREADS", "another number")
-    assert differing() == ["threads"]
+    assert differing(config.model_copy(update={"seed": 1})) == ["configuration"]
+    longer = config.train.model_copy(update={"epochs": 9})
+    assert differing(config.model_copy(update={"train": longer})) == ["configuration"], "its schedule depends on it"
+    assert differing(file=other) == ["data"]
+    monkeypatch.setattr(fingerprint, "code_sha256", lambda root: "other")
+    assert differing() == ["code"]
     monkeypatch.undo()
-    monkeypatch.setattr(surroundings.importlib.metadata, "version", lambda name: "0")
-    assert differing() == ["versions"]
+    monkeypatch.setattr(fingerprint, "THREADS", "another number")
+    assert differing() == ["threads"]
     monkeypatch.undo()
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     assert differing() == ["environment"]

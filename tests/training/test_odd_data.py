@@ -1,62 +1,33 @@
-"""Odd digits through the verbs: all labels alike, a class missing, one example, a huge batch, none at all.
+"""Odd data through the verbs: all labels alike, a class missing, one example, a huge batch, none at all.
 
-Each ends in a correct result, or in one line that says what to change.
+Each ends in a correct result, or in an error that says what to change.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, generated_digits, start
+from conftest import ROOT, generated_digits
 from faults_report import record
 
-from pipeline import data
-from pipeline.config import Data, PipelineError, compose
+from pipeline import compare, evaluate, train
+from pipeline.base.errors import UserError
+from pipeline.base.hydra import compose
+from pipeline.base.project import open_project
+from pipeline.base.schema import Config
+from pipeline.base.verb_schemas import CompareConfig, RunConfig
+from pipeline.data.examples import Examples, save_arrays, split_record
 
 pytestmark = pytest.mark.faults
 
-SMALL = ("recipe=accurate", "model.filters=1", "train.epochs=1", "optimizer.batch_shards=1")
-# One process for all verbs, as TensorFlow takes seconds to import: each line read is a verb's words and the digits to
-# put in place before; each line written is how it ended.
-VERBS = """
-import contextlib, io, json, os, shutil, sys
-from pipeline import compare, evaluate, train
-verbs = {"train": train.train, "evaluate": evaluate.evaluate, "compare": compare.compare}
-for line in sys.stdin:
-    digits, verb, words = json.loads(line)
-    shutil.copytree(digits, "data/processed", dirs_exist_ok=True)
-    os.environ.pop("HYDRA_FULL_ERROR", None)
-    said, sys.argv = io.StringIO(), [verb, *words]
-    try:
-        with contextlib.redirect_stdout(said):
-            verbs[verb]()
-        end = ""
-    except SystemExit as ended:
-        end = ended.code
-    except BaseException as error:
-        end = f"lost: {error!r}"
-    print(json.dumps([said.getvalue(), end]), flush=True)
-"""
-
-
-def write(folder: Path, **labels: list[int]) -> None:
-    """A split of generated digits with these labels."""
-    for name in ("train", "val", "test"):
-        count = len(labels[name])
-        digits = (generated_digits(count, 0)[0].reshape(count, 28, 28), np.array(labels[name], np.uint8))
-        data.save_arrays(folder / f"{name}.npz", **data.Examples(*digits, np.arange(count, dtype=np.int32))._asdict())
-    record = data.split_record(compose("recipe=baseline").data)
-    (folder / "split.json").write_text(json.dumps(record))
-
-
+PROMISE = "odd data end in a correct result, or in an error of one line"
+SMALL = ("recipe=accurate", "model.filters=1", "train.epochs=1", "optimizer.ghost_batches=1")
 TENS = [n % 10 for n in range(40)]
-DIGITS = {  # what each set holds for training, validation and test
+LABELS = {  # of the examples for training, validation and test
     "usual": (TENS, TENS, TENS),
     "all labels alike": ([3] * 40, [3] * 10, [3] * 10),
     "a class missing in training": ([n % 9 for n in range(40)], TENS, TENS),
@@ -66,126 +37,101 @@ DIGITS = {  # what each set holds for training, validation and test
     "no training": ([], TENS, TENS),
     "no test": (TENS, TENS, []),
 }
-RIGHT = ["one example", "no validation"]
-ALSO_RIGHT = ["usual", "all labels alike", "a class missing in training", "a class missing in the test"]
+QUICK = ["one example", "no validation"]
+SLOW = ["usual", "all labels alike", "a class missing in training", "a class missing in the test"]
 
 
-class Verbs:
-    """A repository's copy, and the process that runs verbs in it."""
+class Repository:
+    """A project of its own, whose verbs are called in this process."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for name in ("pipeline", "conf", "reference"):
-            shutil.copytree(ROOT / name, folder / name)
-        shutil.copy(ROOT / "params.yaml", folder)
-        for name, (train, val, test) in DIGITS.items():
-            write(folder / "sets" / name, train=train, val=val, test=test)
-        self.process = start("python", "-c", VERBS, cwd=folder, stdin=subprocess.PIPE, stderr=None)
+        for name in ("pipeline", "conf", "reference", "params.yaml"):
+            (folder / name).symlink_to(ROOT / name)
+        self.project = open_project(folder)
+        self.data = compose(self.project).data
 
-    def __call__(self, digits: str, verb: str, *words: str) -> tuple[str, str]:
-        """What the verb said, and its refusal."""
-        assert self.process.stdin and self.process.stdout
-        print(json.dumps([f"sets/{digits}", verb, words]), file=self.process.stdin, flush=True)
-        said, refusal = json.loads(self.process.stdout.readline())
-        return said, refusal
+    def split(self, name: str) -> Repository:
+        """Put generated images with these labels in place."""
+        for part, labels in zip(("train", "val", "test"), LABELS[name], strict=True):
+            count = len(labels)
+            images = generated_digits(count, 0)[0].reshape(count, 28, 28)
+            arrays = Examples(images, np.array(labels, np.uint8), np.arange(count, dtype=np.int32))
+            save_arrays(self.project.processed / f"{part}.npz", **arrays._asdict())
+        (self.project.processed / "split.json").write_text(json.dumps(split_record(self.data)))
+        return self
 
-    def trained(self, digits: str, *words: str) -> str:
-        """The id of the run that this trains."""
-        said, refusal = self(digits, "train", *SMALL, *words)
-        assert not refusal, refusal
-        return said.split()[-1]
+    def config(self, *overrides: str, schema: type[Config] = Config) -> Any:
+        return compose(self.project, *overrides, schema=schema)
 
-    def figures(self) -> dict[str, Any]:
-        """Of the newest evaluation."""
-        newest = max(self.folder.glob("outputs/*/metrics.json"))
-        return json.loads(newest.read_text())
+    def trained(self, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
+        """Return the id of the run that this trains."""
+        train.train(self.project, self.config(*SMALL, *overrides))
+        return capsys.readouterr().out.split()[-1]
 
-
-@pytest.fixture(scope="module")
-def verbs(tmp_path_factory, monkeypatch_module) -> Any:
-    verbs = Verbs(tmp_path_factory.mktemp("odd"))
-    with verbs.process:  # closes its pipes, which ends it
-        yield verbs
+    def evaluate(self, run: str) -> Path:
+        """Return the folder where the evaluation of a run was written."""
+        evaluate.evaluate(self.project, self.config(f"run='{run}'", schema=RunConfig))
+        return max((self.project.root / "outputs").glob("*/metrics.json")).parent
 
 
 @pytest.fixture(scope="module")
-def monkeypatch_module() -> Any:
+def repository(tmp_path_factory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE"):
             patch.delenv(name, raising=False)
-        yield patch
+        yield Repository(tmp_path_factory.mktemp("odd"))
 
 
-@pytest.mark.parametrize("digits", [*RIGHT, *(pytest.param(name, marks=pytest.mark.slow) for name in ALSO_RIGHT)])
-def test_odd_digits_are_trained_on_and_evaluated_right(verbs, digits):
-    run_id = verbs.trained(digits, "optimizer.batch_size=1000")  # larger than the data
-    _, refusal = verbs(digits, "evaluate", f"run={run_id}")
-    assert not refusal, refusal
-    figures, labels = verbs.figures(), DIGITS[digits][2]
-    assert figures["test_examples"] == len(labels)
-    predictions = max(verbs.folder.glob("outputs/*/predictions.csv")).read_text().splitlines()[1:]
-    columns = [[int(field) for field in row.split(",")[1:3]] for row in predictions]
-    assert [label for label, _ in columns] == labels
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_odd_data_are_trained_on_and_evaluated_correctly(repository, capsys, name):
+    run = repository.split(name).trained(capsys, "optimizer.batch_size=1000")  # larger than the data
+    folder = repository.evaluate(run)
+    metrics, labels = json.loads((folder / "metrics.json").read_text()), LABELS[name][2]
+    rows = (folder / "predictions.csv").read_text().splitlines()[1:]
+    columns = [[int(field) for field in row.split(",")[1:3]] for row in rows]
+    assert [label for label, _ in columns] == labels and metrics["test_examples"] == len(labels)
     wrong = sum(label != prediction for label, prediction in columns)
-    assert figures["test_errors"] == wrong and figures["test_accuracy"] == pytest.approx(1 - wrong / len(labels))
-    assert figures["test_accuracy_low"] <= figures["test_accuracy"] <= figures["test_accuracy_high"]
-    assert (figures["val_accuracy"] is None) == (digits == "no validation")
-    record("odd digits end in a right result, or one line", 1, 1)
+    assert metrics["test_errors"] == wrong and metrics["test_accuracy"] == pytest.approx(1 - wrong / len(labels))
+    assert metrics["test_accuracy_low"] <= metrics["test_accuracy"] <= metrics["test_accuracy_high"]
+    assert (metrics["val_accuracy"] is None) == (name == "no validation")
+    record(PROMISE, 1, 1)
 
 
-REFUSED = {
-    "no training": ("train", "data/processed/train.npz holds no example: give a larger data.fraction"),
-    "no test": ("evaluate", "data/processed/test.npz holds no example: give a larger data.fraction"),
-}
+def test_no_examples_at_all_are_an_error(repository):
+    with pytest.raises(UserError, match=r"data/processed/train\.npz is empty: give a larger data\.fraction"):
+        train.train(repository.split("no training").project, repository.config(*SMALL))
+    with pytest.raises(UserError, match=r"data/processed/test\.npz is empty: give a larger data\.fraction"):
+        evaluate.evaluate(repository.split("no test").project, repository.config(schema=RunConfig))
+    record(PROMISE, 2, 2)
 
 
-@pytest.mark.parametrize("digits", REFUSED)
-def test_no_digits_at_all_are_refused_in_one_line(verbs, digits):
-    verb, expected = REFUSED[digits]
-    _, refusal = verbs(digits, verb)
-    assert expected in refusal and refusal.startswith("error: ") and "\n" not in refusal
-    record("odd digits end in a right result, or one line", 1, 1)
-
-
-def test_a_last_batch_of_fewer_digits_than_shards_is_refused_in_one_line(verbs):
-    _, refusal = verbs("one example", "train", *SMALL, "optimizer.batch_shards=2")
-    assert refusal.startswith(
-        "error: 1 examples leave a last batch smaller than optimizer.batch_shards=2: give another"
-    )
-    record("odd digits end in a right result, or one line", 1, 1)
+def test_a_last_batch_of_fewer_examples_than_ghost_batches_is_an_error(repository):
+    with pytest.raises(UserError, match=r"^1 examples leave a last batch smaller than optimizer\.ghost_batches=2"):
+        train.train(repository.split("one example").project, repository.config(*SMALL, "optimizer.ghost_batches=2"))
+    record(PROMISE, 1, 1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("digits", ["all labels alike", "one example"])
-def test_odd_digits_are_compared(verbs, digits):
-    runs = [verbs.trained(digits, f"model.filters={filters}") for filters in (1, 2)]
-    said, refusal = verbs(digits, "compare", f"a={runs[0]}", f"b={runs[1]}")
-    assert not refusal and f"{len(DIGITS[digits][1])} validation examples" in said, refusal
-    record("odd digits end in a right result, or one line", 1, 1)
+@pytest.mark.parametrize("name", ["all labels alike", "one example"])
+def test_odd_data_are_compared(repository, capsys, name):
+    repository.split(name)
+    sides = [
+        f"{side}='{repository.trained(capsys, f'model.filters={filters}')}'" for side, filters in (("a", 1), ("b", 2))
+    ]
+    compare.compare(repository.project, repository.config(*sides, schema=CompareConfig))
+    assert f"{len(LABELS[name][1])} validation examples" in capsys.readouterr().out
+    record(PROMISE, 1, 1)
 
 
 @pytest.mark.slow
-def test_runs_without_validation_digits_are_compared_after_their_evaluation_alone(verbs):
-    runs = [verbs.trained("no validation", f"model.filters={filters}") for filters in (1, 2)]
-    words = (f"a={runs[0]}", f"b={runs[1]}")
-    _, refusal = verbs("no validation", "compare", *words)
-    assert refusal.startswith("error: a run has no validation examples: evaluate all on the test examples")
-    for run_id in runs:
-        verbs("no validation", "evaluate", f"run={run_id}")
-    said, refusal = verbs("no validation", "compare", *words)
-    assert not refusal and "40 test examples" in said, refusal
-    record("odd digits end in a right result, or one line", 1, 1)
-
-
-@pytest.mark.parametrize(
-    ("fraction", "val_size", "left"),
-    [(0.001, 0, "leave 0 training and 0 test examples"), (1.0, 200, "leave 0 training and 50 test examples")],
-)
-def test_a_split_that_leaves_nothing_to_train_on_is_refused(fraction, val_size, left):
-    parts = [*generated_digits(200, 0), *generated_digits(50, 1)]
-    settings = Data("mnist", [28, 28], [str(digit) for digit in range(10)], True, val_size, 0, fraction, {}, [], {})
-    with pytest.raises(
-        PipelineError, match=f"^data.fraction={fraction} and data.val_size={val_size} {left}: give a larger"
-    ):
-        data.split(dict(zip(data.ARRAYS, parts, strict=True)), settings)
-    record("odd digits end in a right result, or one line", 1, 1)
+def test_runs_without_validation_examples_are_compared_after_their_evaluation_alone(repository, capsys):
+    repository.split("no validation")
+    runs = [repository.trained(capsys, f"model.filters={filters}") for filters in (1, 2)]
+    config = repository.config(f"a='{runs[0]}'", f"b='{runs[1]}'", schema=CompareConfig)
+    with pytest.raises(UserError, match=r"^a run has no validation examples: evaluate all on the test examples"):
+        compare.compare(repository.project, config)
+    for run in runs:
+        repository.evaluate(run)
+    compare.compare(repository.project, config)
+    assert "40 test examples" in capsys.readouterr().out
+    record(PROMISE, 1, 1)

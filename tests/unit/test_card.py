@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pipeline.card import card
+from pipeline.reports.card import model_card
 
 FIGURES = {
     "test_accuracy": 0.975,
@@ -12,8 +12,8 @@ FIGURES = {
     "test_accuracy_high": 0.98765,
     "test_errors": 5,
     "test_examples": 200,
-    "test_views": 5,
-    "test_errors_one_view": 7,
+    "test_tta_shifts": 5,
+    "test_errors_no_tta": 7,
     "test_calibration_error": 0.0123,
     "confidence": 0.9,
     "val_accuracy": math.nan,
@@ -24,18 +24,18 @@ FIGURES = {
 def test_a_card_says_every_figure_with_what_it_is_of(compose):
     config = compose("recipe=accurate", "data=fashion_mnist", "seed=7")
     recall = {"Bag": 0.5, "Coat": 0.25, "Shirt": math.nan}
-    text = card(config, 1234, 3, FIGURES, recall)
+    text = model_card(config, 1234, 3, FIGURES, recall)
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
     assert "97.50 %" in lines["test accuracy"] and "200 test images" in lines["test accuracy"]
     assert "90.00 % to 98.77 %" in lines["its 90 % interval"]
-    assert " 5 |" in lines["test errors"] and "5 views" in lines["test errors"]
-    assert " 7 |" in lines["test errors, each seen once"]
+    assert " 5 |" in lines["test errors"] and "with test-time augmentation" in lines["test errors"]
+    assert " 7 |" in lines["test errors without it"]
     assert "–" in lines["validation accuracy"]
-    assert "1,234 weights, trained 3 epochs with seed 7, on randomly moved images" in text
-    assert "Weakest class: Coat, 25.00 % of its test images right" in text
+    assert "1,234 parameters, trained 3 epochs with seed 7, on randomly moved images" in text
+    assert "Weakest class: Coat, 25.00 % of its test images correct" in text
     assert "10 classes: T-shirt/top, Trouser" in text and "data=fashion_mnist run=" in text
 
 
 def test_a_plain_recipe_is_not_said_to_move_its_images(compose):
-    text = card(compose("recipe=baseline"), 1, 1, FIGURES | {"test_views": 1}, {})
+    text = model_card(compose("recipe=baseline"), 1, 1, FIGURES | {"test_tta_shifts": 1}, {})
     assert "moved" not in text and "Weakest" not in text

@@ -7,8 +7,7 @@ import pytest
 from conftest import generated_digits
 from scipy import ndimage
 
-from pipeline.beyond.corruptions import CORRUPTIONS, corrupted
-from pipeline.beyond.hardship import odd_colours, suspects
+from pipeline.apps.corruptions import CORRUPTIONS, corrupted
 
 DIGITS = generated_digits(40, seed=0)[0]
 
@@ -87,9 +86,9 @@ def test_blurs_keep_the_ink_and_spread_it(name):
 def test_lines_are_added_and_nothing_is_taken_away(name):
     image = np.repeat(square(), 20, 0)
     added = corrupted(image, name, 0).astype(int) - image
-    assert added.min() >= 0 and all(of.max() > 150 for of in added)
-    columns = [np.flatnonzero(of.max(0) > 100) for of in added]
-    assert all(np.ptp(of) > 15 for of in columns)
+    assert added.min() >= 0 and all(line.max() > 150 for line in added)
+    columns = [np.flatnonzero(line.max(0) > 100) for line in added]
+    assert all(np.ptp(line) > 15 for line in columns)
 
 
 def test_edges_are_thin_lines_around_the_ink():
@@ -97,17 +96,3 @@ def test_edges_are_thin_lines_around_the_ink():
     assert set(np.unique(edges)) == {0, 255}
     assert 30 < (edges > 0).sum() < 60  # a square of side 10 has 36 to 40 pixels around it
     assert not edges[12:16, 12:16].any() and not edges[:6].any()
-
-
-def test_odd_colours_are_grey_by_their_luminance_and_keep_the_order_of_ink():
-    greys = odd_colours(np.arange(256, dtype=np.uint8)[None, None])[0, 0]
-    assert (np.diff(greys.astype(int)) >= 0).all()
-    # viridis begins at RGB 0.267, 0.005, 0.329 and ends at 0.993, 0.906, 0.144
-    assert greys[0] == round(255 * (0.299 * 0.267 + 0.587 * 0.005 + 0.114 * 0.329))
-    assert greys[255] == pytest.approx(255 * (0.299 * 0.993 + 0.587 * 0.906 + 0.114 * 0.144), abs=1)
-
-
-def test_suspects_come_in_the_order_of_how_little_their_label_is_believed():
-    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.01, 0.99], [0.5, 0.5]])
-    place, given = suspects(np.array([0, 0, 0, 1]), probabilities, 3)
-    assert place.tolist() == [2, 1, 3] and given.tolist() == [0.01, 0.2, 0.5]

@@ -13,8 +13,18 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.config import PipelineError
-from pipeline.files import existing, load_csv, load_json, owner, replacing, save_csv, save_json, save_yaml, sha256
+from pipeline.base.errors import UserError
+from pipeline.base.files import (
+    load_csv,
+    load_json,
+    process_name,
+    replacing,
+    require_file,
+    save_csv,
+    save_json,
+    save_yaml,
+    sha256,
+)
 
 FLOATS = [0.1, 1 / 3, 1e-300, 0.9975666403770447, -0.0, 5e-324, 1.7976931348623157e308]
 
@@ -47,7 +57,7 @@ def test_a_block_that_raises_leaves_the_old_content_and_no_temporary(tmp_path, e
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    here = owner().rpartition("-")[0]
+    here = process_name().rpartition("-")[0]
     living = f"{here}-{os.getppid()}"
     elsewhere = f"{here}x-{ended.pid}"  # the same number on another machine, which shares the folder
     for writer in (f"{here}-{ended.pid}", living, elsewhere):
@@ -118,7 +128,7 @@ def test_json_and_yaml_read_back_with_their_order_and_exact_floats(tmp_path):
 def test_a_damaged_table_is_refused_by_name(tmp_path, content):
     path = tmp_path / "table.csv"
     path.write_bytes(content)
-    with pytest.raises(PipelineError, match=r"table\.csv is damaged.*: remove it and run `dvc repro`"):
+    with pytest.raises(UserError, match=r"table\.csv is damaged.*: remove it and run `dvc repro`"):
         load_csv(path, ["epoch", "loss"])
 
 
@@ -126,14 +136,14 @@ def test_a_damaged_table_is_refused_by_name(tmp_path, content):
 def test_damaged_json_is_refused_by_name(tmp_path, content):
     path = tmp_path / "value.json"
     path.write_bytes(content)
-    with pytest.raises(PipelineError, match=r"value\.json is damaged.*: remove it and run `dvc repro`"):
+    with pytest.raises(UserError, match=r"value\.json is damaged.*: remove it and run `dvc repro`"):
         load_json(path)
 
 
-@pytest.mark.parametrize("load", [load_json, sha256, existing, lambda path: load_csv(path, ["a"])])
+@pytest.mark.parametrize("load", [load_json, sha256, require_file, lambda path: load_csv(path, ["a"])])
 def test_a_missing_file_or_a_folder_in_its_place_is_refused_with_what_makes_it(tmp_path, load):
     for path in (tmp_path / "file", tmp_path):
-        with pytest.raises(PipelineError) as refused:
+        with pytest.raises(UserError) as refused:
             load(path)
         assert str(refused.value) == f"{path} is missing: run `dvc repro` first, which makes it"
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from pipeline import metrics
+from pipeline.metrics import metrics
 
 LABELS = np.array([0, 0, 1, 1, 1, 3], np.uint8)
 PREDICTIONS = np.array([0, 1, 1, 1, 0, 0])

@@ -12,8 +12,8 @@ from conftest import generated_digits
 from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 
-from pipeline import plots
-from pipeline.metrics import Calibration, Interval
+from pipeline.metrics.metrics import Calibration, Interval
+from pipeline.reports import plots
 
 IMAGES, _ = generated_digits(4, 0)
 HISTORY = [

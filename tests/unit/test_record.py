@@ -1,149 +1,141 @@
-"""What a run holds in files: read back, gone on with, and finished."""
+"""What a run's folder holds: read back, continued, finished, and remembered until MLflow has it."""
 
 from __future__ import annotations
 
-import json
-import multiprocessing
+import dataclasses
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from pipeline import record
-from pipeline.config import PipelineError
+from pipeline.base.errors import UserError
+from pipeline.base.project import Project, open_project
+from pipeline.tracking import record
 
-ORIGIN = {"processor": "p"}
-ABOUT = {"name": "a run", "tags": {"dvc_stage": "none", "content_sha256": "c"}, "origin": ORIGIN}
+KEY = {"processor": "p"}
+INFO = {"name": "a run", "tags": {"dvc_stage": "none", "content_sha256": "c"}, "resume_key": KEY}
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    return tmp_path / "outputs"
+@pytest.fixture
+def project(tmp_path) -> Project:
+    return open_project(tmp_path)
+
+
+def in_folder(project: Project, name: str) -> Project:
+    """The project of another job."""
+    return dataclasses.replace(project, job_folder=project.root / "outputs" / name)
 
 
 def row(step: int, at: int, **values: float) -> record.Row:
     return {"step": step, "time": at, "values": values}
 
 
-def test_a_record_left_unfinished_is_gone_on_with_and_what_was_said_of_a_step_stays():
-    with record.unfinished("c", ABOUT) as (first, waited):
-        first.add_rows([row(1, 100, loss=0.5)])
-        first.add_text("config.yaml", "seed: 0")
-    assert not waited and record.left_unfinished("c", "a run", ORIGIN) == first.folder
-    assert not record.left_unfinished("c", "another", ORIGIN)
-    assert not record.left_unfinished("c", "a run", {"processor": "q"})
-    with record.unfinished("c", ABOUT) as (again, _):
-        assert again.about == {**first.about, "status": "RUNNING", "end": None}
-        again.add_rows([row(1, 900, loss=0.25, accuracy=1.0), row(2, 901, loss=0.125)])
-        assert again.rows == [row(1, 100, loss=0.5), row(1, 900, accuracy=1.0), row(2, 901, loss=0.125)]
-        again.finish()
-    assert not record.left_unfinished("c", "a run", ORIGIN) and record.waiting() == [again.folder]
+def killed(project: Project, info=INFO) -> record.Record:
+    """The record of a training whose process was killed: it has another's number, of before this machine started."""
+    left = record.resume_or_create(project, info)
+    left.update(process=f"{record.MACHINE} {os.getpid()} 1000000000000")
+    return left
+
+
+def test_a_killed_training_continues_in_the_new_jobs_folder_and_steps_stay_as_they_were(project):
+    first = killed(project)
+    first.add_rows([row(1, 100, loss=0.5)])
+    (first.folder / "epoch-000001.ckpt").write_bytes(b"checkpoint")
+    again = record.resume_or_create(in_folder(project, "second"), INFO)
+    assert again.folder == project.root / "outputs/second" and not first.folder.exists()
+    assert (again.folder / "epoch-000001.ckpt").read_bytes() == b"checkpoint"
+    assert again.info["id"] == first.info["id"] and again.info["status"] == "RUNNING"
+    again.add_rows([row(1, 900, loss=0.25, accuracy=1.0), row(2, 901, loss=0.125)])
+    assert again.rows == [row(1, 100, loss=0.5), row(1, 900, accuracy=1.0), row(2, 901, loss=0.125)]
     assert record.Record(again.folder).rows == again.rows
-    with record.unfinished("c", ABOUT) as (new, _):
-        assert new.about["id"] != first.about["id"] and new.rows == []
+    again.finish("FINISHED")
+    assert not list(again.folder.glob("*.ckpt"))
+    assert [one.folder for one in record.pending(project)] == [again.folder], "until MLflow has it"
+    new = record.resume_or_create(in_folder(project, "third"), INFO)
+    assert new.info["id"] != first.info["id"] and new.rows == []
+
+
+def test_one_that_still_runs_is_left_alone(project):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        first = killed(project)
+        first.update(process=f"{record.MACHINE} {other.pid} {record.now()}")
+        second = record.resume_or_create(in_folder(project, "second"), INFO)
+        assert second.info["id"] != first.info["id"] and first.folder.exists()
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        ("d", ABOUT),
-        ("c", {**ABOUT, "name": "b"}),
-        ("c", {**ABOUT, "tags": {**ABOUT["tags"], "mlflow.parentRunId": "p"}}),
-        ("c", {**ABOUT, "origin": {"processor": "q"}}),
+        {"name": "b"},
+        {"tags": {**INFO["tags"], "content_sha256": "d"}},
+        {"tags": {**INFO["tags"], "mlflow.parentRunId": "p"}},
+        {"tags": {**INFO["tags"], "dvc_stage": "train@baseline"}},
+        {"resume_key": {"processor": "q"}},
     ],
 )
-def test_other_content_name_sweep_and_processor_have_a_record_of_their_own(other):
-    with record.unfinished("c", ABOUT) as (one, _), record.unfinished(*other) as (two, _):
-        assert one.folder != two.folder and one.about["id"] != two.about["id"]
+def test_other_content_name_sweep_stage_and_processor_do_not_continue_it(project, other):
+    first = killed(project)
+    second = record.resume_or_create(in_folder(project, "second"), INFO | other)
+    assert second.info["id"] != first.info["id"] and first.folder.exists()
 
 
-@pytest.mark.parametrize("name", ["run.json", "rows.json"])
+def test_a_line_that_was_cut_short_loses_its_own_row_alone(project):
+    first = killed(project)
+    first.add_rows([row(1, 100, loss=0.5)])
+    with (first.folder / "metrics.jsonl").open("a") as file:
+        file.write('\n{"step": 2, "ti')
+    again = record.resume_or_create(in_folder(project, "second"), INFO)
+    again.add_rows([row(2, 200, loss=0.25)])
+    assert record.Record(again.folder).rows == [row(1, 100, loss=0.5), row(2, 200, loss=0.25)]
+
+
 @pytest.mark.parametrize("content", ["", '{"id"', "[]", "{}"])
-def test_a_damaged_record_is_begun_anew_with_a_word(capsys, name, content):
-    with record.unfinished("c", ABOUT) as (first, _):
-        pass
-    (first.folder / name).write_text(content)
-    with record.unfinished("c", ABOUT) as (again, _):
-        assert again.about["id"] != first.about["id"] and again.rows == []
-    assert "begun anew" in capsys.readouterr().out
+def test_a_damaged_record_is_passed_over_with_a_word(project, capsys, content):
+    first = killed(project)
+    (first.folder / "run.json").write_text(content)
+    with pytest.raises(UserError, match="is damaged"):
+        record.Record(first.folder)
+    second = record.resume_or_create(in_folder(project, "second"), INFO)
+    assert second.info["id"] != first.info["id"] and "is damaged" in capsys.readouterr().out
 
 
-def test_an_error_that_would_come_again_finishes_the_record_and_any_other_leaves_it():
-    with record.unfinished("c", ABOUT) as (kept, _):
-        kept.fail(KeyboardInterrupt())
-        assert kept.about["status"] == "KILLED" and record.waiting() == []
-        kept.fail(PipelineError("not finite"))
-    assert (
-        record.waiting() == [kept.folder] and json.loads((kept.folder / "run.json").read_text())["status"] == "FAILED"
-    )
+def test_artifacts_are_all_files_but_our_own(project):
+    one = record.resume_or_create(project, INFO)
+    one.add_rows([row(1, 100, loss=0.5)])
+    names = ("config.yaml", "plots/a.png", "model.keras", "epoch-000001.ckpt", ".a.partial", "training/history.csv")
+    for name in names:
+        (one.folder / name).parent.mkdir(exist_ok=True)
+        (one.folder / name).touch()
+    assert one.artifacts() == [Path("config.yaml"), Path("plots/a.png")]
 
 
-def test_checkpoints_go_with_the_end_and_a_linked_file_survives_its_replacement(home, tmp_path):
-    (tmp_path / "model.keras").write_bytes(b"first")
-    with record.unfinished("c", ABOUT) as (kept, _):
-        (kept.folder / "epoch-000001.ckpt").write_bytes(b"x")
-        kept.add_file(tmp_path / "model.keras", "")
-        (tmp_path / "new").write_bytes(b"second")
-        (tmp_path / "new").replace(tmp_path / "model.keras")
-        kept.finish()
-    assert (kept.folder / "model.keras").read_bytes() == b"first" and not list(home.rglob("*.ckpt"))
-    assert list((home / "unfinished").iterdir()) == [], "no lock is left either"
+def test_a_folder_that_the_user_removed_waits_no_longer(project):
+    one = record.resume_or_create(project, INFO)
+    assert len(record.pending(project)) == 1
+    (one.folder / "run.json").unlink()
+    assert record.pending(project) == [] and not list((project.root / "outputs/.pending").iterdir())
 
 
-def test_what_a_killed_sender_left_is_removed_and_what_waits_stays(home):
-    with record.unfinished("c", ABOUT) as (kept, _):
-        kept.finish()
-    left = home / "unsent" / "sent" / "artifacts"
-    left.mkdir(parents=True)
-    (left / "history.csv").touch()
-    record.remove_sent()
-    assert list((home / "unsent").iterdir()) == [kept.folder] == record.waiting()
+def test_the_oldest_waits_first_and_dvcs_queue_keeps_it_in_the_users_repository(tmp_path):
+    checkout = Project(tmp_path / "checkout", tmp_path, "train@a", job_folder=tmp_path / "outputs/stages/1")
+    for name, start in (("1", 300), ("2", 100), ("3", 200)):
+        one = record.Record.begin(tmp_path / "outputs" / name, INFO | {"start": start, "status": "FINISHED"})
+        record.add_pending(checkout, one)
+    assert [one.folder.name for one in record.pending(open_project(tmp_path))] == ["2", "3", "1"]
 
 
-def _hold(until: float) -> None:
-    with record.unfinished("c", ABOUT) as (kept, _):
-        time.sleep(max(0, until - time.time()))
-        kept.finish()
-
-
-def test_a_second_one_waits_says_for_whom_and_knows_that_it_did(home, capsys):
-    other = multiprocessing.get_context("spawn").Process(target=_hold, args=(time.time() + 3,))
-    other.start()
-    while not list(home.glob("unfinished/*/run.json")):
-        assert other.is_alive() or other.exitcode == 0
-        time.sleep(0.01)
-    with record.unfinished("c", ABOUT) as (_, waited):
-        assert waited
-    other.join()
-    assert other.exitcode == 0
-    assert f"a run: process {other.pid} is at just this: waiting for it" in capsys.readouterr().out
-
-
-def test_the_lock_of_a_process_that_was_killed_is_taken_over_at_once():
-    other = multiprocessing.get_context("spawn").Process(target=_hold, args=(time.time() + 60,))
-    other.start()
-    while not record.left_unfinished("c", "a run", ORIGIN):
-        time.sleep(0.01)
-    other.kill()
-    other.join()
-    with record.unfinished("c", ABOUT) as (_, waited):
-        assert not waited
-
-
-def test_a_training_lives_while_its_process_does_and_elsewhere_while_it_is_heard_of():
+def test_a_training_is_alive_while_its_process_is_and_elsewhere_while_it_is_heard_of():
     minute = 60_000
     here, elsewhere = record.MACHINE, "0123abcd"
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        assert record.lives(f"{here} {other.pid} {record.now()}")
-        assert not record.lives(f"{here} {other.pid} {record.now() - minute}"), "another process has its number now"
-    assert not record.lives(f"{here} {other.pid} {record.now()}"), "it has ended"
-    assert not record.lives(f"{here} {os.getpid()} {record.now()}"), "this one trains nothing now"
-    assert record.lives(f"{elsewhere} {other.pid} {record.now() - 14 * minute}")
-    assert not record.lives(f"{elsewhere} {other.pid} {record.now() - 16 * minute}")
-    assert not record.lives(None) and not record.lives("somebody typed this")
+        assert record.is_alive(f"{here} {other.pid} {record.now()}")
+        assert not record.is_alive(f"{here} {other.pid} {record.now() - minute}"), "another process has its number now"
+    assert not record.is_alive(f"{here} {other.pid} {record.now()}"), "it has ended"
+    assert not record.is_alive(f"{here} {os.getpid()} {record.now()}"), "this one trains nothing now"
+    assert record.is_alive(f"{elsewhere} {other.pid} {record.now() - 14 * minute}")
+    assert not record.is_alive(f"{elsewhere} {other.pid} {record.now() - 16 * minute}")
+    assert not record.is_alive(None) and not record.is_alive("somebody typed this")
     machine, pid, last = record.process_tag().split()
     assert (machine, pid) == (here, str(os.getpid())) and abs(record.now() - int(last)) < minute

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pipeline import tables
+from pipeline.reports import tables
 
 
 def test_a_table_is_markdown_whose_columns_stand_below_each_other():

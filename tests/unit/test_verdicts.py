@@ -8,9 +8,12 @@ import re
 import numpy as np
 import pytest
 
-from pipeline import comparison, reproduce, statistics
-from pipeline.comparison import Predictions, Side
-from pipeline.config import PipelineError
+from pipeline.base.errors import UserError
+from pipeline.experiments.beside_published import published_sentence
+from pipeline.metrics import significance
+from pipeline.reports import comparison_report as report
+from pipeline.reports import verdicts
+from pipeline.reports.verdicts import Predictions, Side
 
 
 def side(name: str, *right: int, size: int = 1000, **values: str) -> Side:
@@ -24,14 +27,14 @@ def single(name: str, wrong: list[int], size: int = 1000) -> Side:
 
 
 def answer(*sides: Side, of: str = "test") -> str:
-    return comparison.verdicts(sides, 0.95, of)[0].sentence
+    return verdicts.verdicts(sides, 0.95, of)[0].sentence
 
 
 def test_two_runs_by_mcnemar():
     a, b = single("a", list(range(25))), single("b", list(range(100, 110)))
     # 25 against 10 discordant: p = .017; 15 / 1002 +- 1.96 sqrt(36 - 15² / 1002) / 1002.
     assert answer(a, b).startswith("b is better than a: +1.50 points (95 % +0.33 to +2.67), p = 0.017, n = 1 + 1")
-    assert answer(a, b).endswith("1,000 test examples; of these two runs, not of other seeds")
+    assert answer(a, b).endswith("1,000 test examples; this holds for these two runs, not for other seeds")
     assert answer(b, a).startswith("b is better than a: +1.50 points (95 % +0.33 to +2.67), p = 0.017")
     c = single("c", list(range(200, 215)))
     assert answer(a, c, of="validation").startswith("no difference shown between a and c: +1.00 points for c (95 % ")
@@ -51,12 +54,12 @@ def test_no_difference_says_how_many_seeds_it_would_take():
     a, b = side("a", 970, 980, 990), side("b", 975, 985, 995)
     # Half a standard deviation apart: Cohen's 64 a side; and 3 + 3 cannot go below 2 of 20.
     assert answer(a, b).endswith(
-        "; so few runs cannot show any: the least p of n = 3 + 3 is 0.10"
-        "; about 64 seeds a side would be needed to show a difference of this size"
+        "; so few runs cannot show one: the smallest p of n = 3 + 3 is 0.10"
+        "; about 64 seeds per side would be needed to show a difference of this size"
     )
     same = answer(side("a", 970, 980), side("b", 980, 970))
     assert same.startswith("no difference shown between a and b: +0.00 points (95 % ")
-    assert same.endswith("more than 10,000 seeds a side would be needed to show a difference of this size")
+    assert same.endswith("more than 10,000 seeds per side would be needed to show a difference of this size")
 
 
 def test_equal_accuracies_have_an_interval_of_their_own_width():
@@ -69,7 +72,7 @@ def test_equal_accuracies_have_an_interval_of_their_own_width():
 
 def test_the_interval_is_adjusted_as_p_is():
     a, b, c = single("a", list(range(25))), single("b", list(range(100, 110))), single("c", list(range(200, 208)))
-    sentences = [verdict.sentence for verdict in comparison.verdicts([a, b, c], 0.95, "test")]
+    sentences = [verdict.sentence for verdict in verdicts.verdicts([a, b, c], 0.95, "test")]
     # z of 1 - .05 / 6 is 2.394: 15 / 1002 +- 2.394 sqrt(36 - 15² / 1002) / 1002 is +.066 to +2.928, and p = 2 * .0167.
     # 17 / 1002 +- 2.394 sqrt(34 - 17² / 1002) / 1002, and p = 3 * .00455.
     assert "b is better than a: +1.50 points (95 % +0.07 to +2.93), p = 0.033, both adjusted for 3" in sentences[0]
@@ -97,7 +100,7 @@ def test_no_sentence_and_no_figures_contradict_themselves():
             Side(name, {}, generator.random((n, 200)) < chance, [], 0, 0)
             for name, n, chance in zip("abc", runs, chances, strict=True)
         ]
-        for verdict in comparison.verdicts(sides, 0.95, "test"):
+        for verdict in verdicts.verdicts(sides, 0.95, "test"):
             if verdict.test is None:
                 continue
             assert verdict.shown == (verdict.p < 0.05) == (" is better than " in verdict.sentence)
@@ -113,24 +116,24 @@ def test_no_sentence_and_no_figures_contradict_themselves():
 
 
 def test_sides_whose_runs_are_all_alike_have_no_interval():
-    [verdict] = comparison.verdicts([side("a", *[970] * 4), side("b", *[980] * 4)], 0.95, "test")
+    [verdict] = verdicts.verdicts([side("a", *[970] * 4), side("b", *[980] * 4)], 0.95, "test")
     assert verdict.p == pytest.approx(2 / 70)  # two of the 70 ways to part eight runs
     assert verdict.sentence.startswith(
-        "b is better than a: +1.00 points (all runs of a side alike), p = 0.029, n = 4 + 4"
+        "b is better than a: +1.00 points (all runs of a side equal), p = 0.029, n = 4 + 4"
     )
 
 
 @pytest.mark.parametrize(("right", "where"), [(975, "inside"), (969, "below"), (981, "above")])
 def test_one_seed_against_several_is_placed_and_not_tested(right, where):
-    [verdict] = comparison.verdicts([side("one", right), side("many", 970, 975, 980)], 0.95, "test")
+    [verdict] = verdicts.verdicts([side("one", right), side("many", 970, 975, 980)], 0.95, "test")
     assert verdict.test is None and math.isnan(verdict.p)
     assert f"lies {where} the range of the 3 of many, 97.00 % to 98.00 %" in verdict.sentence
-    assert verdict.sentence.startswith("one has one seed, which shows nothing of other seeds")
+    assert verdict.sentence.startswith("one has one seed, which says nothing about other seeds")
 
 
 def test_several_are_adjusted_together():
     sides = [single("a", list(range(25))), single("b", list(range(100, 110))), single("c", [1])]
-    found = comparison.verdicts(sides, 0.95, "test")
+    found = verdicts.verdicts(sides, 0.95, "test")
     assert [(verdict.a, verdict.b) for verdict in found] == [("a", "b"), ("a", "c"), ("b", "c")]
     ordered = sorted(verdict.test.p for verdict in found)
     expected = [ordered[0] * 3, max(ordered[0] * 3, ordered[1] * 2), max(ordered[1] * 2, ordered[2])]
@@ -140,18 +143,18 @@ def test_several_are_adjusted_together():
 
 def test_only_what_differs_is_listed():
     sides = [side("a", 1, lr="0.1", epochs="2", seed="1"), side("b", 1, lr="0.2", epochs="2", seed="2", new="x")]
-    assert comparison.differences(sides) == [("lr", ["0.1", "0.2"]), ("new", ["–", "x"])]
-    assert "Nothing differs but the seed." in comparison.markdown(
-        [sides[0], sides[0]], comparison.verdicts([sides[0]] * 2, 0.95, "test"), 0.95, "test", 2
+    assert report.differences(sides) == [("lr", ["0.1", "0.2"]), ("new", ["–", "x"])]
+    assert "Nothing differs but the seed." in report.markdown(
+        [sides[0], sides[0]], verdicts.verdicts([sides[0]] * 2, 0.95, "test"), 0.95, "test", 2
     )
-    named = comparison.told_apart([one._replace(name="fast") for one in sides])
+    named = report.disambiguate_names([one._replace(name="fast") for one in sides])
     assert [one.name for one in named] == ["fast lr=0.1 new=–", "fast lr=0.2 new=x"]
-    assert [one.name for one in comparison.told_apart(sides)] == ["a", "b"]
+    assert [one.name for one in report.disambiguate_names(sides)] == ["a", "b"]
 
 
 def test_the_table_holds_means_intervals_and_costs():
     sides = [side("a", 960, 970, 980), side("b", 990)]
-    text = comparison.markdown(sides, comparison.verdicts(sides, 0.95, "test"), 0.95, "test", 3)
+    text = report.markdown(sides, verdicts.verdicts(sides, 0.95, "test"), 0.95, "test", 3)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     # Half the interval: t(2) = 4.3027, times .01 / sqrt(3).
     assert rows[2] == ["a", "3", "97.00 %", "94.52 % to 99.48 %", "30.0 of 1,000", "60", "1,000", "5,000"]
@@ -161,43 +164,41 @@ def test_the_table_holds_means_intervals_and_costs():
 
 def test_an_interval_of_a_mean_stays_within_0_and_100_percent_and_two_seeds_have_none():
     # Of 2 seeds Student's would be 21.55 +- 12.7 * .35 and of 3, 99.3 +- 4.3027 * .7 / sqrt(3) = 97.6 to 101.0.
-    assert comparison.mean_cells([0.212, 0.219], 0.95) == [
+    assert report.mean_cells([0.212, 0.219], 0.95) == [
         "2",
         "21.55 %",
         "21.20 % and 21.90 %: 2 seeds, too few for an interval",
     ]
-    assert comparison.mean_cells([math.nan, math.nan], 0.95) == ["2", "–", "–"]  # without validation digits
-    assert comparison.mean_cells([0.986, 0.993, 1.0], 0.95) == ["3", "99.30 %", "97.56 % to 100.00 %"]
-    assert comparison.mean_cells([0.0, 0.007, 0.014], 0.95) == ["3", "0.70 %", "0.00 % to 2.44 %"]
+    assert report.mean_cells([math.nan, math.nan], 0.95) == ["2", "–", "–"]  # without validation digits
+    assert report.mean_cells([0.986, 0.993, 1.0], 0.95) == ["3", "99.30 %", "97.56 % to 100.00 %"]
+    assert report.mean_cells([0.0, 0.007, 0.014], 0.95) == ["3", "0.70 %", "0.00 % to 2.44 %"]
 
 
 def test_two_seeds_do_not_say_where_one_more_would_lie():
     curves = [[0.9, 0.98], [0.91, 0.985], [0.905, 0.99]]
-    bands = [statistics.prediction_interval(epoch, 0.95) for epoch in zip(*curves, strict=True)]
-    assert "n = 3 seeds of baseline, in 2 of 2 epochs" in reproduce._published_sentence(
-        [0.9, 0.99], curves, bands, 0.95
-    )
-    said = reproduce._published_sentence([0.9, 0.99], curves[:2], [], 0.95)
+    bands = [significance.prediction_interval(epoch, 0.95) for epoch in zip(*curves, strict=True)]
+    assert "in 2 of 2 epochs (n = 3 seeds of baseline;" in published_sentence([0.9, 0.99], curves, bands, 0.95)
+    said = published_sentence([0.9, 0.99], curves[:2], [], 0.95)
     assert "99.00 % after 2 epochs, ours 98.00 % to 98.50 % (n = 2, too few seeds to say where one more" in said
-    assert "ours 98.00 % (n = 1, too few" in reproduce._published_sentence([0.9, 0.99], curves[:1], [], 0.95)
+    assert "ours 98.00 % (n = 1, too few" in published_sentence([0.9, 0.99], curves[:1], [], 0.95)
 
 
 def test_runs_on_other_digits_are_not_comparable():
     digits, labels = np.arange(5), np.array([1, 2, 3, 4, 5])
     given = {"a": Predictions(digits, labels, labels), "b": Predictions(digits, labels, labels[::-1])}
-    assert [list(of) for of in comparison.same_examples(given, "test")] == [list(digits), list(labels)]
+    assert [list(of) for of in verdicts.same_examples(given, "test")] == [list(digits), list(labels)]
     for other in (Predictions(digits + 1, labels, labels), Predictions(digits[:4], labels[:4], labels[:4])):
-        with pytest.raises(PipelineError, match="c and a predicted other test examples: not comparable"):
-            comparison.same_examples(given | {"c": other}, "test")
+        with pytest.raises(UserError, match="c and a predicted other test examples: not comparable"):
+            verdicts.same_examples(given | {"c": other}, "test")
 
 
 def test_telling_digits_are_those_that_tell_the_two_apart():
     a = Side("a", {}, np.array([[1, 1, 0, 0, 0], [1, 1, 0, 0, 1]], bool), [], 0, 0)
     b = Side("b", {}, np.array([[1, 0, 1, 0, 0], [1, 1, 1, 0, 0]], bool), [], 0, 0)
-    found = {kind: list(places) for kind, places in comparison.telling_examples(a, b).items()}
-    assert found == {"a right more often": [1, 4], "b right more often": [2], "both wrong in most runs": [3]}
-    assert [comparison.hits(a, b, place) for place in (1, 4)] == ["2 of 2 : 1 of 2", "1 of 2 : 0 of 2"]
-    one, other = a._replace(right=a.right[1:]), b._replace(right=b.right[1:])
-    found = {kind: list(places) for kind, places in comparison.telling_examples(one, other).items()}
-    assert found == {"a right, b wrong": [4], "b right, a wrong": [2], "both wrong": [3]}
-    assert comparison.hits(one, other, 4) == ""
+    found = {kind: list(places) for kind, places in report.most_discordant_examples(a, b).items()}
+    assert found == {"a correct more often": [1, 4], "b correct more often": [2], "both wrong in most runs": [3]}
+    assert [report.correct_counts(a, b, place) for place in (1, 4)] == ["2 of 2 : 1 of 2", "1 of 2 : 0 of 2"]
+    one, other = a._replace(correct=a.correct[1:]), b._replace(correct=b.correct[1:])
+    found = {kind: list(places) for kind, places in report.most_discordant_examples(one, other).items()}
+    assert found == {"a correct, b wrong": [4], "b correct, a wrong": [2], "both wrong": [3]}
+    assert report.correct_counts(one, other, 4) == ""

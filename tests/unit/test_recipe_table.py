@@ -6,10 +6,12 @@ import math
 import re
 
 import pytest
+from conftest import ROOT
 
-from pipeline import recipes
-from pipeline.config import PipelineError
-from pipeline.files import load_csv, load_json, save_json
+from pipeline.base.errors import UserError
+from pipeline.base.files import load_csv, load_json, save_json
+from pipeline.base.project import open_project
+from pipeline.reports import recipe_table
 
 FIGURES = {
     "num_params": 103_514,
@@ -21,15 +23,15 @@ FIGURES = {
     "test_accuracy_high": 0.99177,
     "test_errors": 1_100,
     "test_examples": 110_000,
-    "test_views": 1,
-    "test_errors_one_view": 1_100,
+    "test_tta_shifts": 1,
+    "test_errors_no_tta": 1_100,
     "test_loss": 0.03,  # not in the table
 }
 
 
 @pytest.fixture
-def published() -> recipes.Row:
-    return recipes.published_row(load_csv(recipes.PUBLISHED_LOG, ["epoch"]), 0.95)
+def published() -> recipe_table.Row:
+    return recipe_table.published_row(load_csv(open_project(ROOT).published_log, ["epoch"]), 0.95)
 
 
 def test_the_published_row_is_the_last_epoch_of_its_log(published):
@@ -46,15 +48,15 @@ def test_the_published_row_is_the_last_epoch_of_its_log(published):
 
 
 def test_a_recipes_row_takes_its_fields_and_no_other():
-    row = recipes.recipe_row("accurate", FIGURES)
+    row = recipe_table.recipe_row("accurate", FIGURES)
     assert row._asdict() | {"test_loss": 0.03} == FIGURES | {"name": "accurate"}
 
 
-@pytest.mark.parametrize("field", recipes.Row._fields[1:])
+@pytest.mark.parametrize("field", recipe_table.Row._fields[1:])
 def test_metrics_that_lack_a_field_are_refused(field):
     figures = {key: value for key, value in FIGURES.items() if key != field}
-    with pytest.raises(PipelineError, match=rf"^results/recipes/accurate/metrics\.json lacks {field}: run `dvc repro`"):
-        recipes.recipe_row("accurate", figures)
+    with pytest.raises(UserError, match=rf"^results/recipes/accurate/metrics\.json lacks {field}: run `dvc repro`"):
+        recipe_table.recipe_row("accurate", figures)
 
 
 @pytest.mark.parametrize(
@@ -62,12 +64,12 @@ def test_metrics_that_lack_a_field_are_refused(field):
     [(0.9753, "97.53 %"), (1.0, "100.00 %"), (0.0, "0.00 %"), (0.99996, "100.00 %"), (math.nan, "–"), (None, "–")],
 )
 def test_percent(share, text):
-    assert recipes.percent(share) == text
+    assert recipe_table.percent(share) == text
 
 
 def test_the_sentence_tells_training_from_test(published):
-    fine = recipes.recipe_row("accurate", FIGURES)
-    assert recipes.verdict([published, fine, fine._replace(name="baseline", epochs=15)]) == (
+    fine = recipe_table.recipe_row("accurate", FIGURES)
+    assert recipe_table.verdict([published, fine, fine._replace(name="baseline", epochs=15)]) == (
         "The published 99.7 % is accuracy on the training digits (99.68 % in its last epoch); on the test digits that "
         "run had 97.53 %. "
         "accurate after 1 epoch: 98.77 % in training, 99.00 % on the test examples. "
@@ -76,7 +78,7 @@ def test_the_sentence_tells_training_from_test(published):
 
 
 def test_cells_of_the_published_row_and_of_a_recipe(published, tmp_path):
-    assert recipes.cells(published) == [
+    assert recipe_table.cells(published) == [
         "published",
         "2,774,410",
         "15",
@@ -85,8 +87,8 @@ def test_cells_of_the_published_row_and_of_a_recipe(published, tmp_path):
         "97.53 % (97.21 to 97.82)",
         "247 of 10,000",
     ]
-    row = recipes.recipe_row("accurate", FIGURES)
-    assert recipes.cells(row) == [
+    row = recipe_table.recipe_row("accurate", FIGURES)
+    assert recipe_table.cells(row) == [
         "accurate",
         "103,514",
         "1",
@@ -95,18 +97,18 @@ def test_cells_of_the_published_row_and_of_a_recipe(published, tmp_path):
         "99.00 % (98.79 to 99.18)",
         "1,100 of 110,000",
     ]
-    assert recipes.cells(row._replace(val_accuracy=0.9912))[4] == "99.12 %"
+    assert recipe_table.cells(row._replace(val_accuracy=0.9912))[4] == "99.12 %"
     save_json(tmp_path / "metrics.json", FIGURES)
     without_validation = load_json(tmp_path / "metrics.json")
     assert without_validation["val_accuracy"] is None
-    assert recipes.cells(recipes.recipe_row("accurate", without_validation)) == recipes.cells(row)
-    by_views = row._replace(test_views=5, test_errors_one_view=1_234)
-    assert recipes.cells(by_views)[-1] == "1,100 of 110,000 (1,234 by one view)"
+    assert recipe_table.cells(recipe_table.recipe_row("accurate", without_validation)) == recipe_table.cells(row)
+    with_tta = row._replace(test_tta_shifts=5, test_errors_no_tta=1_234)
+    assert recipe_table.cells(with_tta)[-1] == "1,100 of 110,000 with TTA, 1,234 without"
 
 
 def test_the_table_names_seed_and_confidence_and_ends_with_the_sentence(published, compose):
-    rows = [published, recipes.recipe_row("accurate", FIGURES)]
-    text = recipes.markdown(rows, ["The sentence.", "Another."], compose("seed=7", "evaluate.confidence=0.9"))
+    rows = [published, recipe_table.recipe_row("accurate", FIGURES)]
+    text = recipe_table.markdown(rows, ["The sentence.", "Another."], compose("seed=7", "evaluate.confidence=0.9"))
     lines = text.splitlines()
     assert [re.sub(" +", " ", line) for line in (lines[0], *lines[2:4])] == [
         "| recipe | parameters | epochs | train accuracy | validation accuracy | test accuracy (90 %) | test errors |",
@@ -114,6 +116,8 @@ def test_the_table_names_seed_and_confidence_and_ends_with_the_sentence(publishe
         "| accurate | 103,514 | 1 | 98.77 % | – | 99.00 % (98.79 to 99.18) | 1,100 of 110,000 |",
     ]
     assert lines[4] == "" and lines[5].startswith("One run each (n = 1, seed 7), last epoch.")
-    assert text.endswith("\n\nThe sentence.\n\nAnother.\n") and "view" not in text
-    by_views = recipes.markdown([published, rows[1]._replace(test_views=5)], ["The sentence.", "Another."], compose())
-    assert "accurate by the mean of 5 views" in by_views
+    assert text.endswith("\n\nThe sentence.\n\nAnother.\n") and "TTA" not in text
+    with_tta = recipe_table.markdown(
+        [published, rows[1]._replace(test_tta_shifts=5)], ["The sentence.", "Another."], compose()
+    )
+    assert "Test accuracy of accurate is with test-time augmentation" in with_tta

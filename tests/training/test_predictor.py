@@ -1,0 +1,79 @@
+"""Which predictor a configuration names, and below which probability it abstains, by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.apps.predictor import confidence_threshold, load_predictor
+from pipeline.base.errors import UserError
+from pipeline.base.files import save_json, write_text
+from pipeline.base.project import Project
+from pipeline.base.schema import Model, validate
+from pipeline.base.verb_schemas import PredictorConfig
+from pipeline.data.examples import split_record
+from pipeline.model.build import build_cnn
+from pipeline.model.files import save_model
+from pipeline.model.inference import start
+
+COLUMNS = "index,label,prediction,probability_0,probability_1\n"
+
+
+@pytest.mark.parametrize(
+    ("probability", "correct", "share", "expected"),
+    [
+        ([0.9, 0.8, 0.7, 0.6], [1, 1, 1, 1], 1.0, 0.6),  # all are correct: it never abstains
+        ([0.9, 0.8, 0.7, 0.6], [1, 1, 0, 1], 1.0, 0.8),
+        ([0.9, 0.8, 0.7, 0.6], [1, 1, 0, 1], 0.75, 0.6),  # 3 of 4
+        ([0.6, 0.7, 0.8, 0.9], [1, 0, 1, 1], 1.0, 0.8),  # whatever their order
+        ([0.9, 0.8], [0, 1], 0.9, math.inf),  # none: even the most probable one is wrong
+        ([1.0] * 100, [0] * 5 + [1] * 95, 0.999, math.inf),  # as of the original, whose outputs are saturated
+        ([0.8, 0.8, 0.8], [1, 1, 0], 1.0, math.inf),  # equals are taken together
+        ([0.9, 0.8, 0.8], [1, 1, 0], 1.0, 0.9),
+        ([], [], 0.9, math.inf),
+    ],
+)
+def test_it_abstains_below_where_so_many_validation_predictions_are_correct(probability, correct, share, expected):
+    assert confidence_threshold(np.array(probability), np.array(correct, bool), share) == expected
+
+
+def project_with_model(compose, folder: Path, shape: list[int], predictions: str) -> tuple[Project, PredictorConfig]:
+    """A project with an untrained model of two classes as recipe baseline, and its validation predictions."""
+    config = validate(PredictorConfig, compose("recipe=baseline").model_dump())
+    data = config.data.model_copy(update={"image_shape": shape, "classes": ["a", "b"]})
+    project = Project(folder, folder)
+    start(0)
+    model = Model(filters=2, convolutions=[], batch_norm=False, pooling="flatten", units=[], pixel_scale=1 / 255)
+    save_model(project.model("baseline"), build_cnn(model, shape, 2))
+    write_text(project.recipe_results("baseline") / "val_predictions.csv", COLUMNS + predictions)
+    save_json(project.processed / "split.json", split_record(data))
+    return project, config.model_copy(update={"data": data})
+
+
+def test_a_recipes_model_predicts_images_of_its_shape_and_abstains_below_its_threshold(compose, tmp_path):
+    project, config = project_with_model(compose, tmp_path, [12, 10], "0,1,1,0.25,0.75\n1,0,1,0.4,0.6\n")
+    predictor = load_predictor(project, config)
+    assert (predictor.threshold, predictor.description) == (0.75, "recipe baseline")
+    assert predictor.abstains(np.array([[0.25, 0.75], [0.26, 0.74]])).tolist() == [False, True]
+    probabilities = predictor.probabilities(np.zeros((3, 12, 10), np.uint8))
+    assert probabilities.shape == (3, 2) and np.allclose(probabilities.sum(1), 1)
+    data = config.data.model_copy(update={"image_shape": [28, 28]})
+    with pytest.raises(UserError, match=r"recipe baseline takes images of \[12, 10\], expected \[28, 28\]: name anot"):
+        load_predictor(project, config.model_copy(update={"data": data}))
+
+
+def test_a_model_without_validation_examples_always_abstains(compose, tmp_path):
+    predictor = load_predictor(*project_with_model(compose, tmp_path, [28, 28], ""))
+    assert predictor.abstains(np.array([[0.0, 1.0]])).all()
+
+
+def test_two_models_or_one_of_another_split_are_an_error(compose, tmp_path):
+    project, config = project_with_model(compose, tmp_path, [28, 28], "")
+    with pytest.raises(UserError, match="run=x and alias=champion: give one of them"):
+        load_predictor(project, config.model_copy(update={"run": "x", "alias": "champion"}))
+    data = config.data.model_copy(update={"split_seed": 1})
+    with pytest.raises(UserError, match=r"data\.split_seed=1, but the split in .* was made with 0"):
+        load_predictor(project, config.model_copy(update={"data": data}))
