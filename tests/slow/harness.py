@@ -30,7 +30,13 @@ from faults_report import record
 HERE = Path(__file__).resolve().parent
 WORDS = {"kill": "killed before", "half": "killed within", "once": "no space at", "always": "no space from"}
 KINDS = tuple(WORDS)  # of faulty.c
-SLOW_IMPORTS = ("pipeline.training", "pipeline.debug", "pipeline.plots", "pipeline.sweep", "hydra.main")
+SLOW_IMPORTS = (
+    "pipeline.experiments.run",
+    "pipeline.training.debug",
+    "pipeline.reports.plots",
+    "pipeline.experiments.sweep",
+    "hydra.main",
+)
 STEPS = ("mlflow.db", "mlruns", "data", "models", "results", "outputs")  # what stages write
 UNSET = ("DVC_", "MLFLOW_", "MNIST_", "FAULTY_")  # as for a user
 
@@ -205,16 +211,16 @@ class Untouched:
         for after, number in signals:
             ended = self.bench.run(*self.command, signals=[(after, number)])
             said.append(f"{signal.Signals(number).name} after {after:.2f} s")
-            if wrong := self.wrong_after_signal(ended, number):
+            if wrong := self.wrong_after_signal(ended, number, repetitions=len(said) - 1):
                 return [*said, *wrong]
         return self.wrong_after_another(*said)
 
-    def wrong_after_signal(self, ended: Ended, number: int) -> list[str]:
+    def wrong_after_signal(self, ended: Ended, number: int, repetitions: int) -> list[str]:
         wrong = lost(self.bench.folder, self.before, self.state)
         if ended.code == 0:  # it had ended before, or MLflow's own code swallowed the signal: then that part waits
             if "pipeline.sync" in ended.stdout:
                 self.bench.run("sync")
-            wrong += judge(self.bench.folder, self.state)
+            wrong += judge(self.bench.folder, self.state, repetitions)
         elif number != signal.SIGKILL and "RUNNING" in str(state(self.bench.folder)):
             wrong += [f"left as running in MLflow: {ended}"]
         return wrong
@@ -222,15 +228,14 @@ class Untouched:
     def wrong_after_another(self, *said: str, synced: bool = False) -> list[str]:
         """Run the command again, unless the fault came when all was done, or only send what was said to be left.
 
-        Gives what is then wrong, after what is said.
+        Gives what is then wrong, after what is said. A fault after the command had finished its record costs one
+        repetition: DVC has not seen it end.
         """
         if judge(self.bench.folder, self.state):
             ended = self.bench.run(*(["sync"] if synced else self.command))
             if ended.code:
                 return [*said, f"then exit code {ended.code}: {ended.stderr}"]
-        if any(name.startswith("outputs/unsent") for name in judge(self.bench.folder, self.state)):
-            self.bench.run("sync")  # as the next run does: what was made before is not sent by what found it made
-        wrong = judge(self.bench.folder, self.state)
+        wrong = judge(self.bench.folder, self.state, repetitions=0 if synced else len(said))
         return [*said, *wrong] if wrong else []
 
 
@@ -265,12 +270,17 @@ def copy_steps(source: Path, target: Path) -> None:
             (shutil.copytree if found.is_dir() else shutil.copy2)(found, target / found.name)
 
 
-def judge(folder: Path, expected: Mapping[str, Any]) -> list[str]:
-    """What is otherwise than `expected`, the state of a repository that was never touched: empty for nothing."""
+def judge(folder: Path, expected: Mapping[str, Any], repetitions: int = 0) -> list[str]:
+    """Return what differs from `expected`, the state of a repository that was never touched: empty for nothing.
+
+    So many repetitions of a training or an evaluation are no difference.
+    """
     try:
         found = state(folder)
     except sqlite3.Error as error:
         return [f"mlflow.db: {error}"]
+    if found["repetitions"] <= repetitions:
+        found["repetitions"] = 0
     return [
         difference(key, found.get(key), expected.get(key))
         for key in {**expected, **found}
@@ -300,6 +310,7 @@ def difference(key: str, found: Any, expected: Any) -> str:
 
 
 OF_TIME = ("epoch_seconds", "images_per_second")  # logged once an epoch like the others, but never the same twice
+UPLOADING = ".artifact.uploading."  # what MLflow leaves of a file that it was killed in
 OWN = ("tags.json", "MLmodel", "model.keras")  # artifacts with dates or ids in them
 
 
@@ -312,44 +323,61 @@ def state(folder: Path) -> dict[str, Any]:
             found, ids = of_store(store)
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_file() and name.startswith(STEPS) and name != "mlflow.db":
+        if path.is_file() and name.startswith(STEPS) and name != "mlflow.db" and path.suffix != ".lock":
+            if path.name.startswith(UPLOADING):
+                continue
             known = re.sub(r"(m-)?[0-9a-f]{32}", lambda match: ids.get(match[0], "unknown " + match[0]), name)
-            found[known] = "" if path.name in OWN and name.startswith("mlruns") else sha256(path)
+            content = "" if path.name in OWN and name.startswith("mlruns") else sha256(path)
+            if found.setdefault(known, content) != content:
+                found[f"{known}, another"] = content
     return found
 
 
 def of_store(store: sqlite3.Connection) -> tuple[dict[str, Any], dict[str, str]]:
-    """Its runs that are not deleted, the oldest first; and names for the ids of runs and models."""
+    """Its runs that are not deleted, the oldest first; and names for the ids of runs and models.
+
+    Runs that hold the same count once, as do rows of the test examples, which are logged by each evaluation; how often
+    they were repeated is counted.
+    """
 
     def rows(query: str, run_id: str = "") -> list[tuple[Any, ...]]:
         return store.execute(query, [run_id] if run_id else []).fetchall()
 
-    found: dict[str, Any] = {"integrity": rows("PRAGMA integrity_check")}
-    ids = {}
+    runs: list[dict[str, Any]] = []
+    ids, repetitions = {}, 0
     active = rows(
         "SELECT run_uuid, name, status, end_time > 0 FROM runs WHERE lifecycle_stage = 'active' ORDER BY start_time"
     )
-    for number, (run_id, *about) in enumerate(active):
-        ids[run_id] = label = f"run {number}"
+    for run_id, *about in active:
         models = rows(
             "SELECT model_id, name, status FROM logged_models WHERE source_run_id = ? AND lifecycle_stage = 'active'",
             run_id,
         )
-        ids |= {model_id: f"model of {label}" for model_id, *_ in models}
         metrics = rows("SELECT key, step, value, is_nan FROM metrics WHERE run_uuid = ? ORDER BY key, step", run_id)
-        metrics = [row for row in metrics if not row[0].startswith("system/")]
-        found |= {
-            label: about,
-            f"{label}: models": [about for _, *about in models],
-            f"{label}: metrics": [row[:2] if row[0] in OF_TIME else row for row in metrics],
-            f"{label}: params": rows("SELECT key, value FROM params WHERE run_uuid = ? ORDER BY key", run_id),
-            f"{label}: tags": rows("SELECT key FROM tags WHERE run_uuid = ? ORDER BY key", run_id),
-            f"{label}: inputs": rows(
+        metrics = [row[:2] if row[0] in OF_TIME else row for row in metrics if not row[0].startswith("system/")]
+        tested = Counter(row for row in metrics if row[0].startswith("test_"))
+        repetitions += max(tested.values(), default=1) - 1
+        run = {
+            "": about,
+            ": models": [about for _, *about in models],
+            ": metrics": [*(row for row in metrics if row not in tested), *tested],
+            ": params": rows("SELECT key, value FROM params WHERE run_uuid = ? ORDER BY key", run_id),
+            ": tags": rows("SELECT key FROM tags WHERE run_uuid = ? ORDER BY key", run_id),
+            ": inputs": rows(
                 "SELECT datasets.name, digest, value FROM inputs JOIN datasets ON source_id = dataset_uuid "
                 "JOIN input_tags USING (input_uuid) WHERE destination_id = ? ORDER BY 1",
                 run_id,
             ),
         }
+        if run in runs:
+            repetitions += 1
+        else:
+            runs.append(run)
+        ids[run_id] = label = f"run {runs.index(run)}"
+        ids |= {model_id: f"model of {label}" for model_id, *_ in models}
+    found: dict[str, Any] = {"integrity": rows("PRAGMA integrity_check"), "repetitions": repetitions}
+    for number, run in enumerate(runs):
+        found |= {f"run {number}{part}": value for part, value in run.items()}
     return found, ids
 
 

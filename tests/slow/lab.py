@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from conftest import small_repository, write_composed
-from harness import UNSET, of_store
+from harness import SLOW_IMPORTS, UNSET, UPLOADING, of_store
 from proxy import Proxy
 
 HERE = Path(__file__).resolve().parent
-UPLOADING = ".artifact.uploading."  # what a server leaves that is killed while it takes a file
 READY = 2  # a logged model, in the store's table
 
 
@@ -130,8 +129,7 @@ class Repository:
         self.folder, self.kept = folder / "repository", folder / "kept"
         self.folder.mkdir()
         small_repository(self.folder, digits)
-        imports = [f"pipeline.{name}" for name in ("training", "debug", "plots", "sweep")]
-        self.forks = Forks(self.folder, *imports, MNIST_SOURCE=str(digits))
+        self.forks = Forks(self.folder, *SLOW_IMPORTS, MNIST_SOURCE=str(digits))
         self.store, self.tracker = self.folder / "mlflow.db", {}
         self.seconds: dict[str, float] = {}
         self.expected: dict[str, dict[str, Any]] = {}  # what is there after a verb that nothing happened to
@@ -199,15 +197,15 @@ class Repository:
         assert (ended.code, ended.stderr) == (0, ""), ended
         return ended
 
-    def wrong_after_sending(self, verb: str) -> list[str]:
-        """Send what is left, twice: all that is then otherwise than it should be after `verb`."""
+    def wrong_after_sending(self, verb: str, repetitions: int = 0) -> list[str]:
+        """Send what is left, twice: all that is then otherwise than it should be after `verb`, so often repeated."""
         found = []
         for _ in range(2):
             ended = self.run("sync")
             if ended.code or ended.stderr:
                 return [f"sync: exit code {ended.code}: {ended.stderr[-500:]}"]
             found.append(self.state())
-        expected = self.expected[verb]
+        expected = self.expected[verb] | {"repetitions": repetitions}
         wrong = [
             f"{key} is {found[0].get(key, 'absent')!s:.300}, not {expected.get(key, 'absent')!s:.300}"
             for key in {**expected, **found[0]}
@@ -295,9 +293,9 @@ class Lab(Repository):
         self.asked.setdefault(verb, len(self.proxy.asked))
         return ended
 
-    def wrong_after_sending(self, verb: str) -> list[str]:
+    def wrong_after_sending(self, verb: str, repetitions: int = 0) -> list[str]:
         self.proxy.heal()
-        return super().wrong_after_sending(verb)
+        return super().wrong_after_sending(verb, repetitions)
 
 
 def files(folder: Path) -> dict[str, str]:

@@ -5,11 +5,12 @@ import time
 
 from mlflow.entities import Metric
 
-from pipeline.store import open_store
+from pipeline.base.project import open_project
+from pipeline.tracking.store import open_store
 
 if __name__ == "__main__":
     time.sleep(float(sys.argv[1]))
-    client, experiment = open_store("mnist")
+    client, experiment = open_store(open_project(), "mnist")
     run_id = client.create_run(experiment).info.run_id
     for first in range(0, 200, 20):
         rows = [

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
-
-import pytest
-from conftest import ROOT, run, store
-
-sys.path.insert(0, str(ROOT / "docs"))
 
 import browse
+import pytest
+from conftest import run, store
 
 pytestmark = [
     pytest.mark.skipif(not browse.installed(), reason="Chromium and its driver are not installed (.ci/run does)"),

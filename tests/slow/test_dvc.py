@@ -128,23 +128,22 @@ class Reproduction:
             stage.send_signal(number)
 
 
-def wrong_after_another(clone: Clone, left: psutil.Process | None) -> list[str]:
-    """What is wrong after `dvc repro` at once, and once more where a stage that was left running held it up."""
+def wrong_after_another(clone: Clone, left: psutil.Process | None, kills: int = 1) -> list[str]:
+    """What is wrong after `dvc repro` at once, beside a stage that was left running.
+
+    DVC knows of no stage that it has not seen end: each kill may cost one repetition.
+    """
     done = clone.repro()
-    if done.returncode and left:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        if len(errors) != 1 or str(left.pid) not in errors[0]:
-            return [f"does not say who holds it: {done.stderr}"]
-        left.wait()
-        done = clone.repro()
+    if left:
+        psutil.wait_procs([left])
     if done.returncode:
         return [f"then exit code {done.returncode}: {done.stderr}"]
     lock = [] if (clone.folder / "dvc.lock").read_bytes() == clone.lock else ["dvc.lock is another"]
-    return lock + judge(clone.folder, clone.expected)
+    return lock + judge(clone.folder, clone.expected, repetitions=kills)
 
 
 def wrong_after(clone: Clone, who: str, name: str, epoch: int = 0, seconds: float = 0.0) -> list[str]:
-    """Send a signal when an epoch has ended, or after some seconds, and go on: what is then wrong."""
+    """Send a signal when an epoch has ended, or after some seconds, and continue: what is then wrong."""
     clone.put_back()
     with Reproduction(clone) as repro:
         if epoch:
@@ -159,26 +158,26 @@ def wrong_after(clone: Clone, who: str, name: str, epoch: int = 0, seconds: floa
 
 
 @pytest.mark.parametrize(("who", "name"), QUICK)
-def test_dvc_repro_goes_on_after_a_signal(small_clone: Clone, who: str, name: str) -> None:
+def test_dvc_repro_continues_after_a_signal(small_clone: Clone, who: str, name: str) -> None:
     wrong = wrong_after(small_clone, who, name, random.Random(who).randint(1, EPOCHS - 1))
     report(f"dvc repro, {name} to {who} in training", 1, [wrong] if wrong else [])
 
 
 @pytest.mark.parametrize(("who", "name"), ALL)
-def test_dvc_repro_goes_on_after_any_signal_to_anyone(small_clone: Clone, who: str, name: str) -> None:
+def test_dvc_repro_continues_after_any_signal_to_anyone(small_clone: Clone, who: str, name: str) -> None:
     epochs = random.Random(f"{who} {name}").sample(range(1, EPOCHS), 2)
     wrong = [found for epoch in epochs if (found := wrong_after(small_clone, who, name, epoch))]
     report(f"dvc repro, {name} to {who} in training", len(epochs), wrong)
 
 
-def test_dvc_repro_goes_on_after_a_kill_at_any_moment(small_clone: Clone) -> None:
+def test_dvc_repro_continues_after_a_kill_at_any_moment(small_clone: Clone) -> None:
     drawn = random.Random(0)
     tries = [(drawn.choice(["stage", "dvc", "both"]), drawn.uniform(0, small_clone.seconds)) for _ in range(RANDOM)]
     wrong = [found for who, after in tries if (found := wrong_after(small_clone, who, "SIGKILL", seconds=after))]
     report("dvc repro, SIGKILL to stage, dvc or both at a random moment", len(tries), wrong)
 
 
-def test_a_real_training_goes_on_after_kills_at_random_moments(tmp_path: Path) -> None:
+def test_a_real_training_continues_after_kills_at_random_moments(tmp_path: Path) -> None:
     """Fifteen epochs of `accurate` on the real digits, from an earlier download or the network."""
 
     def make(folder: Path) -> None:
@@ -196,7 +195,7 @@ def test_a_real_training_goes_on_after_kills_at_random_moments(tmp_path: Path) -
             time.sleep(drawn.uniform(0, clone.seconds / 2))
             repro.signal(drawn.choice(["stage", "both"]), signal.SIGKILL)
         kills += repro.process.returncode != 0
-    wrong = wrong_after_another(clone, None)
+    wrong = wrong_after_another(clone, None, kills)
     report(f"dvc repro, 15 epochs of real digits, killed {kills} times at random moments", 1, [wrong] if wrong else [])
     assert kills > 1
 
@@ -212,7 +211,7 @@ def wrong_after_fault(folder: Path, library: Path, expected: dict[str, bytes], f
     dvc(folder, digits, "repro", "preprocess", **variables)
     said = f"{fault.kind} at {fault.at}: {changes(count)[1]}"
     done = dvc(folder, digits, "repro", "preprocess")
-    if "Unable to read RWLock-file" in done.stderr:  # DVC empties its list of locks before it writes it anew
+    if "Unable to read RWLock-file" in done.stderr:  # DVC empties its list of locks before it writes it again
         (folder / ".dvc/tmp/rwlock").unlink()  # as `make repro` does, and README says
         done = dvc(folder, digits, "repro", "preprocess")
     if done.returncode:

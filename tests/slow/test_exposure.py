@@ -289,7 +289,7 @@ def test_a_page_of_elsewhere_changes_nothing(ui, kept):
 def test_a_page_of_elsewhere_may_read_no_answer(ui, kept):
     asks = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "content-type"}
     allowed = []
-    for origin in (of.format(port=ui.port) for of in ORIGINS):
+    for origin in (pattern.format(port=ui.port) for pattern in ORIGINS):
         for target in ("/api/2.0/mlflow/experiments/create", "/graphql", "/v1/traces", "/gateway/x"):
             if ui.ask("OPTIONS", target, Origin=origin, **asks).status < 400:
                 allowed.append((origin, target))
@@ -323,9 +323,9 @@ def test_a_path_out_of_the_artifacts_gets_nothing(ui, kept):
         "mlflow-artifacts:../..",
         "runs:/../..",
     ):
-        for of_run in ({}, {"run_id": kept.run_id}):
+        for source_run in ({}, {"run_id": kept.run_id}):
             tries += 1
-            body = {"name": "mnist", "source": source} | of_run
+            body = {"name": "mnist", "source": source} | source_run
             answer = ui.ask("POST", "/api/2.0/mlflow/model-versions/create", body)
             if answer.status != 400:
                 got.append(("source", source, answer))
@@ -370,7 +370,7 @@ def test_a_page_among_the_artifacts_is_a_file_to_save(ui, kept):
 
 def test_it_listens_on_loopback_alone(ui):
     tree = [psutil.Process(ui.process.pid), *psutil.Process(ui.process.pid).children(recursive=True)]
-    listening = [of.laddr for process in tree for of in process.net_connections("all") if of.status == "LISTEN"]
+    listening = [one.laddr for process in tree for one in process.net_connections("all") if one.status == "LISTEN"]
     assert ("127.0.0.1", ui.port) in {tuple(address) for address in listening}
     assert {address.ip for address in listening} == {"127.0.0.1"}
 

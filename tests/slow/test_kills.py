@@ -1,4 +1,4 @@
-"""Real signals at random moments; the same command again goes on, and ends as if nothing had been."""
+"""Real signals at random moments; the same command again continues, and ends as if nothing had been."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def signalled(training: Untouched, tries: int, name: str, times: int = 1) -> lis
 
 
 @pytest.mark.parametrize("name", [pytest.param(SIGNALS[0], marks=pytest.mark.sample), *SIGNALS[1:]])
-def test_a_training_goes_on_after_a_signal(training: Untouched, name: str) -> None:
+def test_a_training_continues_after_a_signal(training: Untouched, name: str) -> None:
     report(f"training, {name} at a random moment", QUICK, signalled(training, QUICK, name))
 
 
-def test_a_training_goes_on_after_a_kill_at_any_moment(training: Untouched) -> None:
+def test_a_training_continues_after_a_kill_at_any_moment(training: Untouched) -> None:
     report("training, SIGKILL at a random moment", KILLS, signalled(training, KILLS, "SIGKILL"))
 
 
 @pytest.mark.parametrize("name", SIGNALS)
-def test_a_training_goes_on_after_a_signal_to_its_resume(training: Untouched, name: str) -> None:
+def test_a_training_continues_after_a_signal_to_its_resume(training: Untouched, name: str) -> None:
     tries = KILLS // 5
     report(f"training, {name} to it and to its resume", tries, signalled(training, tries, name, times=2))
 
@@ -62,14 +62,3 @@ def test_a_training_that_is_killed_again_and_again_ends(bench: Bench, training: 
     assert tries > 1, "it was not killed"
     wrong = judge(bench.folder, long.state)
     report("training, killed every few seconds until it ends", 1, [wrong] if wrong else [])
-
-
-def test_of_two_starts_at_once_one_trains_and_the_other_waits_or_says_who_does(training: Untouched) -> None:
-    training.put_back()
-    both = training.bench.run_at_once([training.command] * 2)
-    ended = sorted(one.code for one in both)
-    assert ended in ([0, 0], [0, 1]), both
-    for one in both:
-        assert one.code == 0 or (one.stderr.count("\n") == 1 and str(training.bench.folder) in one.stderr), one
-    wrong = judge(training.bench.folder, training.state)
-    report("training, started twice at once", 1, [wrong] if wrong else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -124,11 +125,11 @@ class Cluster:
     def newest_is_amid(self, folder: Path) -> bool:
         """Whether a training of the newest node has written a checkpoint, and has epochs to go."""
         workers = {str(process.pid) for process in self.newest().children()}
-        for lock in (folder / "outputs/unfinished").glob("*.lock"):
-            with suppress(OSError):  # released just now
-                epochs = [int(file.stem.partition("-")[2]) for file in lock.with_suffix("").glob("epoch-*.ckpt")]
-                if lock.read_text().strip() in workers and 1 <= max(epochs, default=0) <= EPOCHS // 2:
-                    return True
+        for record in (folder / "multirun").rglob("run.json"):
+            epochs = [int(file.stem.partition("-")[2]) for file in record.parent.glob("epoch-*.ckpt")]
+            process = json.loads(record.read_text())["process"].split()[1]
+            if process in workers and 1 <= max(epochs, default=0) <= EPOCHS // 2:
+                return True
         return False
 
     def kill_newest(self) -> None:
@@ -202,7 +203,7 @@ def test_jobs_of_a_node_that_dies_go_on_after_their_last_epoch_on_another(cluste
     folder = copy(repository, tmp_path)
     ended = sweep_whose_node_dies(cluster, folder, *WORDS, ON_RAY)
     assert ended.code == 0, ended
-    assert re.search(r"seed=\d: goes on after epoch [1-9]", ended.out), ended.out
+    assert re.search(r"seed=\d: continues after epoch [1-9]", ended.out), ended.out
     assert found(folder, parent(ended.out)) == alone
 
 
@@ -218,7 +219,7 @@ def test_a_sweep_that_failed_with_its_node_is_completed_by_the_same_command(clus
     assert again.code == 0, again
     done = re.search(rf"{SEEDS} jobs, (\d) found finished; .* begun before$", again.out, re.MULTILINE)
     assert done and 1 <= int(done[1]) < SEEDS, again.out
-    assert re.search(r"seed=\d: goes on after epoch [1-9]", again.out), again.out
+    assert re.search(r"seed=\d: continues after epoch [1-9]", again.out), again.out
     assert len(re.findall(r"found finished, MLflow run", again.out)) == int(done[1])
     assert parent(again.out) == parent(ended.out) and found(folder, parent(again.out)) == alone
 
@@ -256,8 +257,8 @@ def test_ray_on_this_machine_listens_to_this_machine_alone(repository, tmp_path)
         listening, told = [], set()
         for process in psutil.Process(typed.process.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):  # some are short
-                of_process = [of for of in process.net_connections("inet") if of.status == psutil.CONN_LISTEN]
-                listening += [connection.laddr.ip.removeprefix("::ffff:") for connection in of_process]
+                connections = [one for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN]
+                listening += [one.laddr.ip.removeprefix("::ffff:") for one in connections]
                 if process.name() == "raylet":
                     variables = process.environ()
                     told.add((variables.get("RAY_AUTH_MODE"), variables.get("RAY_USAGE_STATS_ENABLED")))
@@ -274,7 +275,7 @@ def test_ray_on_this_machine_listens_to_this_machine_alone(repository, tmp_path)
     assert set(with_ray) == {"seed=0", "seed=1"} and with_ray == without
 
 
-def test_an_address_where_nothing_answers_is_refused_before_the_sweep_begins(repository, tmp_path):
+def test_an_address_where_nothing_answers_is_an_error_before_the_sweep_begins(repository, tmp_path):
     folder = copy(repository, tmp_path)
     ended = Typed(folder, *WORDS, ON_RAY, RAY_ADDRESS="127.0.0.1:1").end()
     assert ended.code == 1 and ended.err.startswith("error: RAY_ADDRESS=127.0.0.1:1: no Ray answers")

@@ -140,7 +140,7 @@ def test_a_sweep_of_32_with_8_at_once_is_whole_on_the_server(
 ) -> None:
     import mlflow.artifacts
 
-    from pipeline.tracking import weights_sha256
+    from pipeline.model.files import weights_sha256
 
     assert (swept.returncode, swept.stderr) == (0, ""), swept.stdout + swept.stderr
     parent = parent_of(swept)
@@ -204,7 +204,7 @@ def test_runs_of_the_server_are_evaluated_compared_and_reproduced(
 ) -> None:
     child = repository.runs(f"tags.`{PARENT}` = '{parent_of(swept)}' and params.seed = '5'")[0]
     run_id = child.info.run_id
-    assert "of this store were scored on these test examples" in repository.fine("evaluate", f"run={run_id}")
+    assert "scored on these test examples" in repository.fine("evaluate", f"run={run_id}")
     read = repository.client.get_run(run_id).data
     assert read.tags["test_scored"] == read.tags["model_sha256"] and 0 <= read.metrics["test_accuracy"] <= 1
 
@@ -252,9 +252,9 @@ def of_seed(repository: Repository, seed: int) -> list[Any]:
     return repository.runs(f"params.seed = '{seed}' and params.`train.epochs` = '{LONG}'")
 
 
-def epochs_trained(repository: Repository) -> int:
+def epochs_trained(folder: Path) -> int:
     """Of the training that runs, by its checkpoints."""
-    found = (repository.folder / "outputs/unfinished").glob("*/epoch-*.ckpt")
+    found = (folder / "run").glob("epoch-*.ckpt")
     return max((int(file.stem.partition("-")[2]) for file in found), default=0)
 
 
@@ -269,7 +269,7 @@ def whole(repository: Repository, seed: int, folder: Path) -> int:
     query = f"source_run_id = '{found.info.run_id}'"
     logged = repository.client.search_logged_models([found.info.experiment_id], query)
     assert [model.status.name for model in logged] == ["READY"]
-    assert not list((repository.folder / "outputs/unsent").glob("*/"))
+    assert not list((repository.folder / "outputs/.pending").glob("*"))
     return LONG * len(history.read_text().splitlines()[0].split(",")[1:])
 
 
@@ -278,8 +278,8 @@ def test_a_training_outlives_a_restart_of_its_database(
 ) -> None:
     with training(repository, 1001, tmp_path) as process:
         postgres.stop()
-        before = epochs_trained(repository)
-        while epochs_trained(repository) <= before:
+        before = epochs_trained(tmp_path)
+        while epochs_trained(tmp_path) <= before:
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
         postgres.start()
@@ -300,7 +300,7 @@ def test_what_a_server_misses_that_is_killed_in_the_middle_is_sent_later(
             assert said[0].count("python -m pipeline.sync") == 1
             assert (tmp_path / "run/model.keras").is_file()
             postgres.stop()
-            refused(repository.verb("sync"))
+            assert_one_line(repository.verb("sync"))
         finally:
             postgres.start()
             server.start()
@@ -328,7 +328,7 @@ def test_a_sweep_whose_server_is_killed_trains_on_and_is_completed_by_the_same_c
         sweep.kill()
         sweep.communicate()
         server.start()
-    refused(subprocess.CompletedProcess(words, sweep.returncode, *said))
+    assert_one_line(subprocess.CompletedProcess(words, sweep.returncode, *said))
     assert "the same command again completes the ranking" in said[1]
     assert re.findall(r"^seed=(\d+) epoch 2/2", said[0], re.MULTILINE) == ["2001", "2002", "2003", "2004"]
     again = repository.fine("train", *words)
@@ -340,7 +340,7 @@ def test_a_sweep_whose_server_is_killed_trains_on_and_is_completed_by_the_same_c
         assert len(repository.client.get_metric_history(child.info.run_id, "val_loss")) == 2
 
 
-def refused(done: subprocess.CompletedProcess[str]) -> None:
+def assert_one_line(done: subprocess.CompletedProcess[str]) -> None:
     assert done.returncode == 1 and re.fullmatch(r"error: [^\n]+\n", done.stderr), done.stdout + done.stderr
 
 
@@ -348,7 +348,7 @@ NEEDING = ["evaluate run=", "train -m recipe=baseline seed=1,2", "compare a=accu
 
 
 @pytest.mark.parametrize(("away", "commands"), [("server", NEEDING), ("database", NEEDING[:2])])
-def test_what_needs_an_absent_tracker_is_refused_in_one_line(
+def test_what_needs_an_absent_tracker_is_an_error_in_one_line(
     repository: Repository, server: TrackingServer, postgres: Postgres, away: str, commands: list[str]
 ) -> None:
     [found] = repository.runs("tags.dvc_stage = 'train@baseline'")
@@ -356,7 +356,7 @@ def test_what_needs_an_absent_tracker_is_refused_in_one_line(
     try:
         for command in commands:
             verb, *words = command.replace("run=", f"run={found.info.run_id}").split()
-            refused(repository.verb(verb, *words))
+            assert_one_line(repository.verb(verb, *words))
     finally:
         (server if away == "server" else postgres).start()
 

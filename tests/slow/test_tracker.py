@@ -1,4 +1,4 @@
-"""The tracker is away, in every way and at any request: training goes on, and in the end the tracker has all of it."""
+"""The tracker is unreachable, in every way and at any request: training continues, and in the end it has all rows."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from conftest import fresh_store
 from faults_report import record
 from lab import Ended, Lab, one_line, positions
+from mlflow.tracking import MlflowClient
 from proxy import KINDS
+
+from pipeline.base.project import open_project
+from pipeline.tracking import sending
+from pipeline.tracking.record import Record
 
 pytestmark = pytest.mark.faults
 
+EPOCHS = 3  # of the lab's training
 ALL = 1 << 60  # the last of requests without end
 TRAININGS = 8  # of a kind, over the requests that a training makes
 KILLS = 15
@@ -71,7 +79,7 @@ def wrong_end(lab: Lab, verb: str, ended: Ended) -> list[str]:
 def tried(
     lab: Lab, verb: str, kind: str, first: int = 1, last: int = ALL, kept: Path | None = None, whole: str = ""
 ) -> list[str] | None:
-    """Spoil requests of a command, mend the tracker, send what is left: what is wrong then, or None if none was spoilt.
+    """Spoil requests of a command, heal the tracker, send what is left: what is wrong then, or None if none was spoilt.
 
     `whole` is the verb that everything was done for in the end, if it is another.
     """
@@ -110,6 +118,65 @@ def test_a_training_loses_its_tracker_in_the_middle(lab: Lab, kind: str) -> None
     survived(f"training, tracker fails ({kind}) in the middle", [tried(lab, "train", kind, middle)])
 
 
+def test_two_evaluations_without_a_tracker_are_both_kept_and_both_sent(lab: Lab, trained: Path) -> None:
+    lab.begin(trained)
+    lab.proxy.spoil("refuse")
+    for _ in range(2):
+        assert wrong_end(lab, "evaluate", lab.run("evaluate")) == []
+    assert len(list((lab.folder / "outputs/.pending").iterdir())) == 3
+    wrong = lab.wrong_after_sending("evaluate", repetitions=1)
+    survived("two evaluations of one model, tracker down", [wrong])
+
+
+def test_after_an_outage_the_next_one_is_announced_and_its_first_pause_is_short_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = open_project(tmp_path)
+    info = {"experiment": "mnist", "name": "trained", "status": "RUNNING", "params": {}, "inputs": [], "tags": {}}
+    log = sending.LiveLog(project, Record.begin(tmp_path / "outputs/run", info))
+    store = f"sqlite:///{fresh_store(tmp_path / 'mlflow.db')}"
+
+    def announced(second: float, reachable: bool) -> int:
+        """Log a row and send at this second: how many lines are printed."""
+        uri = store if reachable else "http://127.0.0.1:9"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        monkeypatch.setattr(sending, "time", SimpleNamespace(monotonic=lambda: second))
+        log.record.add_rows([{"step": int(second), "time": 1, "values": {"loss": 0.5}}])
+        log.send()
+        return capsys.readouterr().out.count("127.0.0.1:9 failed")
+
+    short = sending.RETRY_SECONDS
+    assert announced(1, True) == 0 and log.sent == 1
+    assert announced(2, False) == 1
+    assert announced(1 + short, True) == 0 and log.sent == 1, "not asked within the pause"
+    assert announced(2 + short, False) == 0, "announced once"
+    assert announced(1 + 3 * short, True) == 0 and log.sent == 1, "the second pause is twice as long"
+    assert announced(2 + 3 * short, True) == 0 and log.sent == 6
+    assert announced(3 + 3 * short, False) == 1, "another outage"
+    assert announced(2 + 4 * short, True) == 0 and log.sent == 6
+    assert announced(3 + 4 * short, True) == 0 and log.sent == 9
+    rows = MlflowClient(store).get_metric_history(log.run_id, "loss")
+    assert sorted(row.step for row in rows) == [row["step"] for row in log.record.rows]
+
+
+def test_an_error_of_our_own_files_is_not_said_of_the_store(lab: Lab) -> None:
+    lab.begin()
+    results = lab.folder / "results/recipes/baseline"
+    request = lab.request("train")  # writes what `dvc repro` has composed
+    composed = (results / "config.yaml").read_bytes()
+    (results / "history.csv").mkdir()
+    [ended] = lab.forks.run(request)
+    assert ended.code == 1 and one_line(ended.stderr), ended
+    assert ended.stderr.startswith(f"error: {results}/.history.") and "MLflow" not in ended.stderr, ended
+    (results / "history.csv").rmdir()
+    assert (results / "config.yaml").read_bytes() == composed
+    again = lab.run("train")
+    assert f"continues after epoch {EPOCHS}" in again.stdout
+    survived(
+        "training, a result cannot be written", [wrong_end(lab, "train", again) or lab.wrong_after_sending("train")]
+    )
+
+
 def test_what_is_left_is_sent_by_the_next_run(lab: Lab, trained: Path) -> None:
     lab.begin(trained)
     lab.finish("evaluate")
@@ -117,7 +184,7 @@ def test_what_is_left_is_sent_by_the_next_run(lab: Lab, trained: Path) -> None:
     survived("training, tracker back for the evaluation", [lab.wrong_after_sending("evaluate")])
 
 
-def test_a_training_killed_while_its_tracker_is_away_goes_on(lab: Lab, trained: Path) -> None:
+def test_a_training_killed_while_its_tracker_is_away_continues(lab: Lab, trained: Path) -> None:
     tries = (killed(lab, share, "refuse") for share in (0.4, 0.2, 0.1, 0.05))  # some may end before they are killed
     survived("training killed, tracker away", [next(wrong for wrong in tries if wrong is not None)])
 
@@ -132,8 +199,10 @@ def killed(lab: Lab, share: float, kind: str, first: int = 1, back: bool = False
         return None  # it was faster
     if back:
         lab.proxy.heal()
+    finished = "FINISHED" in str([path.read_text() for path in lab.folder.glob("outputs/stages/*/run.json")])
     again = lab.run("train", **({} if back else impatient(kind)))
-    wrong = wrong_end(lab, "train", again) or lab.wrong_after_sending("train")
+    # DVC has not seen it end: it was finished, and is trained again.
+    wrong = wrong_end(lab, "train", again) or lab.wrong_after_sending("train", repetitions=int(finished))
     return [f"{kind} from request {first}, killed after {moment:.2f} s: {one}" for one in wrong]
 
 
@@ -182,7 +251,7 @@ def test_any_request_of_an_evaluation_may_fail(lab: Lab, trained: Path, kind: st
         survived(f"evaluation, {words}: {kind}", tries)
 
 
-def test_a_training_killed_at_any_moment_while_its_tracker_is_away_goes_on(lab: Lab, trained: Path) -> None:
+def test_a_training_killed_at_any_moment_while_its_tracker_is_away_continues(lab: Lab, trained: Path) -> None:
     chance = random.Random(1)
 
     def tries() -> Iterator[list[str] | None]:
@@ -232,7 +301,7 @@ def test_a_hanging_tracker_costs_a_training_seconds(lab: Lab) -> None:
         lab.begin()
         if kind:
             lab.proxy.spoil(kind)
-        ended = lab.run("train", MLFLOW_HTTP_REQUEST_TIMEOUT="5")  # as pipeline/__init__.py has it
+        ended = lab.run("train", MLFLOW_HTTP_REQUEST_TIMEOUT="5")  # as pipeline/base/isolation.py has it
         assert wrong_end(lab, "train", ended) == []
         seconds[kind or "healthy"] = ended.seconds
     wrong = lab.wrong_after_sending("train")

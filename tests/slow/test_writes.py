@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import KINDS, WORDS, Bench, Fault, Untouched, positions, report
+from harness import KINDS, WORDS, Bench, Fault, Untouched, copy_steps, positions, report
 
 pytestmark = pytest.mark.faults
 
 QUICK, MANY = 3, 25  # tries of a kind
+FIRST = 12  # changes of files of a training that continues, before it trains
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,21 @@ def test_a_training_survives_faults_in_its_resume_too(training: Untouched) -> No
         if found := training.wrong_after(*faults):
             wrong.append(found)
     report("train, killed at a random change of a file, and its resume too", MANY, wrong)
+
+
+def test_a_resume_survives_a_kill_at_each_of_its_first_writes(bench: Bench, training: Untouched) -> None:
+    """Among them it moves the folder of the training that was killed to its own."""
+    training.put_back()
+    bench.run(*training.command, fault=Fault("kill", training.changes["kill"] // 2))
+    assert list(bench.folder.glob("outputs/stages/*/*.ckpt"))
+    begun, wrong = bench.scratch / "begun", []
+    copy_steps(bench.folder, begun)
+    for at in range(1, FIRST + 1):
+        copy_steps(begun, bench.folder)
+        ended = bench.run(*training.command, fault=Fault("kill", at))
+        if found := training.wrong_after_another(f"kill at {at}: {ended.faulty}"):
+            wrong.append(found)
+    report("train, killed before the Nth change of a file of its resume", FIRST, wrong)
 
 
 @pytest.mark.parametrize("verb", ["fetch", "preprocess"])
