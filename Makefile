@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help env repro demo ui lint test check test-sample test-all scale runtimes integration benchmark benchmark-full benchmark-compare faults faults-long format lock readme clone
+.PHONY: help env repro demo ui lint test check test-sample test-all scale runtimes integration benchmark benchmark-full benchmark-compare faults faults-long format lock docs clone
 
 VENV := .venv
 # The first Python that the lock was made for.
@@ -72,7 +72,7 @@ test: lint  ## 5 minutes: formatting, lint, types, and the tests without the slo
 check: lint  ## The same without the tests that run the stages of DVC
 	$(PYTEST) -m 'not slow' tests/cli tests/tracking tests/training tests/unit
 
-test-sample: env  ## One of each kind of the slow tests: a kill, a full disk, a tracker that is away, other engines
+test-sample: env  ## One of each kind of the slow tests: a kill, a full disk, an unreachable MLflow server, Ray, Slurm
 	$(PYTEST) -m sample
 
 test-all: lint scale runtimes  ## Every test, for hours
@@ -97,10 +97,12 @@ ENGINES := ray remotes server slurm
 integration: scale  ## Sweeps on a cluster whose node is killed, a PostgreSQL server, DVC remotes
 	python -m pytest $(ENGINES:%=tests/slow/test_%.py)
 
-faults: env  ## Kills, full disks, lies, absent trackers, hostile values, many of each: an hour, and docs/reliability.md
+faults: env  ## Kills, full disks, unreachable servers, wrong values, many of each: an hour, and docs/reliability.md
 	@rm -f docs/reliability.jsonl
 	FAULTS_REPORT="$(CURDIR)"/docs/reliability.jsonl $(PYTEST) -m faults
-	python docs/reliability.py
+	python -c 'import json; from pipeline.tracking import environment as e; print(json.dumps({"hardware": e.hardware(), "versions": e.versions()}))' \
+		>> docs/reliability.jsonl
+	python -m docs.generate
 
 faults-long: env  ## 300 random kills, and every single write
 	KILLS=300 STRIDE=1 $(PYTEST) tests/slow/test_kills.py tests/slow/test_writes.py
@@ -117,17 +119,18 @@ lock:  ## Renew requirements.lock (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 		--extra dev --extra export --constraint requirements.lock --output-file requirements-export.lock pyproject.toml
 
-benchmark: repro  ## 12 minutes after `make repro`: times beside plain Keras, interleaved, and docs/benchmark.md
-	python -m benchmarks.run short
-	python -m benchmarks.report
+benchmark: repro  ## Half an hour after `make repro`: times of the recipes and of plain Keras, and docs/benchmark.md
+	python -m benchmarks.run time start
+	$(MAKE) docs
 
-benchmark-full: repro  ## And ten seeds of every recipe: hours; goes on where it stopped
-	python -m benchmarks.run full
-	python -m benchmarks.report
+benchmark-full: repro  ## Every study, ten seeds of every recipe: hours; continues where it stopped
+	python -m benchmarks.run all
+	$(MAKE) docs
 
-benchmark-compare: clone env  ## Times anew, beside the stored ones
+benchmark-compare: clone env  ## Times again, compared with the stored ones
 	dvc repro --quiet fetch
 	python -m benchmarks.run compare
 
-readme: env  ## Put the tables of results/ and docs/benchmark/ into README.md
-	python docs/fill_readme.py
+docs: env  ## Generate the tables and figures of README.md and docs from the stored results
+	python -m benchmarks.figures
+	python -m docs.generate

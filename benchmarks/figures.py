@@ -1,104 +1,110 @@
-"""The pictures of docs/benchmark.md, from figures computed elsewhere."""
+"""Draw the figures of docs/benchmark.md and docs/robustness.md from stored results:  python -m benchmarks.figures"""
 
 from __future__ import annotations
 
 import math
+import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
-from benchmarks.run import RECIPES
-from benchmarks.trial import PEERS
-from pipeline.plots import COLOURS, styled
+from benchmarks.report import (
+    CONFIDENCE,
+    EPOCHS,
+    LABELS,
+    SPLIT,
+    Studies,
+    Trial,
+    accuracies,
+    by_name,
+    groups,
+    load,
+    seconds,
+)
+from pipeline.base.files import load_json
+from pipeline.metrics.significance import mean_interval
+from pipeline.reports.plots import COLOURS, save_figure, styled
 
-COLOUR = dict(zip((*PEERS, *RECIPES), COLOURS, strict=False))  # of a peer or recipe, the same in every picture
-Sizes = dict[tuple[str, int, float], list[float]]  # name, digits and times the filters: seconds of an epoch, by round
-Lines = dict[tuple[str, float], list[float]]  # the same by name and one size
+COLOUR = dict(zip(LABELS, COLOURS, strict=False))
 
 
-def plot_error_against_seconds(points: Sequence[tuple[str, str, Sequence[float], Sequence[float]]]) -> Figure:
-    """Test error in percent against seconds of training, on log axes.
-
-    A point is (name, label, seconds by round, errors by seed): at their median and mean, with their ranges.
-    """
+def plot_error_against_time(studies: Studies) -> Figure:
+    """Plot the test error (mean, range of the seeds) against the training time (median, range of the rounds)."""
     with styled():
-        figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-        axes = figure.subplots()
-        for name, label, seconds, errors in points:
-            x, y, colour = statistics.median(seconds), statistics.mean(errors), COLOUR[name]
-            across, up = _arms(x, min(seconds), max(seconds)), _arms(y, min(errors), max(errors))
-            axes.errorbar(x, y, up, across, fmt="o", color=colour, capsize=2)
-            text = f"{label}\n{y:.2f} %, {x:.0f} s"
-            axes.annotate(text, (x, y), (7, 7), textcoords="offset points", color=colour)
-        axes.set(
-            xscale="log", yscale="log", xlabel="seconds of training, log scale", ylabel="test error in %, log scale"
-        )
-        axes.margins(0.25, 0.2)
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        axes, times = figure.subplots(), by_name(studies["time"])
+        for name, label, _, trials, suffix in (group for group in groups(studies) if group[2] == SPLIT):
+            errors, took = _errors(trials, suffix), [seconds(trial, EPOCHS[name]) for trial in times[name]]
+            x, y = statistics.median(took), statistics.mean(errors)
+            across, up = ([[middle - min(all_)], [max(all_) - middle]] for middle, all_ in ((x, took), (y, errors)))
+            style: dict[str, Any] = {"fillstyle": "none" if suffix else "full", "color": COLOUR[name], "capsize": 2}
+            axes.errorbar(x, y, up, across, fmt="o", label=f"{label}: {y:.2f} %, {x:.0f} s", **style)
+        axes.set(xscale="log", yscale="log", xlabel="training time (s), log scale", ylabel="test error (%), log scale")
+        axes.grid(which="both", alpha=0.2)
         _plain_ticks(axes.xaxis)
         _plain_ticks(axes.yaxis)
-        axes.grid(which="both", alpha=0.2)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
         return figure
 
 
-def plot_seeds(rows: Sequence[tuple[str, str, Sequence[float], tuple[float, float, float]]]) -> Figure:
-    """Test error of every seed in percent; a row is (name, label, errors, mean and its interval), NaN for none."""
+def plot_seeds(studies: Studies) -> Figure:
+    """Plot the test error of every seed, and the mean of each group with its 95 % t interval."""
+    rows = list(groups(studies))
     with styled():
         figure = Figure(figsize=(7.2, 0.8 + 0.6 * len(rows)), layout="constrained")
         axes = figure.subplots()
-        for place, (name, _, errors, mean) in enumerate(rows):
-            # The seeds stand one above the other: equal errors do not hide one another.
-            heights = [place - 0.3 + 0.4 * number / len(errors) for number in range(len(errors))]
+        for row, (name, _, _, trials, suffix) in enumerate(rows):
+            errors = _errors(trials, suffix)
+            # One above the other: equal errors do not hide each other.
+            heights = [row - 0.3 + 0.4 * number / len(errors) for number in range(len(errors))]
             axes.plot(errors, heights, "o", color=COLOUR[name], markersize=3.5, alpha=0.7)
-            axes.plot(mean[0], place + 0.25, "d", color="black", markersize=4)
-            if not math.isnan(mean[1]):
-                axes.errorbar(mean[0], place + 0.25, xerr=_arms(*mean), color="black", capsize=3)
-        axes.set(
-            xscale="log",
-            xlabel="test error in %, log scale: every seed; the mean with its 95 % t-interval below",
-            yticks=range(len(rows)),
-            yticklabels=[label for _, label, _, _ in rows],
-            ylim=(len(rows) - 0.5, -0.5),
-        )
-        _plain_ticks(axes.xaxis)
+            _, mean, low, high = mean_interval(errors, CONFIDENCE, 0, 100)
+            arms = None if math.isnan(low) else [[mean - low], [high - mean]]
+            axes.errorbar(mean, row + 0.25, xerr=arms, fmt="d", color="black", markersize=4, capsize=3)
+        labels = [f"{label}\n{digits:,} digits, n = {len(trials)}" for _, label, digits, trials, _ in rows]
+        axes.set(xscale="log", xlabel="test error (%), log scale: every seed, and the mean with its 95 % t interval")
+        axes.set(yticks=range(len(rows)), yticklabels=labels, ylim=(len(rows) - 0.5, -0.5))
         axes.grid(axis="x", which="both", alpha=0.2)
+        _plain_ticks(axes.xaxis)
         return figure
 
 
-def plot_scaling(sizes: Sizes) -> Figure:
-    """Median seconds of an epoch on log axes, against the digits, and on the fewest digits against the filters."""
-    fewest = min(digits for _, digits, _ in sizes)
-    by_digits: Lines = {(name, digits): took for (name, digits, times), took in sizes.items() if times == 1}
-    by_filters: Lines = {(name, times): took for (name, digits, times), took in sizes.items() if digits == fewest}
+def plot_robustness(results: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Plot the accuracy of each recipe under each corruption, from its robustness.json."""
+    kinds = list(results["accurate"]["corruptions"])
     with styled():
-        figure = Figure(figsize=(8.4, 3.6), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        _plot_lines(left, by_digits)
-        left.set(xlabel="digits trained on", ylabel="seconds an epoch")
-        left.legend(frameon=False)
-        _plot_lines(right, by_filters)
-        right.set(xlabel=f"times the filters, {fewest:,} digits")
+        figure = Figure(figsize=(7, 0.28 * len(kinds) + 1), layout="constrained")
+        axes = figure.subplots()
+        for (recipe, result), colour in zip(results.items(), COLOURS, strict=False):
+            counts = [result["corruptions"][kind] for kind in kinds]
+            shares = [100 * count["right"] / count["digits"] for count in counts]
+            axes.plot(shares, range(len(kinds)), "o", color=colour, label=recipe)
+        axes.set(xlabel="test accuracy (%)", xlim=(0, 101), yticks=range(len(kinds)), yticklabels=kinds)
+        axes.invert_yaxis()
+        axes.grid(axis="y", color="0.9")
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
         return figure
 
 
-def _plot_lines(axes: Axes, lines: Lines) -> None:
-    for name in dict.fromkeys(name for name, _ in lines):
-        line = {size: statistics.median(took) for (of, size), took in sorted(lines.items()) if of == name}
-        axes.plot(list(line), list(line.values()), "o-", color=COLOUR[name], label=name)
-    axes.set(xscale="log", yscale="log")
-    axes.set_xticks([size for _, size in lines])
-    axes.set_xticks([], minor=True)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    _plain_ticks(axes.yaxis)
-
-
-def _arms(middle: float, low: float, high: float) -> list[list[float]]:
-    return [[middle - low], [high - middle]]
+def _errors(trials: Sequence[Trial], suffix: str) -> list[float]:
+    return [100 - 100 * accuracy for accuracy in accuracies(trials, suffix)]
 
 
 def _plain_ticks(axis: Axis) -> None:
-    """Numbers instead of powers of ten, at 1, 2, 3 and 5."""
+    """Show numbers instead of powers of ten, at 1, 2, 3 and 5."""
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "235" else "")
+
+
+if __name__ == "__main__":
+    results = load(lambda name: Path(name).read_text(encoding="utf-8"))
+    for plot in (plot_error_against_time, plot_seeds):
+        save_figure(Path(f"docs/benchmark/{plot.__name__.removeprefix('plot_')}.png"), plot(results))
+    stored = {name: load_json(Path(f"results/robustness/{name}/robustness.json")) for name in ("baseline", "accurate")}
+    save_figure(Path("docs/robustness/accuracy.png"), plot_robustness(stored))
+    for copied in ("corrupted.png", "suspects_test.png", "suspects_validation.png"):
+        shutil.copyfile(Path("results/robustness/accurate", copied), Path("docs/robustness", copied))

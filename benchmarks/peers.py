@@ -1,7 +1,6 @@
-"""What the recipes are measured against: two networks trained as their authors show it, in plain Keras.
+"""What the recipes are compared with: two networks in plain Keras, trained by `fit` with TensorFlow's default threads.
 
-Both read uint8 [N, 28, 28, 1] and are trained by `fit` with whatever threads TensorFlow takes. `times` scales
-the number of filters.
+Both read uint8 [N, 28, 28, 1]. `times` multiplies the number of filters.
 """
 
 from __future__ import annotations
@@ -20,40 +19,26 @@ class Peer(NamedTuple):
 
 
 def published(times: float = 1) -> Peer:
-    """The published notebook: one convolution, two dense layers, raw pixels, Keras's Adam and batch size of 32.
+    """Build the original: one convolution, two dense layers, raw pixels, Keras's Adam and batch size of 32.
 
-    Its network is described in https://github.com/sgspencer2618/MNIST_CNN_Handwritten_Digit_Recognition.
+    Written from the description in https://github.com/sgspencer2618/MNIST_CNN_Handwritten_Digit_Recognition.
     """
-    model = keras.Sequential(
-        [
-            layers.Input((28, 28, 1)),
-            layers.Conv2D(round(64 * times), 3, activation="relu"),
-            layers.Flatten(),
-            layers.Dense(64, activation="relu"),
-            layers.Dense(64, activation="relu"),
-            layers.Dense(10, activation="softmax"),
-        ]
-    )
+    dense = [layers.Dense(64, activation="relu"), layers.Dense(64, activation="relu")]
+    first = layers.Conv2D(round(64 * times), 3, activation="relu")
+    top = layers.Dense(10, activation="softmax")
+    model = keras.Sequential([layers.Input((28, 28, 1)), first, layers.Flatten(), *dense, top])
     model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     return Peer(model, 32, 1.0, False)
 
 
 def keras_convnet(times: float = 1) -> Peer:
-    """The example of Keras's documentation: two convolutions with pooling, dropout, batches of 128, 34,826 weights.
+    """Build the example of Keras's documentation: two convolutions with pooling, dropout, batches of 128.
 
-    Written from the description of https://keras.io/examples/vision/mnist_convnet (F. Chollet).
+    Written from the description in https://keras.io/examples/vision/mnist_convnet (F. Chollet).
     """
-    model = keras.Sequential(
-        [
-            layers.Input((28, 28, 1)),
-            layers.Conv2D(round(32 * times), 3, activation="relu"),
-            layers.MaxPooling2D(2),
-            layers.Conv2D(round(64 * times), 3, activation="relu"),
-            layers.MaxPooling2D(2),
-            layers.Flatten(),
-            layers.Dropout(0.5),
-            layers.Dense(10, activation="softmax"),
-        ]
-    )
+    first, second = (layers.Conv2D(round(filters * times), 3, activation="relu") for filters in (32, 64))
+    features = [layers.Input((28, 28, 1)), first, layers.MaxPooling2D(2), second, layers.MaxPooling2D(2)]
+    top = layers.Dense(10, activation="softmax")
+    model = keras.Sequential([*features, layers.Flatten(), layers.Dropout(0.5), top])
     model.compile(optimizer="adam", loss="categorical_crossentropy", metrics=["accuracy"])
     return Peer(model, 128, 1 / 255, True)

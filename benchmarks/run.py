@@ -1,13 +1,10 @@
-"""Run the studies and store what they measured in benchmarks/results/<study>.json.
+"""Run studies, and store what they measure in benchmarks/results/<study>.json.
 
-    python -m benchmarks.run short     3 rounds of times, beside the peers, interleaved; how fast everything starts
-    python -m benchmarks.run full      7 rounds, ten seeds of every recipe, cost against size; goes on where it stopped
-    python -m benchmarks.run compare   times anew, against the stored ones
-    python -m benchmarks.run parallel  a sweep of four seeds, one after the other and two at once
-    python -m benchmarks.run safety    what checkpoints cost, what sharing first epochs saves a sweep, what a smaller
-                                       processor changes
+    python -m benchmarks.run time start      how long everything trains, beside the peers; how fast commands start
+    python -m benchmarks.run all             every study, for hours
+    python -m benchmarks.run compare         time again, compared with the stored times
 
-A study is a list of trials, each with its figures, hardware, versions and commit.
+A study of trainings goes on where it stopped; a trial of other code, values, hardware or versions is run again.
 """
 
 from __future__ import annotations
@@ -21,233 +18,168 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.trial import PEERS
-from pipeline import surroundings
-from pipeline.config import ROOT, PipelineError, compose, explicit
-from pipeline.console import quiet_import
-from pipeline.files import load_json, save_json
-from pipeline.isolation import isolate
+from pipeline.base.console import quiet_import
+from pipeline.base.errors import UserError
+from pipeline.base.files import load_json, save_json
+from pipeline.base.hydra import compose
+from pipeline.base.isolation import isolate
+from pipeline.base.project import Project, open_project
+from pipeline.base.schema import non_defaults
 
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path("benchmarks/results")
 RECIPES = ("baseline", "accurate", "fast")
-FOUR_SEEDS = ["recipe=fast", "seed=range(0,4)"]
-FOUR_LENGTHS = ["recipe=baseline", "model.filters=4", "train.epochs=1,3,5,15"]
-PARALLEL = {
-    "one after the other": FOUR_SEEDS,
-    "two at once": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *FOUR_SEEDS],
+SEEDS, PEER_SEEDS, PROCESSOR_SEEDS, ROUNDS, TIME_ROUNDS = 10, 3, 5, 3, 7
+TRAIN, ONE_BATCH = "python -m pipeline.train", "recipe=debug/one_batch"
+FOUR_SEEDS, FOUR_LENGTHS = "recipe=fast seed=range(0,4)", "recipe=baseline model.filters=4 train.epochs=1,3,5,15"
+Commands = Mapping[str, str]  # by the name that they have in the results
+COMMANDS: dict[str, Commands] = {
+    "start": {"dvc repro, nothing to do": "dvc repro"}
+    | {command: command for command in ("python -m pipeline.fetch --help", f"{TRAIN} --help")}
+    | {f"a refusal: {TRAIN} train.epochs=0": f"{TRAIN} train.epochs=0"}
+    | {f"one batch trained and tracked: {TRAIN} {ONE_BATCH}": f"{TRAIN} {ONE_BATCH}"},
+    "parallel": {
+        "one after the other": f"{TRAIN} -m {FOUR_SEEDS}",
+        "two at once": f"{TRAIN} -m hydra/launcher=joblib hydra.launcher.n_jobs=2 {FOUR_SEEDS}",
+    },
+    "shared": {  # one_cycle depends on the number of epochs: nothing can be shared
+        "each by itself": f"{TRAIN} -m {FOUR_LENGTHS} optimizer.schedule=one_cycle",
+        "first epochs shared": f"{TRAIN} -m {FOUR_LENGTHS}",
+    },
 }
-SHARED = {  # one_cycle depends on the number of epochs: nothing can be shared
-    "each by itself": [*FOUR_LENGTHS, "optimizer.schedule=one_cycle"],
-    "first epochs shared": FOUR_LENGTHS,
-}
-SEEDS, PEER_SEEDS, PROCESSOR_SEEDS, ROUNDS, FULL_ROUNDS = 10, 3, 5, 3, 7
-ALL_DIGITS = "data.val_size=0"  # trained on all 60,000, as the published run was
+Trial = dict[str, Any]
 
 
-def time_plan(rounds: int) -> Iterator[tuple[str, list[str]]]:
-    """Two epochs of everything, one after the other, in rounds: a busy minute hits all alike."""
-    for number in range(rounds):
-        for what in (*PEERS, *RECIPES):
-            yield what, [f"seed={number}", *([] if what == "fast" else ["train.epochs=2"])]
+def plan(study: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield the trials of a study, in rounds: a busy minute affects all alike."""
+    split = ["--test"]
+    if study == "accuracy":
+        for digits in (split, ["data.val_size=0", *split]):  # of 60,000 digits, the original trained on all
+            yield from ((name, [f"seed={n}", *digits]) for n in range(SEEDS) for name in ("accurate", "fast"))
+        yield from ((name, [f"seed={n}", *split]) for n in range(PEER_SEEDS) for name in (*PEERS, "baseline"))
+        yield from (("baseline", [f"seed={n}", *split]) for n in range(PEER_SEEDS, SEEDS))
+    if study == "processor":  # as a processor without AVX-512 would train; the others are in the study of accuracy
+        yield from (("fast", [f"seed={n}", "--instructions=AVX2"]) for n in range(PROCESSOR_SEEDS))
+    for number in range({"time": TIME_ROUNDS, "scaling": ROUNDS, "checkpoint": ROUNDS}.get(study, 0)):
+        two_epochs = [f"seed={number}", "train.epochs=2"]  # the first compiles
+        if study == "time":
+            yield from ((name, two_epochs[: 1 if name == "fast" else 2]) for name in (*PEERS, *RECIPES))
+        elif study == "checkpoint":
+            yield from ((name, [*two_epochs, "--checkpoints"]) for name in ("baseline", "accurate"))
+        else:
+            sizes = [[f"data.fraction={share}"] for share in (0.125, 0.25, 0.5)]
+            sizes += [["data.fraction=0.125", f"--filters-times={times}"] for times in (2, 4, 8)]
+            yield from ((name, [*two_epochs, *size]) for name in (*PEERS, "baseline", "accurate") for size in sizes)
 
 
-def accuracy_plan() -> Iterator[tuple[str, list[str]]]:
-    """Every seed of every recipe, on both splits; the test digits are read once, after the last epoch."""
-    for seed in range(SEEDS):
-        yield "accurate", [f"seed={seed}", "--test"]
-        yield "fast", [f"seed={seed}", "--test"]
-    for seed in range(SEEDS):
-        yield "accurate", [f"seed={seed}", ALL_DIGITS, "--test"]
-        yield "fast", [f"seed={seed}", ALL_DIGITS, "--test"]
-    for seed in range(PEER_SEEDS):
-        for what in (*PEERS, "baseline"):
-            yield what, [f"seed={seed}", "--test"]
-    for seed in range(PEER_SEEDS, SEEDS):
-        yield "baseline", [f"seed={seed}", "--test"]
+def run_study(
+    project: Project, path: Path, trials: Iterable[tuple[str, list[str]]], resume: bool = True
+) -> list[Trial]:
+    """Run the trials that `path` does not hold yet, storing each as it ends."""
+    environment = measured_on(project)
+    done: list[Trial] = []
+    planned: list[Trial] = [{"what": name, "words": words, "source": source(project, name)} for name, words in trials]
+    for trial in load_json(path)["trials"] if resume and path.is_file() else []:
+        same = all(trial[key] == environment[key] for key in ("hardware", "versions"))
+        if same and {key: trial[key] for key in planned[0]} in planned:
+            done.append(trial)
+    finished = [{key: trial[key] for key in planned[0]} for trial in done]
+    for trial in (trial for trial in planned if trial not in finished):
+        print(f"{path.stem} {len(done) + 1}/{len(planned)}: {trial['what']} {' '.join(trial['words'])}", flush=True)
+        done.append(trial | run_trial(trial["what"], trial["words"]) | environment)
+        save_json(path, {"trials": done})
+    return done
 
 
-def scaling_plan() -> Iterator[tuple[str, list[str]]]:
-    """Parts of the digits, and wider networks on an eighth of them; all digits are in the study of time.
-
-    Two epochs each, as the first compiles.
-    """
-    for number in range(ROUNDS):
-        for what in (*PEERS, "baseline", "accurate"):
-            for share in (0.125, 0.25, 0.5):
-                yield what, [f"seed={number}", "train.epochs=2", f"data.fraction={share}"]
-            for times in (2, 4, 8):
-                yield what, [f"seed={number}", "train.epochs=2", "data.fraction=0.125", f"--filters-times={times}"]
-
-
-def checkpoint_plan() -> Iterator[tuple[str, list[str]]]:
-    """Two epochs of the two recipes of `dvc repro`, with a checkpoint after each."""
-    for number in range(ROUNDS):
-        for what in ("baseline", "accurate"):
-            yield what, [f"seed={number}", "train.epochs=2", "--checkpoints"]
-
-
-def processor_plan() -> Iterator[tuple[str, list[str]]]:
-    """Seeds of `fast` as a processor without AVX-512 would train them; those with it are in the study of accuracy."""
-    for seed in range(PROCESSOR_SEEDS):
-        yield "fast", [f"seed={seed}", "--instructions=AVX2"]
-
-
-def run_study(path: Path, plan: Iterator[tuple[str, list[str]]], resume: bool) -> list[dict[str, Any]]:
-    """Run the trials of a plan, or those that `path` does not hold yet, storing each as it ends."""
-    surroundings = measured_on()
-    planned = [(what, words, _source(what)) for what, words in plan]
-    stored = load_json(path)["trials"] if resume and path.is_file() else []
-    here = [trial for trial in stored if all(trial[key] == surroundings[key] for key in ("hardware", "versions"))]
-    trials = [trial for trial in here if (trial["what"], trial["words"], trial["source"]) in planned]
-    done = [(trial["what"], trial["words"], trial["source"]) for trial in trials]
-    for number, (what, words, source) in enumerate(planned):
-        if (what, words, source) in done:
-            continue
-        print(f"{path.stem} {number + 1}/{len(planned)}: {what} {' '.join(words)}", flush=True)
-        figures = run_trial(what, words)
-        trials.append({"what": what, "words": words, **figures, "source": source, **surroundings})
-        save_json(path, {"trials": trials})
-    return trials
-
-
-def run_trial(what: str, words: list[str]) -> dict[str, Any]:
-    """One training in a process of its own: its figures, and the seconds of the whole process."""
+def run_trial(name: str, arguments: Sequence[str]) -> Trial:
+    """Train once in a process of its own; return its figures, and the seconds of the whole process."""
     begin = time.perf_counter()
-    done = _run(sys.executable, "-m", "benchmarks.trial", what, *words)
-    return json.loads(done.splitlines()[-1]) | {"process_seconds": round(time.perf_counter() - begin, 2)}
+    figures = json.loads(run(["python", "-m", "benchmarks.trial", name, *arguments]).splitlines()[-1])
+    return figures | {"process_seconds": round(time.perf_counter() - begin, 2)}
 
 
-def start_study(path: Path) -> None:
-    """How long everything takes to begin: each command in turn, in rounds; the first round warms the disk."""
-    commands = {
-        "dvc repro, nothing to do": ["dvc", "repro"],
-        "python -m pipeline.fetch --help": [sys.executable, "-m", "pipeline.fetch", "--help"],
-        "python -m pipeline.train --help": [sys.executable, "-m", "pipeline.train", "--help"],
-        "a refusal: python -m pipeline.train train.epochs=0": [
-            sys.executable,
-            "-m",
-            "pipeline.train",
-            "train.epochs=0",
-        ],
-        "one batch trained and tracked: python -m pipeline.train recipe=debug/one_batch": [
-            sys.executable,
-            "-m",
-            "pipeline.train",
-            "recipe=debug/one_batch",
-        ],
-    }
-    trials: list[dict[str, Any]] = []
-    for number in range(ROUNDS + 1):
-        for what, command in commands.items():
-            begin = time.perf_counter()
-            _run(*command, refused="refusal" in what)
-            if number:
-                trials.append({"what": what, "process_seconds": round(time.perf_counter() - begin, 2)})
-    surroundings = measured_on()
-    save_json(path, {"trials": [trial | surroundings for trial in trials]})
+def time_commands(project: Project, commands: Commands) -> list[Trial]:
+    """Time whole commands, interleaved in rounds, sweeps in a store of their own; a first round warms the disk."""
+    trials: list[Trial] = []
+    for number, (name, command) in ((n, item) for n in range(-1, ROUNDS) for item in commands.items()):
+        with tempfile.TemporaryDirectory() as folder:
+            own = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/own.db"} if command.count(" -m ") == 2 else {}
+            begin, before = time.perf_counter(), os.times()
+            run(command.split(), fails="refusal" in name, **own)
+            spent, after = time.perf_counter() - begin, os.times()
+        busy = after.children_user + after.children_system - before.children_user - before.children_system
+        figures = {"process_seconds": round(spent, 2), "cores_busy": round(busy / spent, 3)}
+        trials.append({"what": name, "round": number} | figures | measured_on(project))
+        print(trials[-1], flush=True)
+    return [trial for trial in trials if trial["round"] >= 0]
 
 
-def sweep_study(path: Path, sweeps: dict[str, list[str]]) -> None:
-    """The same jobs swept in several ways, in rounds, each in a store of its own."""
-    trials: list[dict[str, Any]] = []
-    for number in range(ROUNDS):
-        for what, words in sweeps.items():
-            print(f"{path.stem} {number + 1}/{ROUNDS}: {what}", flush=True)
-            with tempfile.TemporaryDirectory() as folder:
-                begin, before = time.perf_counter(), os.times()
-                command = [sys.executable, "-m", "pipeline.train", "-m", *words]
-                _run(*command, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/own.db")
-                took, after = time.perf_counter() - begin, os.times()
-                busy = after.children_user + after.children_system - before.children_user - before.children_system
-                figures = {"process_seconds": round(took, 2), "cores_busy": round(busy / took, 3)}
-                trials.append({"what": what, "round": number} | figures)
-    surroundings = measured_on()
-    save_json(path, {"trials": [trial | surroundings for trial in trials]})
-
-
-def seconds(trial: dict[str, Any], epochs: int) -> float:
-    """Of so many epochs, from a trial of fewer: the first, which compiles, and the mean of the others."""
-    first, *others = trial["epoch_seconds"]
-    return first + (epochs - 1) * statistics.mean(others) if epochs > 1 else first
-
-
-def compare(stored: list[dict[str, Any]], new: list[dict[str, Any]]) -> str:
-    """New seconds an epoch over stored ones, and whether the ranges of the two overlap."""
-    lines = [f"{'':14} {'stored':>8} {'now':>8} {'ratio':>6}"]
-    for what in dict.fromkeys(trial["what"] for trial in new):
-        before, after = ([trial["epoch_seconds"][-1] for trial in of if trial["what"] == what] for of in (stored, new))
-        if not before:
-            lines.append(f"{what:14} not stored")
-            continue
-        old, now = statistics.median(before), statistics.median(after)
-        overlap = min(after) <= max(before) and min(before) <= max(after)
-        judged = "noise: the ranges overlap" if overlap else "slower" if now > old else "faster"
-        lines.append(
-            f"{what:14} {old:7.1f}s {now:7.1f}s {now / old:6.2f}  {judged} (n = {len(before)} and {len(after)})"
-        )
-    if {trial["hardware"] for trial in stored} != {trial["hardware"] for trial in new}:
-        lines.append("stored on other hardware: read the ratios against each other, not against 1")
-    return "\n".join(lines)
-
-
-def _run(*command: str, refused: bool = False, **variables: str) -> str:
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True)
-    if (done.returncode != 0) != refused:
-        raise PipelineError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()[-200:]}")
+def run(command: Sequence[str], fails: bool = False, **variables: str) -> str:
+    """Run a command and return what it prints; a UserError if it fails, or does not where it should."""
+    words = [sys.executable if word == "python" else word for word in command]
+    done = subprocess.run(words, env=os.environ | variables, capture_output=True, text=True)
+    if (done.returncode != 0) != fails:
+        raise UserError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()[-200:]}")
     return done.stdout
 
 
-def _source(what: str) -> str:
-    """What decides the figures of a peer or recipe, as a hash: a trial of other code or values is run again."""
-    peer = what in PEERS
-    values = explicit(compose(f"recipe={'baseline' if peer else what}"))
-    values = {key: values[key] for key in (("train", "data") if peer else values)}
-    files = [ROOT / "benchmarks/peers.py"] if peer else surroundings.computing_modules()
-    content = [json.dumps(values, sort_keys=True).encode(), *(file.read_bytes() for file in files)]
-    return hashlib.sha256(b"".join(content)).hexdigest()[:12]
+def compare(stored: Sequence[Trial], new: Sequence[Trial]) -> str:
+    """Return a table of new seconds per epoch over stored ones, and whether the ranges of the two overlap."""
+    lines = [f"{'':14} {'stored':>8} {'now':>8} {'ratio':>6}"]
+    for name in dict.fromkeys(trial["what"] for trial in new):
+        old, now = ([one["epoch_seconds"][-1] for one in trials if one["what"] == name] for trials in (stored, new))
+        before, after = statistics.median(old), statistics.median(now)
+        overlap = min(now) <= max(old) and min(old) <= max(now)
+        verdict = "noise: the ranges overlap" if overlap else "slower" if after > before else "faster"
+        ratio = f"{name:14} {before:7.1f}s {after:7.1f}s {after / before:6.2f}"
+        lines.append(f"{ratio}  {verdict} (n = {len(old)} and {len(now)})")
+    if {trial["hardware"] for trial in stored} != {trial["hardware"] for trial in new}:
+        lines.append("stored on other hardware: compare the ratios with each other, not with 1")
+    return "\n".join(lines)
 
 
-def measured_on() -> dict[str, str]:
+def source(project: Project, name: str) -> str:
+    """Return a hash of the code and values that decide the figures of a peer or recipe."""
+    from pipeline.tracking.fingerprint import code_sha256
+
+    values = non_defaults(compose(project, f"recipe={'baseline' if name in PEERS else name}"))
+    code = code_sha256(project.root)
+    if name in PEERS:
+        values, code = {key: values[key] for key in ("train", "data")}, Path("benchmarks/peers.py").read_text("utf-8")
+    return hashlib.sha256(f"{json.dumps(values, sort_keys=True)}{code}".encode()).hexdigest()[:12]
+
+
+def measured_on(project: Project) -> dict[str, str]:
+    """Return hardware, versions and commit."""
+    from pipeline.tracking import environment
+
     with quiet_import():
-        hardware = surroundings.hardware()
-    commit = surroundings.git("rev-parse", "--short", "HEAD")
-    changed = " and uncommitted changes" if surroundings.uncommitted() else ""
-    return {"hardware": hardware, "versions": surroundings.versions(), "commit": f"{commit}{changed}"}
+        hardware = environment.hardware()
+    changed = " and uncommitted changes" if environment.uncommitted(project.root) else ""
+    commit = environment.commit(project.root)[:7] + changed
+    return {"hardware": hardware, "versions": environment.versions(), "commit": commit}
 
 
 def main() -> None:
     isolate()
+    studies = ("time", "accuracy", "scaling", "checkpoint", "processor", *COMMANDS)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run")
-    parser.add_argument("mode", choices=["short", "full", "compare", "parallel", "safety"])
-    mode = parser.parse_args().mode
+    parser.add_argument("studies", nargs="+", choices=[*studies, "all", "compare"])
+    asked, project = parser.parse_args().studies, open_project()
     try:
-        if mode == "compare":
-            stored = load_json(RESULTS / "time.json")["trials"]
-            print(compare(stored, run_study(RESULTS / "latest.json", time_plan(ROUNDS), resume=False)))
-            return
-        if mode == "safety":
-            run_study(RESULTS / "checkpoint.json", checkpoint_plan(), resume=True)
-            run_study(RESULTS / "processor.json", processor_plan(), resume=True)
-            sweep_study(RESULTS / "shared.json", SHARED)
-            return
-        if mode == "parallel":
-            sweep_study(RESULTS / "parallel.json", PARALLEL)
-            return
-        full = mode == "full"
-        run_study(RESULTS / "time.json", time_plan(FULL_ROUNDS if full else ROUNDS), resume=full)
-        start_study(RESULTS / "start.json")
-        if full:
-            run_study(RESULTS / "accuracy.json", accuracy_plan(), resume=True)
-            run_study(RESULTS / "scaling.json", scaling_plan(), resume=True)
-            sweep_study(RESULTS / "parallel.json", PARALLEL)
-            run_study(RESULTS / "checkpoint.json", checkpoint_plan(), resume=True)
-            run_study(RESULTS / "processor.json", processor_plan(), resume=True)
-            sweep_study(RESULTS / "shared.json", SHARED)
-    except PipelineError as error:
+        for study in studies if "all" in asked else asked:
+            if study == "compare":
+                new = run_study(project, RESULTS / "latest.json", list(plan("time"))[: 5 * ROUNDS], resume=False)
+                print(compare(load_json(RESULTS / "time.json")["trials"], new))
+            elif study in COMMANDS:
+                save_json(RESULTS / f"{study}.json", {"trials": time_commands(project, COMMANDS[study])})
+            else:
+                run_study(project, RESULTS / f"{study}.json", plan(study))
+    except UserError as error:
         sys.exit(f"error: {error}")
 
 

@@ -1,116 +1,91 @@
-"""Simulate what the statistics promise, and store how often it held in benchmarks/results/statistics.json.
+"""Simulate false-positive rate, power and coverage of the statistics, into benchmarks/results/statistics.json.
 
     python -m benchmarks.simulate
 
-Under no difference a test at .05 rejects in at most 5 % of tries; an interval of 95 % holds the truth in 95 %.
 Seeds are drawn as counts of correct digits, ties included, with the mean and the spread of `accurate`: most digits are
 right, or wrong, for every seed, and some are right in four of five.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
-from benchmarks.run import RESULTS
-from pipeline import statistics
-from pipeline.comparison import Side, verdicts
-from pipeline.files import save_json
+from pipeline.base.files import save_json
+from pipeline.metrics import significance
+from pipeline.metrics.metrics import Interval
+from pipeline.metrics.significance import compare_groups
+from pipeline.reports.verdicts import Side, verdicts
 
-TRIES = 4_000
-DIGITS = 10_000
+TRIES, DIGITS, MEAN = 4_000, 10_000, 9_970  # simulations; test digits, and how many are correct
 OPEN, CHANCE = 100, 0.8  # digits that differ from seed to seed, and how often each is right: a deviation of 4 digits
-MEAN = 9_970  # correct digits
-CELLS = (0.9955, 0.0015, 0.0015, 0.0015)  # both right, one alone, the other alone, none: of two equal runs
+CELLS = (0.9955, 0.0015, 0.0015, 0.0015)  # of two equal runs: both right, one alone, the other alone, none
 CONFIDENCE = 0.95
+POSITIVES, POWER, COVERED = "false positives", "differences found (power)", "intervals that hold the true value"
+Bounds = significance.Mean | significance.Pair | significance.Groups
+Simulation = Callable[[np.random.Generator], bool]
 
 
-def seeds(generator: np.random.Generator, n: int, mean: int = MEAN, open_digits: int = OPEN) -> list[int]:
-    """Correct digits of each of n seeds."""
-    always = mean - round(open_digits * CHANCE)
+def seeds(generator: np.random.Generator, n: int, better: int = 0, open_digits: int = OPEN) -> list[int]:
+    """Return the correct digits of each of n seeds, whose mean is `better` than MEAN."""
+    always = MEAN + better - round(open_digits * CHANCE)
     return [always + int(count) for count in generator.binomial(open_digits, CHANCE, n)]
 
 
-def permutation(n: int, m: int) -> Callable[[np.random.Generator], bool]:
-    """Whether a difference is shown where there is none."""
-
-    def rejects(generator: np.random.Generator) -> bool:
-        a, b = seeds(generator, n), seeds(generator, m)
-        return statistics.compare_groups(a, b, DIGITS, CONFIDENCE).p <= 1 - CONFIDENCE
-
-    return rejects
+def shares(generator: np.random.Generator, n: int) -> list[float]:
+    return [count / DIGITS for count in seeds(generator, n)]
 
 
-def pair(generator: np.random.Generator) -> statistics.Pair:
-    both, only_a, only_b, neither = generator.multinomial(DIGITS, CELLS)
-    a = np.repeat([True, True, False, False], [both, only_a, only_b, neither])
-    b = np.repeat([True, False, True, False], [both, only_a, only_b, neither])
-    return statistics.compare_runs(a, b, CONFIDENCE)
+def holds(interval: Interval | Bounds, value: float) -> bool:
+    return interval.low <= value <= interval.high
 
 
-def mcnemar(generator: np.random.Generator) -> bool:
-    return pair(generator).p <= 1 - CONFIDENCE
+def pair(generator: np.random.Generator) -> significance.Pair:
+    cells = generator.multinomial(DIGITS, CELLS)
+    a, b = (np.repeat(right, cells) for right in ([True, True, False, False], [True, False, True, False]))
+    return significance.compare_runs(a, b, CONFIDENCE)
 
 
-def pair_interval(generator: np.random.Generator) -> bool:
-    found = pair(generator)
-    return found.low <= 0 <= found.high
+def groups(n: int, m: int, better: int = 0) -> Simulation:
+    """Return whether the permutation test shows a difference between n seeds and m seeds that are `better`."""
+    return lambda g: compare_groups(seeds(g, n), seeds(g, m, better), DIGITS, CONFIDENCE).p <= 1 - CONFIDENCE
 
 
-def mean_interval(generator: np.random.Generator) -> bool:
-    found = statistics.mean_interval(accuracies(generator), CONFIDENCE)
-    return found.low <= MEAN / DIGITS <= found.high
-
-
-def welch(generator: np.random.Generator) -> bool:
-    """The second group is 5 digits better, and spreads twice as much."""
-    a, b = seeds(generator, 5), seeds(generator, 5, MEAN + 5, 4 * OPEN)
-    found = statistics.compare_groups(a, b, DIGITS, CONFIDENCE)
-    return found.low <= 5 / DIGITS <= found.high
-
-
-def together(generator: np.random.Generator) -> bool:
+def all_hold(generator: np.random.Generator) -> bool:
     """Three groups of 5 seeds, two alike and one 5 digits better: all three intervals, as `compare` gives them."""
-    counts = [seeds(generator, 5, mean) for mean in (MEAN, MEAN, MEAN + 5)]
+    counts = [seeds(generator, 5, better) for better in (0, 0, 5)]
     sides = [Side("", {}, np.arange(DIGITS) < np.array(count)[:, None], [], 0, 0) for count in counts]
     tests = [verdict.test for verdict in verdicts(sides, CONFIDENCE, "test")]
-    differences = [difference / DIGITS for difference in (0, 5, 5)]
-    return all(test.low <= value <= test.high for test, value in zip(tests, differences, strict=True) if test)
+    return all(holds(test, value / DIGITS) for test, value in zip(tests, (0, 5, 5), strict=True) if test)
 
 
-def one_more(generator: np.random.Generator) -> bool:
-    low, high = statistics.prediction_interval(accuracies(generator), CONFIDENCE)
-    return low <= seeds(generator, 1)[0] / DIGITS <= high
-
-
-def accuracies(generator: np.random.Generator) -> list[float]:
-    return [count / DIGITS for count in seeds(generator, 10)]
-
-
-SIMULATIONS: dict[str, tuple[str, Callable[[np.random.Generator], bool]]] = {
-    "permutation test, 3 + 3 seeds": ("rejects, under no difference", permutation(3, 3)),
-    "permutation test, 5 + 5 seeds": ("rejects, under no difference", permutation(5, 5)),
-    "permutation test, 4 + 7 seeds": ("rejects, under no difference", permutation(4, 7)),
-    "McNemar's test, 10,000 digits": ("rejects, under no difference", mcnemar),
-    "difference of two runs (Agresti and Min), 10,000 digits": ("holds the truth", pair_interval),
-    "mean of 10 seeds (Student)": ("holds the truth", mean_interval),
-    "difference of 5 + 5 seeds (Welch)": ("holds the truth", welch),
-    "all differences of 3 groups of 5 seeds": ("hold the truth", together),
-    "one more seed after 10": ("holds the truth", one_more),
-}
-
-
-def main() -> None:
-    trials: list[dict[str, Any]] = []
-    for number, (what, (event, happens)) in enumerate(SIMULATIONS.items()):
-        generator = np.random.default_rng(number)
-        count = sum(happens(generator) for _ in range(TRIES))
-        trials.append({"what": what, "event": event, "count": int(count), "tries": TRIES})
-        print(f"{what}: {event} in {count} of {TRIES:,}", flush=True)
-    save_json(RESULTS / "statistics.json", {"trials": trials})
+def simulations() -> Iterator[tuple[str, str, Simulation]]:
+    """Yield a name, what is counted, and one simulation; each has the random numbers of its position."""
+    level = CONFIDENCE
+    for n, m in ((3, 3), (5, 5), (4, 7)):
+        yield f"permutation test, {n} + {m} seeds", POSITIVES, groups(n, m)
+    yield "McNemar's test, 10,000 digits", POSITIVES, lambda g: pair(g).p <= 1 - level
+    yield "difference of two runs (Agresti and Min)", COVERED, lambda g: holds(pair(g), 0)
+    mean, prediction = significance.mean_interval, significance.prediction_interval
+    yield "mean of 10 seeds (Student)", COVERED, lambda g: holds(mean(shares(g, 10), level), MEAN / DIGITS)
+    wide = 4 * OPEN  # the second group spreads twice as much
+    welch: Simulation = lambda g: holds(compare_groups(seeds(g, 5), seeds(g, 5, 5, wide), DIGITS, level), 5 / DIGITS)  # noqa: E731
+    yield "difference of 5 + 5 seeds (Welch)", COVERED, welch
+    yield "all differences of 3 groups of 5 seeds", COVERED, all_hold
+    next_seed: Simulation = lambda g: holds(prediction(shares(g, 10), level), shares(g, 1)[0])  # noqa: E731
+    yield "prediction interval after 10 seeds", COVERED, next_seed
+    deviation = (OPEN * CHANCE * (1 - CHANCE)) ** 0.5 / DIGITS
+    for n in (5, significance.seeds_needed(5 / DIGITS, (deviation, deviation), 1 - level) or 0):
+        yield f"permutation test, {n} + {n} seeds, 5 digits (0.05 points) apart", POWER, groups(n, n, better=5)
 
 
 if __name__ == "__main__":
-    main()
+    trials = []
+    for number, (name, event, happens) in enumerate(simulations()):
+        generator = np.random.default_rng(number)
+        count = sum(bool(happens(generator)) for _ in range(TRIES))
+        trials.append({"what": name, "event": event, "count": count, "tries": TRIES})
+        print(trials[-1], flush=True)
+    save_json(Path("benchmarks/results/statistics.json"), {"trials": trials})

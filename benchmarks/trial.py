@@ -1,9 +1,9 @@
-"""One training in a process of its own: its figures as one line of JSON, the last on stdout.
+"""Train once, in a process of its own, and print the figures as one line of JSON, the last on stdout.
 
-    python -m benchmarks.trial <peer or recipe> [--test] [--filters-times M] [--instructions ISA] [key=value ...]
+    python -m benchmarks.trial <peer or recipe> [--test] [--checkpoints] [--filters-times M] [key=value ...]
 
-It trains on the split that the key=value words ask for, and reads the test digits only with --test, once, after the
-last epoch. The clock of a peer and of a recipe runs over its epochs alone, without validation.
+Only with --test it reads the test digits, once, after the last epoch. Seconds are those of the epochs, without
+validation.
 """
 
 from __future__ import annotations
@@ -21,87 +21,75 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import data
-from pipeline.config import CONF, ROOT, Config, compose
-from pipeline.console import quiet_import
-from pipeline.isolation import isolate
+from pipeline.base.console import quiet_import
+from pipeline.base.hydra import compose
+from pipeline.base.isolation import isolate
+from pipeline.base.project import open_project
+from pipeline.base.schema import Config
+from pipeline.data.examples import Examples, head
 
 PEERS = ("published", "keras_convnet")
-Predict = Callable[[NDArray[np.uint8], int], NDArray[np.floating]]  # of so many views a digit
+Images = NDArray[np.uint8]
+Predict = Callable[[Images, int], NDArray[np.floating]]  # images and the number of TTA shifts, to scores [N, K]
 
 
 def main() -> None:
     isolate()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trial")
-    parser.add_argument("what")
+    parser.add_argument("name")
     parser.add_argument("--test", action="store_true")
     parser.add_argument("--checkpoints", action="store_true")
     parser.add_argument("--filters-times", type=float, default=1)
     parser.add_argument("--instructions", help="the most that oneDNN may use of the processor, such as AVX2")
-    given, words = parser.parse_known_args()
-    if given.instructions:
-        os.environ["ONEDNN_MAX_CPU_ISA"] = given.instructions  # read when TensorFlow is imported
-    is_recipe = (CONF / "recipe" / f"{given.what}.yaml").is_file()
-    if not is_recipe and given.what not in PEERS:
-        parser.error(f"{given.what} is neither a recipe of conf/recipe nor {' nor '.join(PEERS)}")
-    config = compose(f"recipe={given.what if is_recipe else 'baseline'}", *words)
-    raw = data.load_raw(ROOT / "data" / "raw" / f"{config.data.name}.npz", config.data)
-    digits = data.split(raw, config.data)
+    options, overrides = parser.parse_known_args()
+    if options.instructions:
+        os.environ["ONEDNN_MAX_CPU_ISA"] = options.instructions  # read when TensorFlow is imported
+    from pipeline.data.readers import load_raw
+    from pipeline.data.split import split
 
-    if is_recipe:
-        figures, predict = _fit_recipe(given.what, config, digits["train"], given.filters_times, given.checkpoints)
+    project, is_peer = open_project(), options.name in PEERS
+    config: Config = compose(project, f"recipe={'baseline' if is_peer else options.name}", *overrides)
+    digits = split(load_raw(project.raw / f"{config.data.name}.npz", config.data), config.data)
+    with quiet_import():
+        import keras  # noqa: F401
+    if is_peer:
+        figures, predict = _fit_peer(options.name, config, digits["train"], options.filters_times)
     else:
-        figures, predict = _fit_peer(given.what, config, digits["train"], given.filters_times)
-    for name in ("val", "test") if given.test else ("val",):
+        figures, predict = _fit_recipe(config, digits["train"], options.filters_times, options.checkpoints)
+    for name in ("val", "test") if options.test else ("val",):
         images, labels, _ = digits[name]
         figures[f"{name}_digits"] = len(labels)
-        for views in sorted({1, config.evaluate.views}):
-            wrong = np.flatnonzero(predict(images, views).argmax(1) != labels).tolist() if len(labels) else []
-            figures[f"{name}_wrong" + f"_{views}_views" * (views > 1)] = wrong
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # KiB on Linux
-    figures["peak_memory_mb"] = round(peak)
+        for shifts in sorted({1, config.evaluate.tta_shifts}):
+            wrong = np.flatnonzero(predict(images, shifts).argmax(1) != labels).tolist() if len(labels) else []
+            figures[f"{name}_wrong" + f"_{shifts}_views" * (shifts > 1)] = wrong
+    figures["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)  # KiB on Linux
     print(json.dumps({"train_digits": len(digits["train"].labels), **figures}))
 
 
-def _fit_recipe(
-    recipe: str, config: Config, train: data.Examples, times: float, checkpoints: bool
-) -> tuple[dict[str, Any], Predict]:
-    with quiet_import():
-        from pipeline import checkpoint, engine, model
+def _fit_recipe(config: Config, train: Examples, times: float, checkpoints: bool) -> tuple[dict[str, Any], Predict]:
+    from pipeline.model import build, inference
+    from pipeline.training import checkpoint, loop
 
-    config.model.filters = round(config.model.filters * times)
-    nobody = data.Examples(train.images[:0], train.labels[:0], train.source_index[:0])
-    engine.start(config.seed)
-    cnn = model.build_cnn(config.model, config.data.image_shape, len(config.data.classes))
-    figures: dict[str, Any] = {"num_params": cnn.count_params(), "epoch_seconds": []}
-    saving = []
+    network = config.model.model_copy(update={"filters": round(config.model.filters * times)})
+    inference.start(config.seed)
+    model = build.build_cnn(network, config.data.image_shape, len(config.data.classes))
+    figures: dict[str, Any] = {"num_params": model.count_params(), "epoch_seconds": []}
     # On the disk where a training saves them: a folder for temporary files may be in memory.
-    with tempfile.TemporaryDirectory(dir=ROOT / "data") as folder:
-        for epoch, seconds, state in engine.fit(cnn, config, train, nobody, lambda *_: None):
+    with tempfile.TemporaryDirectory(dir="data") as folder:
+        for epoch, seconds, state in loop.fit(model, config, train, head(train, 0), lambda *_: None):
             figures["epoch_seconds"].append(round(seconds, 3))
             figures["train_accuracy"] = epoch.train_accuracy
             if checkpoints:
                 begin = time.perf_counter()
                 checkpoint.save(Path(folder), {}, checkpoint.Checkpoint([{}] * epoch.epoch, state()))
-                saving.append(round(time.perf_counter() - begin, 4))
-    if checkpoints:
-        figures["checkpoint_seconds"] = saving
-    return figures, lambda images, views: engine.predict(cnn, images, views)
+                figures.setdefault("checkpoint_seconds", []).append(round(time.perf_counter() - begin, 4))
+    return figures, lambda images, shifts: inference.predict(model, images, shifts)
 
 
-def _fit_peer(peer: str, config: Config, train: data.Examples, times: float) -> tuple[dict[str, Any], Predict]:
-    with quiet_import():
-        import keras
+def _fit_peer(name: str, config: Config, train: Examples, times: float) -> tuple[dict[str, Any], Predict]:
+    import keras
 
-        from benchmarks import peers
-
-    keras.utils.set_random_seed(config.seed)
-    built = getattr(peers, peer)(times)
-
-    def prepared(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return images[..., None].astype(np.float32) * np.float32(built.pixel_scale)
-
-    clock: list[float] = []
+    from benchmarks import peers
 
     class Clock(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -110,21 +98,18 @@ def _fit_peer(peer: str, config: Config, train: data.Examples, times: float) -> 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             clock.append(round(time.perf_counter() - self.begin, 3))
 
-    labels = keras.utils.to_categorical(train.labels, 10) if built.one_hot else train.labels
-    history = built.model.fit(
-        prepared(train.images),
-        labels,
-        batch_size=built.batch_size,
-        epochs=config.train.epochs,
-        callbacks=[Clock()],
-        verbose=0,
-    )
-    figures = {
-        "num_params": built.model.count_params(),
-        "epoch_seconds": clock,
-        "train_accuracy": history.history["accuracy"][-1],
-    }
-    return figures, lambda images, _: built.model.predict(prepared(images), batch_size=500, verbose=0)
+    def pixels(images: Images) -> NDArray[np.float32]:
+        return images[..., None].astype(np.float32) * np.float32(peer.pixel_scale)
+
+    keras.utils.set_random_seed(config.seed)
+    peer: peers.Peer = getattr(peers, name)(times)
+    clock: list[float] = []
+    labels = keras.utils.to_categorical(train.labels, 10) if peer.one_hot else train.labels
+    settings = {"batch_size": peer.batch_size, "epochs": config.train.epochs, "callbacks": [Clock()], "verbose": 0}
+    history = peer.model.fit(pixels(train.images), labels, **settings).history
+    figures = {"num_params": peer.model.count_params(), "epoch_seconds": clock}
+    figures["train_accuracy"] = history["accuracy"][-1]
+    return figures, lambda images, _: peer.model.predict(pixels(images), batch_size=500, verbose=0)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,205 @@
+"""The other tables of docs/benchmark.md, and those of docs/serving.md.
+
+The servers and exports were timed by benchmarks/serving.py and export.py of commit 4823091, which are no longer here.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from benchmarks import report
+from benchmarks.report import CONFIDENCE, LABELS, SPLIT, Studies, Trial, accuracies, interval, percent, spread, table
+from pipeline.metrics.metrics import wilson_interval
+from pipeline.metrics.significance import Mean, mean_interval, prediction_interval
+
+TARGET_SEEDS = 10
+FASTER = (  # a recipe, what it is compared with, and the largest ratio of their training times
+    *(("baseline", "published", 0.6), ("baseline", "published", 0.48), ("accurate", "keras_convnet", 1.2)),
+    *(("accurate", "keras_convnet", 0.8), ("accurate", "published", 0.4), ("fast", "keras_convnet", 0.15)),
+)
+
+
+def blocks(read: Callable[[str], str]) -> dict[str, str]:
+    """Return the generated blocks of docs/benchmark.md by name; `read` returns the text of a file."""
+    studies = report.load(read)
+    head, *_, last = (line.split(",") for line in read("reference/published_run.csv").splitlines())
+    return {
+        "machines": report.machine_list(studies),
+        "time": report.time_table(studies),
+        "accuracy": report.accuracy_table(studies),
+        "targets": target_table(studies, dict(zip(head, map(float, last), strict=True))),
+        "scaling": scaling_table(studies),
+        "start": start_table(studies),
+        "parallel": sweep_table(studies, "parallel"),
+        "shared": sweep_table(studies, "shared"),
+        "checkpoint": checkpoint_table(studies),
+        "processor": processor_table(studies),
+        "statistics": simulation_table(studies["statistics"]),
+    }
+
+
+def seeds_of(studies: Studies, recipe: str) -> Sequence[Trial]:
+    """Return the seeds of a recipe on the split of `dvc repro`."""
+    return next(trials for name, _, digits, trials, _ in report.groups(studies) if (name, digits) == (recipe, SPLIT))
+
+
+def time_target(studies: Studies, name: str, peer: str, limit: float) -> list[str]:
+    """Return the row of a target of time. The median decides, on 9 decimals: float rounding does not."""
+    measured = [round(ratio, 9) for ratio in report.ratios(studies, name, peer)]
+    within = sum(ratio <= limit for ratio in measured)
+    met = "yes" if statistics.median(measured) <= limit else "no"
+    if 0 < within < len(measured):
+        met = f"{'barely' if met == 'yes' else 'no'}: in {within} of {len(measured)} rounds"
+    return [f"{name}: time relative to {LABELS[peer]}", f"at most {limit}", spread(measured, 2), met]
+
+
+def accuracy_target(studies: Studies, name: str, value: Callable[[Mean], float], limit: float) -> list[str]:
+    """Return the cells of a target of accuracy, for every way to train and predict that has enough seeds."""
+    values = {
+        f"{digits:,}{label.removeprefix(name)}": value(mean_interval(accuracies(trials, suffix), CONFIDENCE))
+        for name_, label, digits, trials, suffix in report.groups(studies)
+        if name_ == name and len(trials) >= TARGET_SEEDS
+    }
+    meeting = [way for way, accuracy in values.items() if round(accuracy, 9) >= limit]
+    met = "no" if not meeting else "yes" if len(meeting) == len(values) else f"only {' and '.join(meeting)}"
+    met += ", at the limit" * any(percent(values[way]) == percent(limit) for way in meeting)
+    measured = "; ".join(f"{way}: {percent(accuracy)}" for way, accuracy in values.items())
+    return [f"at least {percent(limit)}", measured or "–", met if values else "not measured"]
+
+
+def target_table(studies: Studies, original: Mapping[str, float]) -> str:
+    """Return each target, what was measured, and whether it is met. `original` is the last row of the author's log."""
+    rows = [time_target(studies, *target) for target in FASTER]
+    rows += [["accurate: mean test accuracy", *accuracy_target(studies, "accurate", lambda mean: mean.mean, 0.997)]]
+    rows += [["accurate: its lower 95 % limit", *accuracy_target(studies, "accurate", lambda mean: mean.low, 0.997)]]
+    rows += [["fast: mean test accuracy", *accuracy_target(studies, "fast", lambda mean: mean.mean, 0.992)]]
+    seeds = seeds_of(studies, "baseline")
+    accuracy = {
+        "train": [trial["train_accuracy"] for trial in seeds],
+        "val": accuracies(seeds),
+    }  # its val set is the test set
+    for split, label in (("train", "training"), ("val", "test")):
+        (low, high), value = prediction_interval(accuracy[split], CONFIDENCE), original[f"{split}_accuracy"]
+        row = [f"baseline: 95 % prediction interval, {label} accuracy", f"holds the original's {percent(value)}"]
+        rows.append([*row, f"{interval(low, high)} %", "yes" if low <= value <= high else "no"])
+    return table(("target", "limit", "measured", "met"), rows)
+
+
+def scaling_table(studies: Studies) -> str:
+    """Return the median seconds of an epoch for each size; that of all digits is in the study of time."""
+    sizes = defaultdict(list)
+    for trial in (*studies["scaling"], *(trial for trial in studies["time"] if trial["what"] != "fast")):
+        key = trial["what"], trial["train_digits"], report.argument(trial, "--filters-times", 1)
+        sizes[key].append(trial["epoch_seconds"][-1])
+    columns = sorted({(times, digits) for _, digits, times in sizes})
+    head = [f"{digits:,}" + f", filters × {times:g}" * (times != 1) for times, digits in columns]
+    rows = [
+        [LABELS[name], *(f"{statistics.median(sizes[name, digits, times]):.1f}" for times, digits in columns)]
+        for name in dict.fromkeys(name for name, _, _ in sizes)
+    ]
+    rounds = " and ".join(str(count) for count in sorted(set(map(len, sizes.values()))))
+    return table(["", *head], rows) + report.note(studies, "scaling", f"n = {rounds} rounds (the latter for {SPLIT:,})")
+
+
+def start_table(studies: Studies) -> str:
+    rows = [
+        [name.replace("a refusal", "an invalid value"), spread([trial["process_seconds"] for trial in trials], 2)]
+        for name, trials in report.by_name(studies["start"]).items()
+    ]
+    return table(("command", "time (s)"), rows) + report.note(studies, "start")
+
+
+def sweep_table(studies: Studies, study: str) -> str:
+    """Return the table of a study of sweeps, each way relative to the first in the same round."""
+    first: dict[int, float] = {}
+    rows = []
+    for name, trials in report.by_name(studies[study]).items():
+        first = first or {trial["round"]: trial["process_seconds"] for trial in trials}
+        relative = [trial["process_seconds"] / first[trial["round"]] for trial in trials]
+        times, cores = ([trial[key] for trial in trials] for key in ("process_seconds", "cores_busy"))
+        rows.append([name, spread(times, 0), spread(relative, 2), spread(cores, 2)])
+    return table(("", "whole command (s)", "relative time", "busy cores"), rows) + report.note(studies, study)
+
+
+def checkpoint_table(studies: Studies) -> str:
+    rows, epochs = [], {}
+    for name, trials in report.by_name(studies["checkpoint"]).items():
+        saving, epochs[name] = ([trial[key][-1] for trial in trials] for key in ("checkpoint_seconds", "epoch_seconds"))
+        shares = [100 * one / epoch for one, epoch in zip(saving, epochs[name], strict=True)]
+        rows.append([name, spread(saving, 2), spread(epochs[name], 1), spread(shares, 2)])
+    return table(("", "checkpoint (s)", "second epoch (s)", "share (%)"), rows) + report.note(studies, "checkpoint")
+
+
+def processor_table(studies: Studies) -> str:
+    """Return the errors on validation digits of the same seeds with all instructions of a processor, and with AVX2."""
+    seeds = {report.argument(trial, "seed"): trial for trial in seeds_of(studies, "fast")}
+    rows, differences = [], []
+    for trial in studies["processor"]:
+        full = set(seeds[report.argument(trial, "seed")]["val_wrong"])
+        less = set(trial["val_wrong"])
+        differences.append((len(full) - len(less)) / trial["val_digits"])
+        rows.append([f"{report.argument(trial, 'seed'):g}", str(len(full)), str(len(less)), str(len(full ^ less))])
+    mean = mean_interval(differences, CONFIDENCE, -1, 1)
+    letters, size = report.machine_letters(studies), studies["processor"][0]["val_digits"]
+    columns = [letters[one["hardware"]] for one in (next(iter(seeds.values())), studies["processor"][0])]
+    head = (
+        "seed",
+        f"errors, AVX-512 (machine {columns[0]})",
+        f"errors, AVX2 only (machine {columns[1]})",
+        "disagree on",
+    )
+    return (
+        f"{table(head, rows)}\nOf {size:,} validation digits. Accuracy with AVX2 only: {100 * mean.mean:+.2f} points "
+        f"(95 % CI {100 * mean.low:+.2f} to {100 * mean.high:+.2f}), n = {mean.n} seeds.\n"
+    )
+
+
+def simulation_table(trials: Sequence[Trial]) -> str:
+    rows = []
+    for trial in trials:
+        ends = wilson_interval(trial["count"], trial["tries"], CONFIDENCE)
+        rows.append([trial["what"], trial["event"], percent(trial["count"] / trial["tries"]), interval(*ends)])
+    return (
+        table(("", "share of", "share", "95 % CI (Wilson)"), rows) + f"\nn = {trials[0]['tries']:,} simulations each.\n"
+    )
+
+
+def server_table(results: Mapping[str, Any]) -> str:
+    keys = {
+        "one digit, p50 (ms)": "p50_ms",
+        "p99 (ms)": "p99_ms",
+        "requests/s (8 clients)": "requests_a_second",
+    }
+    keys |= {"digits/s (500 per request)": "digits_a_second"}
+    rows = []
+    for name in dict.fromkeys(trial["what"] for trial in results["trials"]):
+        trials = [trial for trial in results["trials"] if trial["what"] == name]
+        rows.append([name, *(spread([one[key] for one in trials], 2 * key.endswith("ms")) for key in keys.values())])
+    return table(("server", *keys), rows)
+
+
+def export_table(results: Mapping[str, Any]) -> str:
+    rows = []
+    for key in dict.fromkeys((trial["recipe"], trial["what"]) for trial in results["trials"]):
+        trials = [trial for trial in results["trials"] if (trial["recipe"], trial["what"]) == key]
+        times = [spread([one[name] for one in trials], places) for name, places in (("single_ms", 3), ("batch_ms", 1))]
+        differ, largest = (max(one[name] for one in trials) for name in ("differ", "largest"))
+        check = ["–", "–"] if key[1] == "Keras" else [f"{differ} of {trials[0]['digits']:,}", f"{largest:.1e}"]
+        rows.append([*key, f"{trials[0]['bytes'] / 1e6:.2f}", *times, *check])
+    head = ("recipe", "format", "MB", "one digit (ms)", "500 digits (ms)", "predictions that differ")
+    return table((*head, "largest difference of a logit"), rows)
+
+
+def serving_blocks(read: Callable[[str], str]) -> dict[str, str]:
+    """Return the generated blocks of docs/serving.md by name; `read` returns the text of a file."""
+    server, export = (json.loads(read(f"benchmarks/results/{name}.json")) for name in ("serving", "export"))
+    rounds = "\nMedians of 3 interleaved rounds (minimum–maximum)"
+    served = f"with the model of `{server['recipe']}`.\n{report.provenance(server)}"
+    return {
+        "servers": f"{server_table(server)}{rounds}, {served}",
+        "exports": f"{export_table(export)}{rounds}; {export['runtimes']}.\n{report.provenance(export)}",
+    }
