@@ -21,7 +21,7 @@ from pipeline.base.schema import Config, keys, validate
 
 pytestmark = pytest.mark.faults
 
-QUICK, MANY = 100, 2_000
+QUICK, MANY = 40, 2_000
 STORAGE = tempfile.TemporaryDirectory()  # what Hypothesis would keep in the working directory
 configuration.set_hypothesis_home_dir(STORAGE.name)
 HOME = os.environ["HOME"]

@@ -201,6 +201,7 @@ def test_predict_by_the_champion_and_by_its_run_are_alike(clone, contenders, pag
     assert of_other_data.returncode == 1 and "was trained on another data.sha256.train_images" in of_other_data.stderr
 
 
+@pytest.mark.slow
 def test_a_run_of_other_pictures_than_todays_is_refused(clone, digits, contenders, pages, tmp_path):
     """Also where the split was made anew, and nothing but the run is of the pictures of yesterday."""
     images, _ = generated_digits(400, seed=2)

@@ -13,7 +13,7 @@ from conftest import children, git, parent_of, pipeline, runs, store
 @pytest.fixture(scope="module")
 def groups(clone) -> list[str]:
     """Two groups of three seeds, trained by no other test: their ids."""
-    done = pipeline(clone, "train", "-m", "recipe=baseline", "seed=range(0,3)", "model.filters=2,3", "train.epochs=3")
+    done = pipeline(clone, "train", "-m", "recipe=baseline", "seed=range(0,3)", "model.filters=2,3", "train.epochs=1")
     assert done.returncode == 0, done.stderr
     by_filters = {run.data.params["model.filters"]: run.data.tags["group"] for run in children(clone, parent_of(done))}
     assert len(set(by_filters.values())) == 2

@@ -140,6 +140,7 @@ def test_a_run_outside_dvc_has_its_own_folder_and_leaves_dvcs_outputs_alone(clon
     assert git(clone, "status", "--porcelain") == "" and ran(dvc(clone, digits, "repro")) == []
 
 
+@pytest.mark.slow
 def test_a_training_that_is_killed_goes_on_and_ends_with_the_bits_of_one_that_was_not(clone):
     words = ("python", "-m", "pipeline.train", "recipe=baseline", "train.epochs=5", "seed=9")
     with start(*words, cwd=clone) as killed:

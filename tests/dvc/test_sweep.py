@@ -74,7 +74,8 @@ def test_the_same_sweep_again_trains_nothing_and_a_larger_one_what_is_missing(cl
     assert len(re.findall(r"^\| \d", larger.stdout, re.MULTILINE)) == 6, "the ranking holds what was found as well"
 
 
-@pytest.mark.parametrize("lengths", [(2, 1), pytest.param((4, 2, 3, 1), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("lengths", [(2, 1), (4, 2, 3, 1)])
 def test_runs_that_differ_in_their_length_alone_share_their_first_epochs_and_end_as_each_by_itself(clone, lengths):
     words = ("recipe=baseline", f"seed={6 + len(lengths)}")
     done = pipeline(clone, "train", "-m", *words, f"train.epochs={','.join(map(str, lengths))}")
@@ -161,6 +162,7 @@ runpy.run_module("pipeline.train", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_a_second_machine_waits_for_what_the_first_one_trains(clone, tmp_path):
     """Two repositories and one store: the second one deleted the first one's running child."""
     first, uri = copy(clone, tmp_path), f"sqlite:///{tmp_path / 'shared.db'}"
@@ -244,6 +246,7 @@ def test_experiments_queued_in_dvc_land_in_the_same_store(clone, digits):
     assert git(clone, "status", "--porcelain") == "", "the queue works in checkouts of its own"
 
 
+@pytest.mark.slow
 def test_a_search_is_seeded_and_answered_from_what_was_trained(clone):
     words = ("sweep=search", "recipe=baseline", "train.epochs=1", "hydra.sweeper.n_trials=2", "model.filters=2")
     first = pipeline(clone, "train", *words)
