@@ -33,7 +33,7 @@ from pipeline.model import files as model_files
 from pipeline.reports import verdicts
 from pipeline.tracking import queries
 
-pytestmark = [pytest.mark.faults, pytest.mark.sample]
+pytestmark = pytest.mark.faults
 
 SMALL = Model(filters=2, convolutions=[], batch_norm=False, pooling="flatten", units=[], pixel_scale=1 / 255)
 
@@ -263,6 +263,7 @@ def test_tags_that_no_run_of_ours_has_are_one_line(folder, compose, kind):
     record("tags that no run of ours has are one line", 1, 1)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize(
     "text",
     [
