@@ -106,6 +106,7 @@ def patched(clone, patch: str, *words: str):
     return run("python", "-c", f"{code}from pipeline.export import export\nmain(export)", *words, cwd=clone)
 
 
+@pytest.mark.slow
 def test_a_killed_export_leaves_nothing_under_the_final_name_and_the_next_one_writes_it(clone):
     words = ["recipe=baseline", "format=litert", "hydra.run.dir=outputs/killed"]
     kill = "from pipeline.apps import export_formats\nexport_formats.load = lambda *_: os.kill(os.getpid(), 9)"

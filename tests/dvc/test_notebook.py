@@ -28,7 +28,7 @@ print(accuracy, again)
 evaluate(project, compose(project, "recipe=baseline", schema=RunConfig))
 compare(project, compose(project, schema=CompareConfig))
 """,
-    "!python -m pipeline.train recipe=debug/one_batch train.examples=32 optimizer.batch_size=16",
+    "import sys\n!{sys.executable} -m pipeline.train recipe=debug/one_batch train.examples=32 optimizer.batch_size=16",
 ]
 
 

@@ -61,6 +61,7 @@ def test_nothing_runs_twice_and_the_tree_stays_clean(clone, digits):
     assert git(clone, "status", "--porcelain") == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("targets", "stages"), [(["evaluate@baseline"], 6), pytest.param([], 10, marks=pytest.mark.slow)]
 )
@@ -88,6 +89,7 @@ def test_the_store_holds_one_finished_run_a_training_with_its_test_figures(clone
         )
 
 
+@pytest.mark.slow
 def test_a_lost_store_is_filled_again_from_the_files(clone, digits, tmp_path):
     uri = f"sqlite:///{tmp_path / 'new.db'}"
     done = dvc(clone, digits, "repro", "--force", "--single-item", "evaluate@baseline", MLFLOW_TRACKING_URI=uri)

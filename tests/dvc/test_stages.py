@@ -59,6 +59,7 @@ def test_a_value_runs_again_exactly_the_recipes_that_have_it(own, digits):
     assert stale(own, digits) == {"train@baseline", "evaluate@baseline"}
 
 
+@pytest.mark.slow
 def test_a_data_set_may_inherit(own, digits):
     source = inherit(own, "data/mnist")
     assert stale(own, digits) == set()

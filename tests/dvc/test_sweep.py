@@ -105,6 +105,7 @@ def test_where_the_length_decides_the_schedule_each_is_trained_by_itself_and_it_
     assert trained == [("2", "1"), ("2", "2"), ("1", "1")] and "continues" not in done.stdout
 
 
+@pytest.mark.slow
 def test_other_code_is_trained_again_and_another_comment_is_not(clone, grid):
     loop = clone / "pipeline/training/loop.py"
     sweep = ("-m", "recipe=baseline", "train.epochs=1", "model.filters=2,4")
@@ -195,6 +196,7 @@ def test_a_second_machine_waits_for_what_the_first_one_trains(clone, tmp_path):
     assert len(client.get_metric_history(child.info.run_id, "val_loss")) == 2
 
 
+@pytest.mark.slow
 def test_a_failed_child_does_not_stop_the_others_and_the_command_fails(clone):
     wild = ("optimizer.weight_decay=0.99", "optimizer.batch_size=4")
     words = ("-m", "recipe=baseline", "train.epochs=1", *wild, "optimizer.learning_rate=10,0.001")

@@ -93,6 +93,7 @@ print(len(sending.send_pending(open_project())[0]), flush=True)
 """
 
 
+@pytest.mark.slow
 def test_two_that_send_at_once_make_no_second_run(project, monkeypatch):
     """The second begins when the first has made the run, but not said yet which model it holds."""
     training(project, 1), evaluation(project, 2)

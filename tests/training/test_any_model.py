@@ -179,6 +179,7 @@ def test_ten_steps_are_ten_steps_of_fit(build):
     assert max(np.abs(was - now).max() for was, now in zip(before, ours.get_weights(), strict=True)) > 5e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [dropout, subclassed])
 def test_a_training_resumed_after_five_steps_gives_the_same_bits(build, tmp_path: Path):
     uninterrupted = loop.Trainer(built(build), ADAM, NO_AUGMENT, SEED)

@@ -277,6 +277,7 @@ def test_an_epoch_visits_every_example_once():
     assert same_bits(cnn.get_weights(), before)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_every_bit_of_the_augmentation():
     def weights(seed: int) -> list[np.ndarray]:
         cnn = built(LINEAR)

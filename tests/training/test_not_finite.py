@@ -69,6 +69,7 @@ def test_it_stops_within_one_step(compose, monkeypatch, place, value, at):
     record(PROMISE, 1, 1)
 
 
+@pytest.mark.slow
 def test_as_a_command_it_leaves_a_failed_run_and_neither_checkpoint_nor_model(clone):
     before = set((clone / "outputs").rglob("*"))
     known = {run.info.run_id for run in runs(clone)}

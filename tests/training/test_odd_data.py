@@ -82,6 +82,7 @@ def repository(tmp_path_factory) -> Any:
         yield Repository(tmp_path_factory.mktemp("odd"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_odd_data_are_trained_on_and_evaluated_correctly(repository, capsys, name):
     run = repository.split(name).trained(capsys, "optimizer.batch_size=1000")  # larger than the data

@@ -82,6 +82,7 @@ def test_a_photograph_taken_askew_is_read_line_by_line():
         start += len(row)
 
 
+@pytest.mark.slow
 def test_a_digit_has_the_form_of_mnist():
     for page in stress_tests.drawn(STROKES)[0]:
         [digit] = digit_finder.find_digits(page).digits
@@ -101,6 +102,7 @@ def test_mnist_itself_stays_as_it_is():
     assert np.abs(again.astype(int) - field).mean() < 4
 
 
+@pytest.mark.slow
 def test_a_thin_pen_is_widened_to_the_least_that_mnist_has_and_a_wide_one_left():
     widths = {}
     for pen in stress_tests.PENS:

@@ -23,6 +23,7 @@ def always_three(images: np.ndarray) -> np.ndarray:
     return np.where(np.arange(10) == 3, highest, (1 - highest) / 9)
 
 
+@pytest.mark.slow
 def test_correct_predictions_are_counted_by_corruption_style_and_source(compose, monkeypatch):
     pages, labels = stress_tests.scikit_learn()
     assert len(pages) == 1797 and labels[:4].tolist() == [0, 1, 2, 3] and max(page.max() for page in pages) == 255
