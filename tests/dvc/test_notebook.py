@@ -28,7 +28,10 @@ print(accuracy, again)
 evaluate(project, compose(project, "recipe=baseline", schema=RunConfig))
 compare(project, compose(project, schema=CompareConfig))
 """,
-    "import sys\n!{sys.executable} -m pipeline.train recipe=debug/one_batch train.examples=32 optimizer.batch_size=16",
+    """
+import sys
+!"{sys.executable}" -m pipeline.train recipe=debug/one_batch train.examples=32 optimizer.batch_size=16
+""",
 ]
 
 
