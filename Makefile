@@ -66,7 +66,7 @@ lint: env  ## Formatting, lint, types
 	ruff check .
 	mypy
 
-test: lint  ## 5 minutes: formatting, lint, types, and the tests without the slow ones
+test: lint  ## 5 to 7 minutes: formatting, lint, types, and the tests without the slow ones
 	$(PYTEST) -m 'not slow'
 
 check: lint  ## The same without the tests that run the stages of DVC
