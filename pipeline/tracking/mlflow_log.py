@@ -27,7 +27,7 @@ from pipeline.base.project import Project
 from pipeline.data.examples import Examples
 from pipeline.model.files import load_model
 from pipeline.tracking import queries
-from pipeline.tracking.environment import ANONYMOUS_TAGS
+from pipeline.tracking.environment import ANONYMOUS_TAGS, NUMERIC_PACKAGES
 from pipeline.tracking.record import Record, Row, process_tag
 from pipeline.tracking.store import open_store, translate_errors
 
@@ -106,7 +106,7 @@ def _log_model(client: MlflowClient, experiment: str, run_id: str, record: Recor
         Schema([TensorSpec(np.dtype("uint8"), (-1, *model.input_shape[1:]))]),
         Schema([TensorSpec(np.dtype("float32"), (-1, model.output_shape[-1]))]),
     )
-    versions = [f"{name}=={importlib.metadata.version(name)}" for name in ("tensorflow", "keras", "numpy")]
+    versions = [f"{name}=={importlib.metadata.version(name)}" for name in NUMERIC_PACKAGES]
     with translate_errors(OSError):
         for logged in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
             if logged.status.name == "READY":
