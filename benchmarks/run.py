@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.trial import PEERS
+from pipeline.base.command import isolate
 from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError
 from pipeline.base.files import load_json, save_json
 from pipeline.base.hydra import compose
-from pipeline.base.isolation import isolate
 from pipeline.base.project import Project, open_project
 from pipeline.base.schema import non_defaults
 

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.command import isolate
 from pipeline.base.console import quiet_import
 from pipeline.base.hydra import compose
-from pipeline.base.isolation import isolate
 from pipeline.base.project import open_project
 from pipeline.base.schema import Config
 from pipeline.data.examples import Examples, head

@@ -10,9 +10,9 @@ import yaml
 
 from pipeline.base.command import main
 from pipeline.base.files import load_yaml, save_yaml
+from pipeline.base.hydra import composed_values
 from pipeline.base.project import Project
 from pipeline.base.schema import Config, flatten
-from pipeline.base.stage import composed_values
 
 
 def compose(project: Project, config: Config) -> None:

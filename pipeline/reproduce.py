@@ -16,8 +16,7 @@ from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError
 from pipeline.base.files import load_csv, load_json, load_yaml, sha256
 from pipeline.base.project import Project
-from pipeline.base.recorded import from_recorded
-from pipeline.base.schema import Config
+from pipeline.base.schema import Config, from_recorded
 from pipeline.base.verb_schemas import RunConfig
 from pipeline.data.examples import head, load_split
 from pipeline.reports.tables import percent, plain, points
@@ -88,7 +87,7 @@ def _train_again(project: Project, run: str, recorded: Recorded) -> None:
         raise UserError(
             f"{run} has predictions of {len(recorded.val_predictions)} examples, expected {len(val.labels)}"
         )
-    identity = fingerprint(project, config, [project.processed / "train.npz", project.processed / "val.npz"])
+    identity = fingerprint(project, config, project.training_files)
     with quiet_import():
         from pipeline.experiments.run import Split, train_tracked
 

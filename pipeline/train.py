@@ -25,7 +25,7 @@ def train(project: Project, config: Config) -> float:
         from pipeline.training.debug import memorization_report
 
     split = Split(examples, val)
-    identity = fingerprint(project, config, [project.processed / "train.npz", project.processed / "val.npz"])
+    identity = fingerprint(project, config, project.training_files)
     if job := current_job(project):
         return job.run(project, config, split, identity)
     overrides = [override for override in project.overrides if not override.startswith("recipe=")]

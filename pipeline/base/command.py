@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import logging
 import os
-import re
 import signal
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
 from pipeline.base.errors import UserError, one_line
 from pipeline.base.help import help_text
-from pipeline.base.hydra import checked, explain, is_sweep, register
-from pipeline.base.isolation import isolate, reader_gone
-from pipeline.base.project import Project, open_project
+from pipeline.base.hydra import check_composed, checked, explain, register
+from pipeline.base.project import Project, open_project, set_variables
 from pipeline.base.schema import Config
-from pipeline.base.stage import check_composed, check_outputs
 
 Verb = Callable[[Project, Any], float | None]  # what `python -m pipeline.<verb>` calls, once for each job of a sweep
-PATH_KEYS = ("input", "path", "run")  # keys whose value may name a file or folder
-ID = re.compile(r"(a|b|run)=[0-9a-f]{12,32}")  # Hydra would read 9447e1230643 as a number
+TEXT_KEYS = ("a", "b", "input", "path", "run")  # whose values name files or runs, as 9447e1230643, which is no number
+READER_GONE = 128 + signal.SIGPIPE  # as a shell shows it
 
 
 def main(verb: Verb) -> None:
@@ -38,32 +37,31 @@ def main(verb: Verb) -> None:
     Optuna's maximises.
     """
     isolate()
-    # Hydra then raises instead of printing several lines; a user who has set it wants the traceback.
-    full_error = os.environ.setdefault("HYDRA_FULL_ERROR", "") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing several lines
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # how a cluster interrupts
     project = open_project(Path(verb.__code__.co_filename).resolve().parents[1])
     schema = get_type_hints(verb)["config"]
     config_name = verb.__name__ if (project.conf / f"{verb.__name__}.yaml").is_file() else "config"
+    words = sorted(map(_quoted, sys.argv[1:]), key=lambda word: word not in ("-m", "--multirun"))
+    sys.argv[1:] = words  # sorted: Hydra takes no override after -m
     try:
-        words = [_quoted(word) if _is_text(word, project) else word for word in sys.argv[1:]]
-        words.sort(key=lambda word: word not in ("-m", "--multirun"))  # Hydra takes no override after one
-        sys.argv[1:] = words
         if verb.__name__ != "train" and {"-m", "--multirun"} & set(words):
             raise UserError(f"{verb.__name__} does not sweep: give one value per key, without -m")
         if {"-h", "--help"} & set(words):
             print(help_text(project, verb, schema, config_name, [word for word in words if "=" in word]))
             return
         register(project, schema)
+        if project.stage:
+            sys.argv.append("hydra.run.dir=.")  # which makes no folder: DVC knows where a stage writes
         task = _task(verb, project, schema)
         hydra.main(config_path=str(project.conf), config_name=config_name, version_base="1.3")(task)()
     except KeyboardInterrupt:
         sys.exit("interrupted")
     except BrokenPipeError:
-        sys.exit(reader_gone())
+        reader_gone()
     except Exception as error:
         message = explain(error, schema) or one_line(error)
-        if full_error or message is None:
+        if message is None:
             raise
         sys.exit(f"error: {message}")
 
@@ -73,58 +71,58 @@ def _task(verb: Verb, project: Project, schema: type[Config]) -> Callable[[DictC
         """Run one job; worker processes of joblib and Ray begin here."""
         isolate()
         settings = HydraConfig.get()
+        overrides: Any = OmegaConf.to_container(settings.overrides.task)
         job = dataclasses.replace(
             project,
             job_folder=project.job_folder if project.stage else Path(settings.runtime.output_dir),
+            overrides=tuple(overrides),
             folder_per_call=False,
             jobs_at_once=int(settings.launcher.get("n_jobs", 1)),
         )
         try:
-            job = dataclasses.replace(job, overrides=tuple(settings.overrides.task))  # ${...} in them may not resolve
-            config = checked(composed, dict(settings.runtime.choices), schema)
-            return _run_stage(verb, job, config) if job.stage else verb(job, config)
+            config = checked(composed, settings.runtime.choices, schema)
+            if job.stage and verb.__name__ not in ("compose", "compare"):  # the one writes, the other has no recipe
+                check_composed(job, config)
+            return verb(job, config)
         except BrokenPipeError:
-            sys.exit(reader_gone())  # the other jobs of a sweep would find no reader either
+            reader_gone()  # the other jobs of a sweep would find no reader either
         except Exception as error:
             message = one_line(error)
-            if is_sweep():  # the sweep goes on with its other jobs
+            if settings.mode == RunMode.MULTIRUN:  # the sweep goes on with its other jobs
                 print(f"error: {' '.join(job.overrides)}: {message or repr(error)}", file=sys.stderr)
                 raise
             if message is None:
                 raise
             sys.exit(f"error: {message}")
         finally:
-            _remove_empty(job.job_folder)
+            with suppress(OSError):  # Hydra makes a folder also for a job that writes nothing
+                job.job_folder.rmdir()
+                job.job_folder.parent.rmdir()
 
     return task
 
 
-def _run_stage(verb: Verb, project: Project, config: Config) -> float | None:
-    begin = time.time_ns()
-    if verb.__name__ not in ("compose", "compare"):  # the one writes the values, the other belongs to no recipe
-        check_composed(project, config)
-    value = verb(project, config)
-    check_outputs(project, config, begin)
-    return value
-
-
-def _remove_empty(folder: Path) -> None:
-    """Remove the folder that Hydra made for a job that wrote nothing, and its parent if it was the first."""
-    with suppress(OSError):
-        folder.rmdir()
-        folder.parent.rmdir()
-
-
-def _is_text(word: str, project: Project) -> bool:
-    """Return True for run=<id>, and for input=<path> and its like where the path exists: they are taken as typed."""
-    key, _, value = word.partition("=")
-    with suppress(OSError, ValueError):  # too long for a path, for one
-        exists = key in PATH_KEYS and value != "" and ((project.root / value).exists() or Path(value).exists())
-        return exists or ID.fullmatch(word) is not None
-    return False
-
-
 def _quoted(word: str) -> str:
-    """Write key=value so that Hydra's grammar takes the value for text: `a,b.png`, `IMG (1).png`, 7."""
+    """Write key=value so that Hydra's grammar takes a path or id for text: `a,b.png`, `IMG (1).png`, 7."""
     key, _, value = word.partition("=")
+    if key not in TEXT_KEYS or value[:1] in ("", "[", "'", '"'):  # a list of paths, or quoted already
+        return word
     return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+
+
+def isolate() -> None:
+    """Make the process of a command independent of who starts it, before TensorFlow or Matplotlib is imported."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # By lines: whether anybody still reads is then known when it is printed, not when Python ends.
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+    logging.raiseExceptions = False  # Hydra logs to stdout, and a traceback would follow where nobody reads it
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its cache of fonts
+    set_variables()
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's kernel names one that exists in that kernel alone
+
+
+def reader_gone() -> NoReturn:
+    """End without a word, as after `… | head` nobody reads it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(READER_GONE)

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -44,21 +43,22 @@ class TrainingProgress:
     """
 
     def __init__(self, name: str, epochs: int, size: int, done: int = 0, bar: bool = True) -> None:
-        self.name, self.epochs, self.size = name, epochs, size
-        self.done = done
+        self.name, self.epochs, self.size, self.done = name, epochs, size, done
         self.epoch = done + 1
         self.begin = time.perf_counter()
-        shown = bar and sys.stderr.isatty()
         self.bar = tqdm(
-            total=epochs * size, initial=done * size, unit=" images", unit_scale=True, leave=False, disable=not shown
+            total=epochs * size,
+            initial=done * size,
+            unit=" images",
+            unit_scale=True,
+            leave=False,
+            disable=None if bar else True,
         )
 
     def __enter__(self) -> TrainingProgress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.close()
 
     def batch(self, done: int, accuracy: float) -> None:

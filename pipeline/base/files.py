@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -60,15 +59,8 @@ def remove_left_over(folder: Path) -> None:
 
 def save_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write an object. NaN and infinity, which are no JSON, become null."""
-    write_text(path, f"{json.dumps(_nan_to_null(value), indent=2, allow_nan=False)}\n")
-
-
-def _nan_to_null(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _nan_to_null(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_nan_to_null(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    write_text(path, f"{json.dumps(finite, indent=2)}\n")
 
 
 def save_yaml(path: Path, value: Mapping[str, Any]) -> None:
@@ -78,23 +70,17 @@ def save_yaml(path: Path, value: Mapping[str, Any]) -> None:
 def load_json(path: Path) -> dict[str, Any]:
     """Read an object; a missing or damaged file is a UserError."""
     try:
-        value = json.loads(require_file(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return json.loads(require_file(path).read_text(encoding="utf-8"))
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): {REMAKE}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged, no JSON object: {REMAKE}")
-    return value
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """Read a mapping of plain values; a missing or damaged file is a UserError."""
     try:
-        value = yaml.safe_load(require_file(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return yaml.safe_load(require_file(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged, no mapping of keys to values")
-    return value
 
 
 def save_csv(path: Path, columns: Mapping[str, Iterable[Any]]) -> None:

@@ -1,53 +1,40 @@
-"""Composing the configuration with Hydra: plain values, checked by the schema."""
+"""Composing the configuration with Hydra: plain values, checked by the schema. What DVC has seen of them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from contextlib import nullcontext
-from datetime import datetime
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
-from pipeline.base.errors import UserError, shorten
+from pipeline.base.errors import UserError
+from pipeline.base.files import load_yaml
 from pipeline.base.project import Project
-from pipeline.base.schema import Config, Section, keys, nearest, validate
-
-MISSING = "???"  # OmegaConf's mark of a value that has to be given
-AnyConfig = TypeVar("AnyConfig", bound=Config)
+from pipeline.base.schema import MISSING, NAMES, AnySection, Config, Section, fields, flatten, unknown_key, validate
 
 
-def register(project: Project, schema: type[Config]) -> None:
-    """Tell Hydra which keys there are, with their defaults, and where a job writes.
+def register(project: Project, schema: type[Section]) -> None:
+    """Tell Hydra which keys there are, with their defaults.
 
     The keys come first in the list of defaults in conf/config.yaml, so that one which stands in no YAML can be given.
     """
-    ConfigStore.instance().store(name="schema", node=_defaults(schema))
-    folder = "." if project.stage else ""
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-    OmegaConf.register_new_resolver("run_folder", lambda parent: folder or f"{parent}/{stamp}", replace=True)
+    defaults = OmegaConf.create()
+    for key, field in fields(schema):
+        if key not in NAMES:
+            OmegaConf.update(defaults, key, MISSING if field.is_required() else field.get_default())
+    ConfigStore.instance().store(name="schema", node=defaults)
     OmegaConf.register_new_resolver("root", lambda: str(project.root), replace=True)
     OmegaConf.clear_resolver("oc.env")  # no environment variable may end in what is logged
 
 
-def _defaults(schema: type[Section]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, field in schema.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            values[name] = _defaults(field.annotation)
-        else:
-            values[name] = MISSING if field.is_required() else field.get_default()
-    return values
-
-
-def compose(project: Project, *overrides: str, schema: type[AnyConfig] = Config, name: str = "config") -> AnyConfig:  # type: ignore[assignment]
+def compose(project: Project, *overrides: str, schema: type[AnySection] = Config, name: str = "config") -> AnySection:  # type: ignore[assignment]
     """Compose conf/<name>.yaml with overrides, key=value, inside a command of Hydra's or not."""
     register(project, schema)
     ready = GlobalHydra.instance().is_initialized()
@@ -58,44 +45,42 @@ def compose(project: Project, *overrides: str, schema: type[AnyConfig] = Config,
             if message := explain(error, schema):
                 raise UserError(message) from None
             raise
-    choices = dict(composed.hydra.runtime.choices)
-    with open_dict(composed):
-        del composed["hydra"]
-    return checked(composed, choices, schema)
+    return checked(composed, composed.hydra.runtime.choices, schema)
 
 
-def explain(error: Exception, schema: type[Config]) -> str | None:
+def explain(error: Exception, schema: type[Section]) -> str | None:
     """Return in words what is wrong with an override, where Hydra's own words do not help; None for another error."""
     if key := re.match(r"Could not override '([\w.]+)'", str(error)):
-        return f"{key[1]} is no key: {nearest(key[1], keys(schema))}"
+        return unknown_key(schema, key[1])
     if str(error).startswith("Config group override must be a string"):
         return "recipe, data and sweep take the name of a file: give recipe=baseline, or in quotes recipe=\"'7'\""
     return None
 
 
-def checked(composed: DictConfig, choices: Mapping[str, str], schema: type[AnyConfig]) -> AnyConfig:
+def checked(composed: DictConfig, choices: Mapping[str, Any], schema: type[AnySection]) -> AnySection:
     """Return what Hydra composed as a `schema`. Recipe and data set are named by the files that were chosen."""
-    values = _given(OmegaConf.to_container(composed, resolve=True))
-    assert isinstance(values, dict)
-    for section, group in ((values, "recipe"), (values.get("data"), "data")):
-        if not isinstance(section, dict):
-            continue
-        if choices.get(group) is None:
-            raise UserError(f"no {group} is chosen: give {group}=<name>, a file of conf/{group}")
-        name = section.setdefault("name", choices[group])
-        if name != choices[group]:
-            raise UserError(
-                f"name={shorten(name)}: the name is that of the file, {group}={choices[group]}: remove the key"
-            )
-    return validate(schema, values)
+    OmegaConf.set_struct(composed, False)
+    composed.pop("hydra", None)
+    for key, group in zip(NAMES, ("recipe", "data"), strict=True):
+        OmegaConf.update(composed, key, choices.get(group))
+    return validate(schema, OmegaConf.to_container(composed, resolve=True))
 
 
-def _given(value: Any) -> Any:
-    """The value without keys that nobody gave."""
-    if isinstance(value, dict):
-        return {key: _given(inner) for key, inner in value.items() if inner != MISSING}
-    return [_given(inner) for inner in value] if isinstance(value, list) else value
+def composed_values(project: Project, config: Config) -> tuple[Path, dict[str, Any]]:
+    """Return the file that `compose` writes for this stage, and its values: those of a recipe, or of the data alone for
+    the stages that all recipes share."""
+    values = config.model_dump(exclude_defaults=True, exclude={"recipes", "dataset"})
+    if "@" in (project.stage or "@"):  # a stage of one recipe, or none
+        return project.recipe_results(config.name) / "config.yaml", values
+    return project.results / "data.yaml", {"data": values["data"]}
 
 
-def is_sweep() -> bool:
-    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
+def check_composed(project: Project, config: Config) -> None:
+    """Raise a UserError where conf/ or params.yaml have changed since `compose` ran: DVC would record other values."""
+    path, values = composed_values(project, config)
+    seen, now = flatten(load_yaml(path)), flatten(values)
+    for key in [key for key in seen | now if seen.get(key) != now.get(key)]:
+        raise UserError(
+            f"{path.relative_to(project.root)} has {key}={seen.get(key)}, and conf/ with params.yaml now make it "
+            f"{now.get(key)}: run `dvc repro`, or before a single stage `dvc repro compose compose_data`"
+        )

@@ -8,7 +8,18 @@ from datetime import datetime
 from pathlib import Path
 
 from pipeline.base.files import process_name
-from pipeline.base.isolation import set_variables
+
+SET = {
+    "KERAS_BACKEND": "tensorflow",
+    "KERAS_HOME": os.devnull,  # no keras.json: float16, float64 and channels_first would be other models
+}
+DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # MLflow's own patience is minutes, while training waits
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,11 @@ class Project:
         return self.root / "data" / "processed"
 
     @property
+    def training_files(self) -> list[Path]:
+        """The examples that a training sees."""
+        return [self.processed / "train.npz", self.processed / "val.npz"]
+
+    @property
     def downloads(self) -> Path:
         return self.home / "data" / "downloads"
 
@@ -71,6 +87,15 @@ class Project:
     def output(self, stage_folder: Path) -> Path:
         """Return where this job writes: a stage of DVC into `stage_folder`, any other job into its own."""
         return stage_folder if self.stage else self.job_folder
+
+
+def set_variables() -> None:
+    """Set what TensorFlow, Keras and MLflow read when they are imported.
+
+    Variables that change results and that a user may set for a reason, such as TF_ENABLE_ONEDNN_OPTS, are kept.
+    """
+    os.environ |= DEFAULTS | os.environ | SET
+    os.environ.pop("TF_USE_LEGACY_KERAS", None)
 
 
 def open_project(root: Path | str = ".") -> Project:

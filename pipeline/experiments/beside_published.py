@@ -21,8 +21,7 @@ def beside_published(project: Project, config: Config) -> None:
     if not config.data.published:
         raise UserError(f"no run of {config.data.name} was published: give run=<id>")
     log = [row["train_accuracy"] for row in load_csv(project.published_log, ["epoch", "train_accuracy"])]
-    files = [project.processed / "train.npz", project.processed / "val.npz"]
-    group = fingerprint(project, compose(project, "recipe=baseline"), files).group
+    group = fingerprint(project, compose(project, "recipe=baseline"), project.training_files).group
     runs = [run for members in queries.find_runs(project, group, config.data.name).values() for run in members]
     curves = [queries.curve(run, "train_accuracy") for run in runs]
     if any(len(curve) != len(log) for curve in curves):

@@ -20,10 +20,10 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 
+from pipeline.base.command import READER_GONE, reader_gone
 from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError, one_line
 from pipeline.base.hydra import compose
-from pipeline.base.isolation import READER_GONE, reader_gone
 from pipeline.base.project import Project, open_project
 from pipeline.base.schema import Config
 from pipeline.data.examples import check_split
@@ -85,8 +85,7 @@ def _open(project: Project, config: Any) -> None:
         with _named_in_errors(job, keys):
             job_config = compose(project, *job, schema=Config, name="train")
             check_split(project, job_config.data)
-        files = [project.processed / "train.npz", project.processed / "val.npz"]
-        contents.append(fingerprint(project, job_config, files).content_sha256)
+        contents.append(fingerprint(project, job_config, project.training_files).content_sha256)
         epochs.add(job_config.train.epochs)
         configs.append(job_config)
     digest = hashlib.sha256(
@@ -141,7 +140,7 @@ def reported(project: Project) -> Iterator[None]:
             try:
                 _close(project, os.environ[PARENT], status)
             except BrokenPipeError:
-                sys.exit(reader_gone())
+                reader_gone()
             except UserError as error:  # MLflow became unreachable
                 sys.exit(f"error: {error}: the same command again completes the ranking")
 

@@ -15,8 +15,7 @@ from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 from pipeline.base.errors import UserError
 from pipeline.base.files import load_yaml
 from pipeline.base.project import Project
-from pipeline.base.recorded import from_recorded
-from pipeline.base.schema import Config, Data, flatten
+from pipeline.base.schema import Config, Data, flatten, from_recorded
 from pipeline.model.files import weights_sha256
 from pipeline.tracking.store import address, open_store, translate_errors
 

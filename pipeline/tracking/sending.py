@@ -25,7 +25,7 @@ LOCK_SECONDS = 60.0  # to wait for another process that sends
 class LiveLog:
     """Sends a record while it grows.
 
-    Where MLflow fails, training waits for that one request (5 s, base/isolation.py). The next try comes after
+    Where MLflow fails, training waits for that one request (5 s, base/project.py). The next try comes after
     RETRY_SECONDS, then after twice as long, and so on.
     """
 

@@ -301,7 +301,7 @@ def test_a_hanging_tracker_costs_a_training_seconds(lab: Lab) -> None:
         lab.begin()
         if kind:
             lab.proxy.spoil(kind)
-        ended = lab.run("train", MLFLOW_HTTP_REQUEST_TIMEOUT="5")  # as pipeline/base/isolation.py has it
+        ended = lab.run("train", MLFLOW_HTTP_REQUEST_TIMEOUT="5")  # as pipeline/base/project.py has it
         assert wrong_end(lab, "train", ended) == []
         seconds[kind or "healthy"] = ended.seconds
     wrong = lab.wrong_after_sending("train")

@@ -132,7 +132,7 @@ def test_a_damaged_table_is_refused_by_name(tmp_path, content):
         load_csv(path, ["epoch", "loss"])
 
 
-@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff{}", b"[]", b"null"])
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff{}"])
 def test_damaged_json_is_refused_by_name(tmp_path, content):
     path = tmp_path / "value.json"
     path.write_bytes(content)
