@@ -103,7 +103,7 @@ def fault_table(recorded: str) -> str:
 
 def configuration() -> str:
     """Return docs/configuration.md: every key with type, range and meaning, a table per section."""
-    sections, common = defaultdict(list), set(schema.keys(schema.Config))
+    sections, common = defaultdict(list), set(schema.fields(schema.Config))
     for row in described(schema.Config):
         sections[row[0].rpartition(".")[0]].append(row)
     sections["Each of data.sources"] = list(described(schema.Source))

@@ -41,29 +41,22 @@ def compare(project: Project, config: CompareConfig) -> None:
         rows.append(recipe_table.published_row(histories[recipe_table.PUBLISHED], config.evaluate.confidence))
     histories |= {name: load_csv(project.recipe_results(name) / "history.csv", ["epoch"]) for name in config.recipes}
     rows += [recipe_table.recipe_row(name, of_recipe) for name, of_recipe in metrics.items()]
-    sentence, answers = recipe_table.verdict(rows), _answers(project, config)
+    files = {name: project.recipe_results(name) / "predictions.csv" for name in config.recipes}
+    predictions = {name: verdicts.read_predictions(file) for name, file in files.items()}
+    pairs = verdicts.compare_predictions(predictions, config.evaluate.confidence, "test") if predictions else []
+    sentences = [recipe_table.verdict(rows), *(f"{verdict.sentence}." for verdict in pairs)]
 
     from pipeline.reports import plots  # Matplotlib reads the environment when it is imported: after `isolate`
 
     folder = project.output(project.results)
-    table = {"rows": {row.name: row._asdict() for row in rows}, "verdict": sentence, "answers": answers}
+    table = {"rows": {row.name: row._asdict() for row in rows}, "verdict": sentences[0], "answers": sentences[1:]}
     save_json(folder / "comparison.json", table)
-    write_text(folder / "comparison.md", recipe_table.markdown(rows, [sentence, *answers], config))
+    write_text(folder / "comparison.md", recipe_table.markdown(rows, sentences, config))
     tests = {row.name: (row.test_accuracy, Interval(row.test_accuracy_low, row.test_accuracy_high)) for row in rows}
     plots.save_figure(folder / "comparison.png", plots.plot_comparison(histories, tests, recipe_table.PUBLISHED))
     if not project.stage:
         print(_terminal_table(project, rows, metrics, config))
-    print("\n".join([sentence, *answers]))
-
-
-def _answers(project: Project, config: CompareConfig) -> list[str]:
-    """Which of every two recipes is better on the test examples, one run each: a sentence per pair."""
-    files = {name: project.recipe_results(name) / "predictions.csv" for name in config.recipes}
-    predictions = {name: verdicts.read_predictions(file) for name, file in files.items()}
-    if not predictions:
-        return []
-    pairs = verdicts.compare_predictions(predictions, config.evaluate.confidence, "test")
-    return [f"{verdict.sentence}." for verdict in pairs]
+    print("\n".join(sentences))
 
 
 def _terminal_table(

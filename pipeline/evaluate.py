@@ -25,11 +25,9 @@ from pipeline.reports.card import model_card
 def evaluate(project: Project, config: RunConfig) -> None:
     project = project.job()
     test = load_split(project, "test", config.data)
-    if not config.run:
-        _evaluate(project, recipe_model(project, config), test)
-        return
     with tempfile.TemporaryDirectory() as folder:
-        _evaluate(project, run_model(project, config, Path(folder)), test)
+        evaluated = run_model(project, config, Path(folder)) if config.run else recipe_model(project, config)
+        _evaluate(project, evaluated, test)
 
 
 def _evaluate(project: Project, evaluated: Evaluated, test: Examples) -> None:
@@ -50,20 +48,16 @@ def _evaluate(project: Project, evaluated: Evaluated, test: Examples) -> None:
     results = project.output(project.recipe_results(config.name))
     save_predictions(results / "predictions.csv", test, probabilities)
     save_csv(results / "per_class.csv", {"class": config.data.classes, **per_class._asdict()})
-    facts = {
-        "recipe": config.name,
-        "data": config.data.name,
-        "num_params": model.count_params(),
-        "epochs": len(history),
-    }
+    num_params, epochs = model.count_params(), len(history)
+    facts = {"recipe": config.name, "data": config.data.name, "num_params": num_params, "epochs": epochs}
     save_json(results / "metrics.json", {**facts, **figures, "model_sha256": evaluated.model_sha256})
     recall = dict(zip(config.data.classes, per_class.recall, strict=True))
-    write_text(results / "model_card.md", model_card(config, model.count_params(), len(history), figures, recall))
-    drawn = _draw(results / "plots", config, test, probabilities, history)
+    write_text(results / "model_card.md", model_card(config, num_params, epochs, figures, recall))
+    drawn = _draw(results / "plots", config, test, probabilities, confusion, history)
 
     files = [results / name for name in ("predictions.csv", "per_class.csv", "metrics.json", "model_card.md")]
     of_test = {key: value for key, value in figures.items() if key.startswith("test_")}
-    tracked = log_evaluation(project, evaluated, model.count_params(), test, of_test, len(history), files, drawn)
+    tracked = log_evaluation(project, evaluated, num_params, test, of_test, epochs, files, drawn)
     print(
         f"{config.name}: test accuracy {100 * figures['test_accuracy']:.2f} %, {figures['test_errors']} errors "
         f"of {len(test.labels):,}; {tracked}"
@@ -97,43 +91,33 @@ def _draw(
     config: Config,
     test: Examples,
     probabilities: NDArray[np.float64],
+    confusion: NDArray[np.int64],
     history: Sequence[dict[str, float]],
 ) -> list[Path]:
     """Draw everything into `folder`: the files drawn."""
     from pipeline.reports import plots  # Matplotlib reads the environment when it is imported: after `isolate`
 
-    labels, predictions = test.labels, probabilities.argmax(1)
-    names = config.data.classes
-    worst = metrics.worst_mistakes(labels, probabilities, most=24)
+    name, classes, labels, predictions = config.name, config.data.classes, test.labels, probabilities.argmax(1)
     reliability = metrics.calibration(labels, probabilities, config.evaluate.calibration_bins)
+    error = f"{name}: calibration error {100 * reliability.error:.2f} points"
+    worst = metrics.worst_mistakes(labels, probabilities, most=24)
+    mistakes = [f"#{test.source_index[i]}: {classes[labels[i]]}, not {classes[predictions[i]]}" for i in worst]
+    most_wrong = f"{name}: the test examples it was most wrong about"
     first = range(min(8, len(labels)))
+    answers = [f"{classes[predictions[i]]} (is {classes[labels[i]]})" for i in first]
+    wrong = [predictions[i] != labels[i] for i in first]
+    both = f"{name}: the first test examples, prediction and truth"
     figures = {
-        "learning_curves": plots.plot_history(history, config.name),
-        "confusion_matrix": plots.plot_confusion_matrix(
-            metrics.confusion_matrix(labels, predictions, len(names)),
-            names,
-            f"{config.name}, {len(labels):,} test examples",
-        ),
-        "reliability": plots.plot_reliability(
-            reliability, f"{config.name}: calibration error {100 * reliability.error:.2f} points"
-        ),
-        "worst_mistakes": plots.plot_examples(
-            test.images[worst],
-            [f"#{test.source_index[i]}: {names[labels[i]]}, not {names[predictions[i]]}" for i in worst],
-            6,
-            f"{config.name}: the test examples it was most wrong about",
-        ),
-        "gallery": plots.plot_examples(
-            test.images[first],
-            [f"{names[predictions[i]]} (is {names[labels[i]]})" for i in first],
-            4,
-            f"{config.name}: the first test examples, prediction and truth",
-            [predictions[i] != labels[i] for i in first],
-        ),
+        "learning_curves": plots.plot_history(history, name),
+        "confusion_matrix": plots.plot_confusion_matrix(confusion, classes, f"{name}, {len(labels):,} test examples"),
+        "reliability": plots.plot_reliability(reliability, error),
+        "worst_mistakes": plots.plot_examples(test.images[worst], mistakes, 6, most_wrong),
+        "gallery": plots.plot_examples(test.images[first], answers, 4, both, wrong),
     }
-    for name, figure in figures.items():
-        plots.save_figure(folder / f"{name}.png", figure)
-    return [folder / f"{name}.png" for name in figures]
+    files = {folder / f"{key}.png": figure for key, figure in figures.items()}
+    for file, figure in files.items():
+        plots.save_figure(file, figure)
+    return list(files)
 
 
 if __name__ == "__main__":

@@ -46,13 +46,9 @@ class TrainingProgress:
         self.name, self.epochs, self.size, self.done = name, epochs, size, done
         self.epoch = done + 1
         self.begin = time.perf_counter()
+        hidden = None if bar else True  # None: where stderr is no terminal
         self.bar = tqdm(
-            total=epochs * size,
-            initial=done * size,
-            unit=" images",
-            unit_scale=True,
-            leave=False,
-            disable=None if bar else True,
+            total=epochs * size, initial=done * size, unit=" images", unit_scale=True, leave=False, disable=hidden
         )
 
     def __enter__(self) -> TrainingProgress:

@@ -39,7 +39,7 @@ def help_text(
 
 def described(schema: type[Section]) -> Iterator[tuple[str, str, str]]:
     """Yield every key that can be given, its type and range in words, and its meaning with its unit."""
-    for key, field in fields(schema):
+    for key, field in fields(schema).items():
         if key not in NAMES:
             kind: Any = Annotated[field.annotation, field]
             properties = TypeAdapter(kind).json_schema()

@@ -26,7 +26,7 @@ def register(project: Project, schema: type[Section]) -> None:
     The keys come first in the list of defaults in conf/config.yaml, so that one which stands in no YAML can be given.
     """
     defaults = OmegaConf.create()
-    for key, field in fields(schema):
+    for key, field in fields(schema).items():
         if key not in NAMES:
             OmegaConf.update(defaults, key, MISSING if field.is_required() else field.get_default())
     ConfigStore.instance().store(name="schema", node=defaults)

@@ -8,10 +8,11 @@ this file.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from pipeline.base.errors import UserError, shorten
 
@@ -153,18 +154,17 @@ def validate(schema: type[AnySection], values: Any) -> AnySection:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise UserError(_first_problem(schema, error)) from None
+        # A mistyped key is missing as well.
+        first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        raise UserError(_in_words(schema, first)) from None
 
 
-def _first_problem(schema: type[Section], error: ValidationError) -> str:
-    problems = error.errors(include_url=False)
-    problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")  # a mistyped key is missing as well
-    first = problems[0]
+def _in_words(schema: type[Section], first: Any) -> str:
     key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("constrained", "dict[", "list[")))
     if first["type"] == "extra_forbidden":
         return unknown_key(schema, key)
-    description = dict(fields(schema))[key].description if key in keys(schema) else None
-    meaning = f" ({description})" if description else ""
+    field = fields(schema).get(key)
+    meaning = f" ({field.description})" if field and field.description else ""
     if first["type"] == "missing" or first["input"] == MISSING:
         return f"{key} is missing: give it a value{meaning}"
     said = first["msg"].removeprefix("Value error, ")
@@ -175,23 +175,18 @@ def _first_problem(schema: type[Section], error: ValidationError) -> str:
 
 def unknown_key(schema: type[Section], key: str) -> str:
     """Say that there is no such key, and which one may be meant."""
-    close = difflib.get_close_matches(key, [known for known in keys(schema) if known not in NAMES], 1, cutoff=0.5)
+    close = difflib.get_close_matches(key, [known for known in fields(schema) if known not in NAMES], 1, cutoff=0.5)
     return f"{key} is no key: {f'did you mean {close[0]}?' if close else '--help lists the keys'}"
 
 
-def keys(schema: type[Section]) -> list[str]:
-    """List all keys of a schema, dotted."""
-    return [key for key, _ in fields(schema)]
-
-
-def fields(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every key of a schema, dotted, with pydantic's FieldInfo; lists of sections by their first element."""
+def fields(schema: type[Section], prefix: str = "") -> dict[str, FieldInfo]:
+    """Return pydantic's FieldInfo of every key of a schema, dotted; a list of sections is one key."""
+    found: dict[str, FieldInfo] = {}
     for name, field in schema.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            yield from fields(kind, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field
+        is_section = isinstance(kind, type) and issubclass(kind, Section)
+        found |= fields(kind, f"{prefix}{name}.") if is_section else {f"{prefix}{name}": field}
+    return found
 
 
 def non_defaults(config: Section) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from conftest import ROOT, run
 from pipeline.base import hydra
 from pipeline.base.errors import UserError
 from pipeline.base.project import open_project
-from pipeline.base.schema import Config, fields, from_recorded, keys, non_defaults, validate
+from pipeline.base.schema import Config, fields, from_recorded, non_defaults, validate
 from pipeline.base.verb_schemas import PredictConfig, RunConfig
 
 RECIPES = sorted((ROOT / "conf" / "recipe").rglob("*.yaml"))
@@ -74,12 +74,12 @@ def test_every_value_has_one_source(recipe):
     sources = [*flat(load(ROOT / "params.yaml")), *flat(load(recipe)), *flat({"data": load(DATA[0])})]
     assert len(sources) == len(set(sources))
     whole = {key.partition(".sha256.")[0].partition(".files.")[0] for key in sources}
-    missing = {key for key, field in fields(Config) if field.is_required()} - whole
+    missing = {key for key, field in fields(Config).items() if field.is_required()} - whole
     assert missing <= {"name", "data.name", "data.sha256"}
 
 
 def test_the_keys_of_one_verb_are_no_keys_of_another(compose):
-    extra = set(keys(PredictConfig)) - set(keys(Config))
+    extra = set(fields(PredictConfig)) - set(fields(Config))
     assert extra == {"run", "alias", "confidence", "input", "show"}
     with pytest.raises(UserError, match=r"^run is no key"):
         compose("run=some")
@@ -107,8 +107,8 @@ AS_BEFORE = {
 
 
 def test_a_key_of_the_schema_has_no_default_but_for_those_that_came_later():
-    assert {key: field.default for key, field in fields(Config) if not field.is_required()} == AS_BEFORE
-    assert len(keys(Config)) > 30
+    assert {key: field.default for key, field in fields(Config).items() if not field.is_required()} == AS_BEFORE
+    assert len(fields(Config)) > 30
 
 
 def test_a_recorded_configuration_lacks_keys_that_came_later_and_has_some_that_went(compose):
@@ -212,7 +212,7 @@ def test_a_value_out_of_range_is_named_with_what_is_accepted(compose, override, 
 
 def test_every_key_of_the_schema_is_tried_above():
     tried = {named.partition("=")[0] for _, named, _ in OUT_OF_RANGE}
-    untried = [key for key in keys(Config) if not any(name == key or name.startswith(f"{key}.") for name in tried)]
+    untried = [key for key in fields(Config) if not any(name == key or name.startswith(f"{key}.") for name in tried)]
     assert untried == ["data.name", "name"], "they are those of their files"
 
 
@@ -391,7 +391,7 @@ def test_help_lists_every_key_with_its_value_range_and_meaning(copy):
     done = run("python", "-m", "pipeline.evaluate", "--help", "recipe=fast", cwd=copy)
     assert done.returncode == 0, done.stderr
     listed = {line.partition("=")[0] for line in done.stdout.splitlines() if line and not line.startswith(" ")}
-    assert set(keys(RunConfig)) - {"name", "data.name"} <= listed
+    assert set(fields(RunConfig)) - {"name", "data.name"} <= listed
     assert "optimizer.batch_size=64\n    examples; whole number from 1 to 65,536\n" in done.stdout
     assert "  recipe=<name>  accurate, baseline, debug/one_batch, debug/overfit, fast\n" in done.stdout
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pipeline.base import hydra
 from pipeline.base.errors import one_line
 from pipeline.base.project import Project, open_project
-from pipeline.base.schema import Config, keys, validate
+from pipeline.base.schema import Config, fields, validate
 
 pytestmark = pytest.mark.faults
 
@@ -36,7 +36,7 @@ TYPED = [  # what a person types, rightly or wrongly
     "choice(1,2)", "same", "valid", "flatten", "constant", "one_cycle", "float32", "- x", "\t", "x" * 100, "😀",
 ]
 # fmt: on
-KEYS = [*keys(Config), "recipe", "data", "train", "model", "train.epoch", "lr", "model.convolutions.0.pool", "seed.x"]
+KEYS = [*fields(Config), "recipe", "data", "train", "model", "train.epoch", "lr", "model.convolutions.0.pool", "seed.x"]
 WORDS = st.builds(
     "{}{}={}".format, st.sampled_from(["", "", "", "+", "++"]), st.sampled_from(KEYS), st.sampled_from(TYPED)
 ) | st.sampled_from(["~seed", "~recipe", "seed", "train.epochs", "=1", ".", "model.units[0]=1", "-x"])

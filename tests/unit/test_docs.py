@@ -14,7 +14,7 @@ def test_the_page_of_the_configuration_is_the_one_of_the_schema():
     assert text == generate.configuration(), "run `make docs`"
     assert "| `optimizer.learning_rate` | number above 0 to 10 | of Adam; the peak, for one_cycle |\n" in text
     missing = [
-        key for key in schema.keys(schema.Config) if key not in ("name", "data.name") and f"| `{key}` |" not in text
+        key for key in schema.fields(schema.Config) if key not in ("name", "data.name") and f"| `{key}` |" not in text
     ]
     assert not missing
 

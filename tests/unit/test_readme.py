@@ -11,12 +11,12 @@ from conftest import ROOT, run
 from benchmarks import report
 from docs import generate
 from pipeline.base import verb_schemas
-from pipeline.base.schema import Config, keys
+from pipeline.base.schema import Config, fields
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 SCHEMAS = [value for value in vars(verb_schemas).values() if isinstance(value, type) and issubclass(value, Config)]
-KEYS = {key for schema in SCHEMAS for key in keys(schema)} | {"recipe", "data", "sweep"}
+KEYS = {key for schema in SCHEMAS for key in fields(schema)} | {"recipe", "data", "sweep"}
 README_BYTES = 9_000
 
 
