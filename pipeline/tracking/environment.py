@@ -32,12 +32,8 @@ NOT_SOURCE = (":!results", ":!dvc.lock", ":!benchmarks/results", ":!docs/benchma
 def processor() -> str:
     """Return the processor's name."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*: (.+)", cpuinfo.read_text() if cpuinfo.is_file() else "", re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def hardware() -> str:
@@ -104,7 +100,8 @@ def packages() -> str:
 def run_tags(project: Project, source: str) -> dict[str, str]:
     """Return the tags of every run: where it comes from, and no person. `source` is the command, as pipeline.train."""
     revision = commit(project.root)
-    return ANONYMOUS_TAGS | {
+    return {
+        **ANONYMOUS_TAGS,
         "mlflow.source.name": source,
         "mlflow.source.git.commit": revision,
         "git_commit": revision,

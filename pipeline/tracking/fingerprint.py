@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import hashlib
 import importlib.metadata
 import json
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.base.files import require_file, sha256
+from pipeline.base.files import sha256
 from pipeline.base.project import Project
 from pipeline.base.schema import Config, flatten, non_defaults
 from pipeline.tracking.environment import NUMERIC_PACKAGES, THREADS, compute_variables, processor, versions
@@ -22,6 +21,7 @@ TRAINING_MODULES = ("data", "model", "training", "experiments/run.py")
 # are hashed themselves, whatever they are called and wherever they came from.
 NON_TRAINING_KEYS = ("evaluate", "recipes", "dataset", "name")
 NON_TRAINING_DATA_KEYS = ("name", "published", "files", "sources")
+DOCUMENTED = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 class Fingerprint(NamedTuple):
@@ -41,16 +41,14 @@ class Fingerprint(NamedTuple):
 def fingerprint(project: Project, config: Config, data_files: Sequence[Path]) -> Fingerprint:
     """Return what decides the model that this process would train on these files, the training and validation data."""
     values = training_values(config)
-    data = _sha256_of("".join(_file_sha256(file, file.stat().st_mtime_ns) for file in map(require_file, data_files)))
+    data = hashlib.sha256("".join(map(sha256, data_files)).encode()).hexdigest()
     code = code_sha256(project.root)
     environment = compute_variables()
     shared = [data, code, [importlib.metadata.version(name) for name in NUMERIC_PACKAGES], environment]
     without_seed = {key: value for key, value in values.items() if key != "seed"}
-    content, group = (_sha256_of(json.dumps([part, *shared], sort_keys=True)) for part in (values, without_seed))
     without_epochs = {"train": {key: value for key, value in values["train"].items() if key != "epochs"}}
-    resume_values = values if depends_on_length(config) else values | without_epochs
     resume_key = {
-        "configuration": _sha256_of(json.dumps(resume_values, sort_keys=True)),
+        "configuration": _sha256_of(values if depends_on_length(config) else values | without_epochs),
         "data": data,
         "code": code,
         "versions": versions(NUMERIC_PACKAGES),
@@ -58,9 +56,9 @@ def fingerprint(project: Project, config: Config, data_files: Sequence[Path]) ->
         "processor": processor(),
         "environment": environment,
     }
-    config_hash = _sha256_of(json.dumps(values, sort_keys=True))
     # The g: Hydra, and whoever reads a ranking, would take 9447e1230643 for a number.
-    return Fingerprint(config_hash, data, code, content, f"g{group[:12]}", resume_key)
+    group = f"g{_sha256_of([without_seed, *shared])[:12]}"
+    return Fingerprint(_sha256_of(values), data, code, _sha256_of([values, *shared]), group, resume_key)
 
 
 def training_values(config: Config) -> dict[str, Any]:
@@ -87,29 +85,18 @@ def code_sha256(root: Path) -> str:
     """
     package = root / "pipeline"
     files = [file for name in TRAINING_MODULES for file in (sorted((package / name).rglob("*.py")) or [package / name])]
-    return _sha256_of(json.dumps([_syntax(ast.parse(file.read_text(encoding="utf-8"))) for file in files]))
+    return _sha256_of([ast.parse(file.read_text(encoding="utf-8")) for file in files])
+
+
+def _sha256_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_syntax).encode()).hexdigest()
 
 
 def _syntax(node: Any) -> Any:
-    """Return a syntax tree as nested lists, the same for every Python that we support: empty fields differ."""
-    if isinstance(node, ast.AST):
-        fields = {name: value for name, value in ast.iter_fields(node) if value not in (None, [])}
-        if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and _docstring(node):
-            fields["body"] = node.body[1:]
-        return [type(node).__name__, *([name, _syntax(value)] for name, value in fields.items())]
-    if isinstance(node, list):
-        return [_syntax(item) for item in node]
-    return node if isinstance(node, str | int | float | bool) else repr(node)
-
-
-def _docstring(node: ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:
-    return ast.get_docstring(node, clean=False) is not None
-
-
-@functools.cache  # for the jobs of a sweep; `modified_ns` is there to be part of the cache's key
-def _file_sha256(file: Path, modified_ns: int) -> str:
-    return sha256(file)
-
-
-def _sha256_of(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Return a node of a syntax tree as a list, the same for every Python that we support: empty fields differ."""
+    if not isinstance(node, ast.AST):
+        return repr(node)  # a constant that is no JSON
+    fields = {name: value for name, value in ast.iter_fields(node) if value not in (None, [])}
+    if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+        fields["body"] = node.body[1:]
+    return [type(node).__name__, *fields.items()]
