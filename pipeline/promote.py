@@ -27,43 +27,31 @@ def promote(project: Project, config: RunConfig) -> None:
         from pipeline.tracking import queries, registry
 
     run = queries.find_run(project, run_id, config.data)
-    champion = registry.version_of(project, registry.CHAMPION, name)
-    if champion is not None and champion.run_id == run_id:
-        registry.register(project, run, name, _card(project, run))
-        print(f"models:/{name}@champion is version {champion.version}, run {run_id}, already")
-        return
-    if champion is not None and registry.is_gone(project, champion):
-        print(f"the run of the champion, version {champion.version}, was deleted: the next one is the first again")
-        champion = None
     candidate = _held_out(run)
     with tempfile.TemporaryDirectory() as folder:
         queries.recorded_model(run, Path(folder))  # is the one that it trained
-    if champion is None:
+    champion = registry.version_of(project, registry.CHAMPION, name)
+    if champion is not None and registry.is_gone(project, champion):
+        print(f"the run of the champion, version {champion.version}, was deleted: the next one is the first again")
+        champion = None
+    if champion is None or champion.run_id == run_id:
         version = registry.register(project, run, name, _card(project, run))
         registry.point(project, registry.CHAMPION, name, version)
-        print(f"models:/{name}@champion is version {version}, run {run_id}: the first")
+        print(f"models:/{name}@champion is version {version}, run {run_id}: {'already' if champion else 'the first'}")
         return
     try:
-        predictions = {
-            "the champion": _held_out(queries.find_run(project, champion.run_id, config.data)),
-            "this run": candidate,
-        }
-        [verdict] = verdicts.compare_predictions(predictions, config.evaluate.confidence, "validation")
+        other = _held_out(queries.find_run(project, champion.run_id, config.data))
+        both = {"the champion": other, "this run": candidate}
+        [verdict] = verdicts.compare_predictions(both, config.evaluate.confidence, "validation")
     except UserError as error:  # names a run that nobody typed
         raise UserError(
             f"the champion, version {champion.version} of {name}, cannot be compared with ({error}): take that alias "
             "off it in `mlflow ui` to begin again"
         ) from None
-    better = bool(verdict.test and verdict.test.difference > 0 and verdict.shown)
-    version = registry.register(project, run, name, _card(project, run))
+    better = verdict.test and verdict.test.difference > 0 and verdict.shown
     alias = registry.CHAMPION if better else registry.CHALLENGER
-    current = registry.version_of(project, registry.CHAMPION, name)
-    if current is None or current.version != champion.version:
-        raise UserError(f"the champion of {name} has changed meanwhile: the same command compares with the new one")
+    version = registry.register(project, run, name, _card(project, run))
     registry.point(project, alias, name, version)
-    challenger = registry.version_of(project, registry.CHALLENGER, name) if better else None
-    if challenger and challenger.version == version:
-        registry.drop(project, registry.CHALLENGER, name)
     stays = "" if better else f"; the champion stays version {champion.version}, run {champion.run_id}"
     print(f"{verdict.sentence}\nmodels:/{name}@{alias} is version {version}, run {run_id}{stays}")
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from pipeline.base.errors import UserError
 from pipeline.base.project import Project
+from pipeline.tracking.queries import search
 from pipeline.tracking.store import open_store, translate_errors
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -25,15 +25,11 @@ def register(project: Project, run: Run, name: str, card: str) -> str:
             client.update_model_version(name, version.version, card[:MAX_DESCRIPTION])
             return str(version.version)
     logged = client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'")
-    ready = [model for model in logged if model.status.name == "READY"]
-    if not ready:
+    model = next((model for model in logged if model.status.name == "READY"), None)
+    if model is None:
         raise UserError(f"{run.info.run_id} has no model in MLflow: `python -m pipeline.sync` sends what waits")
-    try:
+    if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
-            raise
-    model = ready[0]
     made = client.create_model_version(
         name, model.model_uri, run.info.run_id, description=card[:MAX_DESCRIPTION], model_id=model.model_id
     )
@@ -42,13 +38,11 @@ def register(project: Project, run: Run, name: str, card: str) -> str:
 
 @translate_errors()
 def point(project: Project, alias: str, name: str, version: str) -> None:
-    """Let `alias` stand for a version, and for no other."""
-    open_store(project, name)[0].set_registered_model_alias(name, alias, version)
-
-
-@translate_errors()
-def drop(project: Project, alias: str, name: str) -> None:
-    open_store(project, name)[0].delete_registered_model_alias(name, alias)
+    """Let `alias` stand for a version, and for no other; a new champion has no challenger yet."""
+    client, _ = open_store(project, name)
+    client.set_registered_model_alias(name, alias, version)
+    if alias == CHAMPION:
+        client.delete_registered_model_alias(name, CHALLENGER)
 
 
 @translate_errors()
@@ -66,12 +60,7 @@ def version_of(project: Project, alias: str, name: str) -> Any | None:
 @translate_errors()
 def is_gone(project: Project, version: Any) -> bool:
     """Return whether the run of a version was deleted; its version and alias stay in the registry, even after gc."""
-    try:
-        return bool(open_store(project, version.name)[0].get_run(version.run_id).info.lifecycle_stage != "active")
-    except MlflowException as error:
-        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-            raise
-        return True
+    return not search(*open_store(project, version.name), f"attributes.run_id = '{version.run_id}'")
 
 
 def run_of(project: Project, alias: str, name: str) -> str:
