@@ -54,7 +54,33 @@ def reproduce(project: Project, config: RunConfig) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         recorded = _load_recorded(project, config.run, config, Path(folder))
-    _train_again(project, config.run, recorded)
+    tags = recorded.tags
+    train, val = (load_split(project, name, recorded.config.data) for name in ("train", "val"))
+    identity = fingerprint(project, recorded.config, [project.processed / f"{name}.npz" for name in ("train", "val")])
+    with quiet_import():
+        from pipeline.experiments.run import Split, train_tracked
+
+    differing = differences(tags, identity.tags() | environment.run_tags(project, "pipeline.reproduce"))
+    print("\n".join(differing) or "code, data, versions, hardware and environment are those of the run", flush=True)
+    split = Split(head(train, recorded.config.train.examples), val)
+    name = f"reproduce {tags['recipe']} {config.run[:12]}"
+    trained = train_tracked(project, recorded.config, split, identity, name)
+    again = sha256(trained.model_file)
+    if again == tags["model_sha256"]:
+        print(f"identical bits: model.keras has the SHA-256 of the run, {again}; {trained.tracked}")
+        return
+    last, ours = recorded.history[-1], trained.history[-1]
+    predictions = load_csv(trained.model_file.with_name("val_predictions.csv"), ["index", "prediction"])
+    pairs = zip(recorded.val_predictions, predictions, strict=True)
+    changed = sum(before["prediction"] != now["prediction"] for before, now in pairs)
+    print(
+        f"other bits: validation accuracy {percent(ours.val_accuracy)}, the run's {percent(last['val_accuracy'])} "
+        f"({points(ours.val_accuracy - last['val_accuracy'])} points; {changed} of {len(predictions):,} predictions "
+        f"differ); training accuracy {percent(ours.train_accuracy)} and {percent(last['train_accuracy'])}; "
+        f"{trained.tracked}"
+    )
+    if not differing:
+        raise UserError("other bits although nothing known differs: the run is not reproduced")
 
 
 def _load_recorded(project: Project, run: str, config: Config, folder: Path) -> Recorded:
@@ -80,58 +106,23 @@ def _load_recorded(project: Project, run: str, config: Config, folder: Path) -> 
     )
 
 
-def _train_again(project: Project, run: str, recorded: Recorded) -> None:
-    config, tags = recorded.config, recorded.tags
-    train, val = (load_split(project, name, config.data) for name in ("train", "val"))
-    if len(recorded.val_predictions) != len(val.labels):
-        raise UserError(
-            f"{run} has predictions of {len(recorded.val_predictions)} examples, expected {len(val.labels)}"
-        )
-    identity = fingerprint(project, config, project.training_files)
-    with quiet_import():
-        from pipeline.experiments.run import Split, train_tracked
-
-    here = identity.tags() | environment.run_tags(project, "pipeline.reproduce")
-    differing = differences(tags, here)
-    print("\n".join(differing) or "code, data, versions, hardware and environment are those of the run", flush=True)
-    split = Split(head(train, config.train.examples), val)
-    trained = train_tracked(project, config, split, identity, f"reproduce {tags['recipe']} {run[:12]}")
-    again = sha256(trained.model_file)
-    if again == tags["model_sha256"]:
-        print(f"identical bits: model.keras has the SHA-256 of the run, {again}; {trained.tracked}")
-        return
-    last, ours = recorded.history[-1], trained.history[-1]
-    predictions = load_csv(trained.model_file.with_name("val_predictions.csv"), ["index", "prediction"])
-    pairs = zip(recorded.val_predictions, predictions, strict=True)
-    changed = sum(before["prediction"] != now["prediction"] for before, now in pairs)
-    print(
-        f"other bits: validation accuracy {percent(ours.val_accuracy)}, the run's {percent(last['val_accuracy'])} "
-        f"({points(ours.val_accuracy - last['val_accuracy'])} points; {changed} of {len(predictions):,} predictions "
-        f"differ); training accuracy {percent(ours.train_accuracy)} and {percent(last['train_accuracy'])}; "
-        f"{trained.tracked}"
-    )
-    if not differing:
-        raise UserError("other bits although nothing known differs: the run is not reproduced")
-
-
 def differences(tags: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
     """Return a line for each thing that may explain other bits; for another commit, how to get there."""
-    tags, lines = {"environment": "none", **tags}, []  # it was not always recorded
-    for key, name in COMPARED.items():
-        if tags.get(key) != here[key]:
-            lines.append(f"{name} differ: the run's {tags.get(key, 'unknown')}; here {here[key]}")
+    tags = {"environment": "none", "git_commit": "none", **tags}  # they were not always recorded
+    lines = [
+        f"{name} differ: the run's {tags.get(key, 'unknown')}; here {here[key]}"
+        for key, name in COMPARED.items()
+        if tags.get(key) != here[key]
+    ]
     if tags.get("code_sha256") != here["code_sha256"]:
-        commit, dirty = tags.get("git_commit", "none"), tags.get("git_dirty") == "true"
-        changed = " with uncommitted changes"
-        lines.append(
-            f"code differs: the run's is of commit {commit}{changed if dirty else ''}; "
-            f"here {here['git_commit']}{changed if here['git_dirty'] == 'true' else ''}"
+        theirs, ours = (
+            values["git_commit"] + (" with uncommitted changes" if values.get("git_dirty") == "true" else "")
+            for values in (tags, here)
         )
-        if commit != "none":
-            lines.append(
-                f"to train with its code: git worktree add ../at-{commit[:7]} {commit}"
-                + (f" && git -C ../at-{commit[:7]} apply <the run's git.diff>" if dirty else "")
-            )
+        lines.append(f"code differs: the run's is of commit {theirs}; here {ours}")
+        if (commit := tags["git_commit"]) != "none":
+            patch = f" && git -C ../at-{commit[:7]} apply <the run's git.diff>" if theirs != commit else ""
+            lines.append(f"to train with its code: git worktree add ../at-{commit[:7]} {commit}{patch}")
     return lines
 
 
