@@ -67,11 +67,12 @@ def _terminal_table(
 
     seconds, hardware = ["–"] if config.data.published else [], "no hardware known"
     for name, of_recipe in metrics.items():
-        known = None
+        spent, tags = "–", {"model_sha256": of_recipe["model_sha256"], "dvc_stage": f"train@{name}"}
         with suppress(UserError):  # the table is of files; only the seconds are MLflow's
-            known = queries.seconds_in_training(project, name, of_recipe["model_sha256"], config.data.name)
-        seconds.append(f"{known[0]:,.0f}" if known else "–")
-        hardware = known[1] if known else hardware
+            for run in queries.find_trained(project, config.data.name, **tags):
+                if spent == "–" and (curve := queries.curve(run, "epoch_seconds")):
+                    spent, hardware = f"{sum(curve):,.0f}", run.data.tags["hardware"]
+        seconds.append(spent)
     with suppress(UserError):
         hardware += f"; {models_scored(queries.models_scored(project, config.data.name))}"
     lines = [[*recipe_table.header(config.evaluate.confidence), "seconds in training"]]

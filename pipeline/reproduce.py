@@ -56,7 +56,7 @@ def reproduce(project: Project, config: RunConfig) -> None:
         recorded = _load_recorded(project, config.run, config, Path(folder))
     tags = recorded.tags
     train, val = (load_split(project, name, recorded.config.data) for name in ("train", "val"))
-    identity = fingerprint(project, recorded.config, [project.processed / f"{name}.npz" for name in ("train", "val")])
+    identity = fingerprint(project, recorded.config, project.training_files)
     with quiet_import():
         from pipeline.experiments.run import Split, train_tracked
 

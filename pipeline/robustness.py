@@ -84,11 +84,12 @@ def _log(project: Project, config: Config, model_sha256: str, folder: Path, accu
     from pipeline.tracking import queries
 
     try:
-        run = queries.find_trained(project, config.name, model_sha256, config.data.name)
-        if run is None:
+        stage = f"train@{config.name}"
+        runs = queries.find_trained(project, config.data.name, model_sha256=model_sha256, dvc_stage=stage)
+        if not runs:
             return "not logged: no MLflow run of a DVC stage holds this model, `pipeline.evaluate` makes one"
-        queries.log_test_files(project, run, folder, "robustness", {"corrupted_accuracy": accuracy})
-        return f"MLflow run {run.info.run_id}; {models_scored(queries.models_scored(project, config.data.name))}"
+        queries.log_test_files(runs[0], folder, "robustness", {"corrupted_accuracy": accuracy})
+        return f"MLflow run {runs[0].info.run_id}; {models_scored(queries.models_scored(project, config.data.name))}"
     except UserError as error:  # of a server that is unreachable, for one
         return f"not logged, nor the model counted among those scored on the test examples: {error}"
 

@@ -37,7 +37,7 @@ def compare_runs(project: Project, config: CompareConfig) -> None:
     if len(groups) < 2:
         raise UserError("one configuration alone: give a=<what> and b=<what>, or the id of a sweep of several")
     runs = [run for members in groups.values() for run in members]
-    split = "test" if all(map(queries.is_evaluated, runs)) else "validation"
+    split = "test" if all("evaluated_by" in run.data.tags for run in runs) else "validation"
     if split == "validation" and any(run.data.params.get("data.val_examples") == "0" for run in runs):
         raise UserError(
             "a run has no validation examples: evaluate all on the test examples (pipeline.evaluate run=<id>)"
@@ -117,7 +117,7 @@ def _draw(
     return [project.job_folder / f"{name}.png" for name in figures]
 
 
-@translate_errors(OSError)
+@translate_errors()
 def _log(
     project: Project, experiment_name: str, title: str, files: Sequence[Path], answer: str, compared: Sequence[Run]
 ) -> str:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError
-from pipeline.base.files import load_csv, require_file, sha256
+from pipeline.base.files import load_csv, load_yaml, require_file, sha256
 from pipeline.base.project import Project
+from pipeline.base.recorded import from_recorded
 from pipeline.base.schema import Config
 from pipeline.base.verb_schemas import RunConfig
 
@@ -42,7 +43,7 @@ def run_model(project: Project, config: RunConfig, folder: Path) -> Evaluated:
         from pipeline.tracking import queries
 
     run = queries.find_run(project, config.run, config.data)
-    recorded = queries.recorded_config(run, folder)
+    recorded = from_recorded(load_yaml(queries.artifact(run, "config.yaml", folder)), f"run {config.run}")
     history_file = queries.artifact(run, "history.csv", folder)
     model_file = queries.recorded_model(run, folder)
     return Evaluated(recorded, model_file, run.data.tags["model_sha256"], history_file, config.run)

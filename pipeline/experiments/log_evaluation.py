@@ -6,19 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.files import link_or_copy, save_yaml, sha256
+from pipeline.base.files import link_or_copy, load_csv, save_yaml, sha256
 from pipeline.base.project import Project
 from pipeline.base.schema import flatten
 from pipeline.data.examples import Examples
-from pipeline.experiments.evaluated import Evaluated
+from pipeline.experiments.evaluated import HISTORY, Evaluated
 from pipeline.model.files import weights_sha256
 from pipeline.reports.tables import models_scored
 from pipeline.tracking import queries
 from pipeline.tracking.environment import run_tags
 from pipeline.tracking.fingerprint import training_params
-from pipeline.tracking.mlflow_log import describe, training_rows
 from pipeline.tracking.record import Record, add_pending, now
-from pipeline.tracking.sending import SYNC, send_pending
+from pipeline.tracking.sending import SYNC, describe, send_pending
 
 
 def log_evaluation(
@@ -54,7 +53,7 @@ def log_evaluation(
     if evaluated.run is None:
         _keep_training(project, evaluated, num_params, record.folder / "training")
     record.finish("FINISHED")
-    add_pending(project, record)
+    add_pending(project, record.folder)
     sent, left = send_pending(project)
     if run_id := sent.get(record.info["id"]):
         return f"MLflow run {run_id}; {models_scored(queries.models_scored(project, config.data.name))}"
@@ -81,7 +80,8 @@ def _keep_training(project: Project, evaluated: Evaluated, num_params: int, fold
         "end": now(),
     }
     record = Record.begin(folder, info)
-    record.add_rows(training_rows(evaluated.history_file, now()))
+    rows = load_csv(evaluated.history_file, HISTORY)
+    record.add_rows([{"step": int(row.pop("epoch")), "time": now(), "values": row} for row in rows])
     save_yaml(folder / "config.yaml", config.model_dump())
     link_or_copy(evaluated.model_file, folder / "model.keras")
     # Predictions of the validation examples: runs are compared by them.

@@ -5,7 +5,6 @@ The job's folder is the record of the run; MLflow gets what stands there, and a 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -27,9 +26,8 @@ from pipeline.model.inference import predict, start
 from pipeline.reports import plots
 from pipeline.tracking.environment import git_diff, packages, run_tags
 from pipeline.tracking.fingerprint import Fingerprint, training_params
-from pipeline.tracking.mlflow_log import describe, send
 from pipeline.tracking.record import Record, Row, now, process_tag, resume_or_create, system_metrics
-from pipeline.tracking.sending import SYNC, LiveLog, send_pending
+from pipeline.tracking.sending import SYNC, LiveLog, describe, send_pending
 from pipeline.training import checkpoint
 from pipeline.training.augment import random_affine
 from pipeline.training.loop import Epoch, fit
@@ -86,11 +84,9 @@ def train_tracked(
         with suppress(OSError, UserError):  # of a full disk, say: the error itself is to be told
             if isinstance(error, UserError):  # the same command would meet it again
                 record.finish("FAILED")
-                send_pending(project)
             else:
                 record.update(status="KILLED", end=now())
-                send(project, record)
-                record.update(sent=True)
+            send_pending(project)
         raise
     record.finish("FINISHED")
     sent, left = send_pending(project)
@@ -173,7 +169,7 @@ def _train(
 
 def metrics_row(row: Mapping[str, Any], size: int) -> Row:
     """Return a row of the history as MLflow shows it, at step = epoch."""
-    values = {key: value for key, value in row.items() if key not in ("epoch", "time") and math.isfinite(value)}
+    values = {key: value for key, value in row.items() if key not in ("epoch", "time")}
     values["images_per_second"] = size / row["epoch_seconds"]
     return {"step": row["epoch"], "time": row["time"], "values": values}
 

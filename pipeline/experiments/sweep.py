@@ -99,7 +99,7 @@ def _open(project: Project, config: Any) -> None:
     hydra_overrides = [part for part in config.hydra.overrides.hydra if not part.startswith("hydra.mode=")]
     command = shlex.join(["python", "-m", "pipeline.train", "-m", *hydra_overrides, *overrides])
     parent, again = sweep_log.open_sweep(project, experiment, name, command, digest, keys)
-    known = 0 if is_search else sum(queries.find_completed(project, experiment, one) is not None for one in contents)
+    known = 0 if is_search else sum(bool(queries.find_trained(project, experiment, content_sha256=c)) for c in contents)
     count = f"{config.hydra.sweeper.n_trials} trials" if is_search else f"{len(jobs)} jobs"
     finished = f", {known} found finished" if known else ""
     print(f"{name}: {count}{finished}; MLflow run {parent}{', begun before' if again else ''}", flush=True)

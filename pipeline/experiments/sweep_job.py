@@ -87,21 +87,21 @@ class Job(NamedTuple):
             sending.send_pending(project)  # what is looked for may be among it
             content, waited = identity.content_sha256, False
             while True:
-                run = queries.find_completed(project, config.data.name, content)
+                runs = queries.find_trained(project, config.data.name, content_sha256=content)
                 own = {record.info["id"] for record in unfinished(project, self.name, identity.resume_key)}
                 children = sweep_log.unfinished_children(self.parent, content)
                 children = [child for child in children if child.data.tags.get("record") not in own]
                 dead = [c for c in children if c.info.status != "RUNNING" or not is_alive(c.data.tags.get("process"))]
-                if run or children == dead:
+                if runs or children == dead:
                     break
                 if not waited:
                     print(f"{self.name}: another machine trains just this: waiting for it", flush=True)
                 waited = True
                 time.sleep(POLL_SECONDS)
             sweep_log.delete_runs(dead)
-            if dead and not run and not own:
+            if dead and not runs and not own:
                 print(f"{self.name}: left unfinished by an earlier try, trained again", flush=True)
-            return run
+            return runs[0] if runs else None
         return None
 
     def _shared(self, project: Project, identity: Fingerprint) -> SharedCheckpoints | None:

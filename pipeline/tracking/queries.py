@@ -13,18 +13,16 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import load_yaml
 from pipeline.base.project import Project
-from pipeline.base.schema import Config, Data, flatten, from_recorded
+from pipeline.base.schema import Data, flatten
 from pipeline.model.files import weights_sha256
 from pipeline.tracking.store import address, open_store, translate_errors
 
 PARENT = "mlflow.parentRunId"  # a tag of MLflow's; sweep_job.PARENT is a variable of the environment
-NEWEST_FIRST = ["attributes.start_time DESC"]
 MAX_NAME = 250  # characters of a run's name that MLflow's tables hold
 TEST_SCORED = "test_scored"  # tag of a run whose model was scored on the test examples; earlier code: test_set_reads
 PAGE = 100  # runs per request: a thousand of ours at once take a server longer than we wait for an answer
-TRAINED = "tags.model_sha256 != '' and attributes.status = 'FINISHED'"
+TRAINED = "tags.model_sha256 != '' and attributes.status = 'FINISHED'"  # the hash is the last thing to be logged
 
 
 @translate_errors()
@@ -67,20 +65,17 @@ def find_runs(project: Project, what: str, experiment_name: str) -> dict[str, li
     It is a recipe (the newest run of its DVC stage), a run's id, the id of a sweep (all its configurations), a group
     (all seeds of one configuration), or a filter in MLflow's language. If it names no run, that is a UserError.
     """
-    client, experiment = open_store(project, experiment_name)
     if re.fullmatch("[0-9a-f]{32}", what):
         run = _existing_run(project, what, experiment_name)
         runs = sweep_runs(what) if "sweep" in run.data.tags else [run]
         runs = [one for one in runs if one.info.status == "FINISHED" and "model_sha256" in one.data.tags]
     elif (project.conf / "recipe" / f"{what}.yaml").is_file():
-        query = f"tags.dvc_stage = 'train@{what}' and {TRAINED}"
-        runs = client.search_runs([experiment], query, order_by=NEWEST_FIRST)
-        runs = [run for run in runs if PARENT not in run.data.tags][:1]
+        runs = find_trained(project, experiment_name, dvc_stage=f"train@{what}")[:1]
     elif re.fullmatch("g?[0-9a-f]{12}", what):  # groups of earlier code have no g
-        runs = search(client, experiment, f"tags.group = '{what}' and {TRAINED}")
+        runs = find_trained(project, experiment_name, group=what)
     else:
         try:
-            runs = search(client, experiment, f"{what} and {TRAINED}")
+            runs = search(*open_store(project, experiment_name), f"{what} and {TRAINED}")
         except MlflowException as error:
             raise UserError(
                 f"{what!r} is no recipe, run, sweep or group, and no filter of MLflow's ({str(error).splitlines()[0]})"
@@ -98,13 +93,19 @@ def find_runs(project: Project, what: str, experiment_name: str) -> dict[str, li
 def search(client: MlflowClient, experiment: str, query: str, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
     """Return all runs that a filter of MLflow's matches, however many, the newest first."""
     runs: dict[str, Run] = {}  # by id: one that another process begins meanwhile moves all others back by one
-    token = None
-    while True:
-        page = client.search_runs([experiment], query, view, max_results=PAGE, order_by=NEWEST_FIRST, page_token=token)
+    page, newest_first = None, ["attributes.start_time DESC"]
+    while page is None or page.token:
+        token = page and page.token
+        page = client.search_runs([experiment], query, view, max_results=PAGE, order_by=newest_first, page_token=token)
         runs |= {run.info.run_id: run for run in page}
-        token = page.token
-        if not token:
-            return list(runs.values())
+    return list(runs.values())
+
+
+@translate_errors()
+def find_trained(project: Project, experiment_name: str, **tags: str) -> list[Run]:
+    """Return the finished runs that trained a model and have these tags, the newest first."""
+    query = " and ".join([TRAINED, *(f"tags.{key} = '{value}'" for key, value in tags.items())])
+    return search(*open_store(project, experiment_name), query)
 
 
 def traits(run: Run) -> dict[str, str]:
@@ -116,19 +117,15 @@ def traits(run: Run) -> dict[str, str]:
     return {key: value for key, value in run.data.params.items() if key not in derived} | tags
 
 
-def is_evaluated(run: Run) -> bool:
-    return "evaluated_by" in run.data.tags
-
-
 @translate_errors()
 def models_scored(project: Project, experiment_name: str) -> int:
     """Return how many different models of this store were scored on the test examples of a data set, by anybody.
 
     The same model again tells nothing new and counts once; the model of a deleted run still counts.
     """
-    client, experiment = open_store(project, experiment_name)
-    queries = (f"tags.{tag} != ''" for tag in (TEST_SCORED, "test_set_reads"))
-    runs = [run for query in queries for run in search(client, experiment, query, ViewType.ALL)]
+    store = open_store(project, experiment_name)
+    tags = (TEST_SCORED, "test_set_reads")
+    runs = [run for tag in tags for run in search(*store, f"tags.{tag} != ''", ViewType.ALL)]
     return len({run.data.tags.get("weights_sha256", run.info.run_id) for run in runs})
 
 
@@ -143,53 +140,12 @@ def artifact(run: Run, name: str, folder: Path) -> Path:
         ) from None
 
 
-def recorded_config(run: Run, folder: Path) -> Config:
-    """Return the configuration that a run was trained with."""
-    return from_recorded(load_yaml(artifact(run, "config.yaml", folder)), f"config.yaml of run {run.info.run_id}")
-
-
 def recorded_model(run: Run, folder: Path) -> Path:
     """Return the .keras file of a run; a UserError if it is gone or has other weights than the run trained."""
-    file = artifact(run, "model", folder) / "data" / "model.keras"
-    if not file.is_file():
-        raise UserError(f"the model of the MLflow run {run.info.run_id} is gone: bring it back, or train again")
+    file = artifact(run, "model/data/model.keras", folder)
     if weights_sha256(file) != run.data.tags.get("weights_sha256"):
         raise UserError(f"{run.info.run_id} holds another model than it trained: bring it back, or train again")
     return file
-
-
-@translate_errors()
-def find_trained(project: Project, recipe: str, model_sha256: str, experiment_name: str) -> Run | None:
-    """Return the newest finished run of a DVC stage that trained exactly this model, or None; never a sweep's child."""
-    client, experiment = open_store(project, experiment_name)
-    query = (
-        f"tags.model_sha256 = '{model_sha256}' and tags.dvc_stage = 'train@{recipe}' and attributes.status = 'FINISHED'"
-    )
-    runs = client.search_runs([experiment], query, order_by=NEWEST_FIRST)
-    return next((run for run in runs if PARENT not in run.data.tags), None)
-
-
-@translate_errors()
-def find_completed(project: Project, experiment_name: str, content_sha256: str) -> Run | None:
-    """Return the newest finished run that trained exactly this, or None."""
-    client, experiment = open_store(project, experiment_name)
-    # The model's hash is the last thing that a training logs.
-    query = f"tags.content_sha256 = '{content_sha256}' and {TRAINED}"
-    runs = client.search_runs([experiment], query, order_by=NEWEST_FIRST, max_results=1)
-    return runs[0] if runs else None
-
-
-@translate_errors()
-def seconds_in_training(
-    project: Project, recipe: str, model_sha256: str, experiment_name: str
-) -> tuple[float, str] | None:
-    """Return summed epoch seconds and the hardware of the newest run that trained this model, or None if unknown."""
-    client, experiment = open_store(project, experiment_name)
-    query = f"tags.model_sha256 = '{model_sha256}' and tags.dvc_stage = 'train@{recipe}'"
-    for run in client.search_runs([experiment], query, order_by=NEWEST_FIRST):
-        if seconds := curve(run, "epoch_seconds"):
-            return sum(seconds), run.data.tags["hardware"]
-    return None
 
 
 def curve(run: Run, key: str) -> list[float]:
@@ -199,10 +155,10 @@ def curve(run: Run, key: str) -> list[float]:
     return [metric.value for metric in sorted(history, key=lambda metric: metric.step)]
 
 
-@translate_errors(OSError)
-def log_test_files(project: Project, run: Run, folder: Path, name: str, figures: Mapping[str, float]) -> None:
+@translate_errors()
+def log_test_files(run: Run, folder: Path, name: str, figures: Mapping[str, float]) -> None:
     """Log what was made of the test examples: the files of a folder as `name` of a run, and figures that it lacks."""
-    client, _ = open_store(project, mlflow.get_experiment(run.info.experiment_id).name)
+    client = MlflowClient()
     client.set_tag(run.info.run_id, TEST_SCORED, run.data.tags["model_sha256"])
     client.log_artifacts(run.info.run_id, str(folder), name)
     for key, value in figures.items():
@@ -215,12 +171,10 @@ def sweep_runs(parent: str) -> list[Run]:
     """Return the runs of a sweep: its children, and those that it found finished."""
     client = MlflowClient()
     sweep = client.get_run(parent)
-    children = search(client, sweep.info.experiment_id, f"tags.`{PARENT}` = '{parent}'")
+    runs = search(client, sweep.info.experiment_id, f"tags.`{PARENT}` = '{parent}'")
     ids = [key.removeprefix("found.") for key in sweep.data.tags if key.startswith("found.")]
-    if not ids:
-        return children
     quoted = ", ".join(f"'{run_id}'" for run_id in ids)
-    runs = search(client, sweep.info.experiment_id, f"attributes.run_id IN ({quoted})")
-    for run in runs:
+    found = search(client, sweep.info.experiment_id, f"attributes.run_id IN ({quoted})") if ids else []
+    for run in found:
         run.data.tags["swept"] = sweep.data.tags[f"found.{run.info.run_id}"]  # it is another sweep's, or nobody's
-    return [*children, *runs]  # those deleted since are not among them
+    return runs + found  # those deleted since are not among them

@@ -16,11 +16,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from pipeline.base.project import Project
 
 MACHINE = hashlib.sha256(HOST.encode()).hexdigest()[:8]
 SILENT_SECONDS = 900  # after which a training counts as dead: longer than an epoch takes
-OWN_FILES = ("run.json", "metrics.jsonl", "model.keras")  # no artifacts; nor are hidden files, checkpoints, training/
+NO_ARTIFACT = re.compile(r"(run\.json|metrics\.jsonl|model\.keras|training/.*|.*\.ckpt|(.*/)?\..*)")
 Row = dict[str, Any]  # {"step": int, "time": int, "values": {key: float}}; times in milliseconds since 1970
 
 
@@ -49,8 +50,6 @@ class Record:
         """Load the record in `folder`; a damaged one is a UserError."""
         self.folder = folder
         self.info: dict[str, Any] = load_json(folder / "run.json")
-        if not {"id", "start", "name", "tags"} <= self.info.keys():
-            raise UserError(f"{folder} is damaged, no record of a run: remove it")
         self.rows: list[Row] = []
         if (folder / "metrics.jsonl").is_file():
             for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
@@ -69,12 +68,12 @@ class Record:
         save_json(self.folder / "run.json", self.info)
 
     def add_rows(self, rows: list[Row]) -> None:
-        """Append rows of metrics; a step that is there already stays as it is, its time included."""
+        """Append rows of metrics, without NaN; a step that is there already stays as it is, its time included."""
         known = {(row["step"], key) for row in self.rows for key in row["values"]}
         fresh = []
         for row in rows:
-            values = {key: value for key, value in row["values"].items() if (row["step"], key) not in known}
-            if values:
+            finite = {key: value for key, value in row["values"].items() if math.isfinite(value)}
+            if values := {key: value for key, value in finite.items() if (row["step"], key) not in known}:
                 fresh.append({**row, "values": values})
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             # The empty line: what a killed process left of its last line would join ours.
@@ -84,14 +83,7 @@ class Record:
     def artifacts(self) -> list[Path]:
         """Return the files that MLflow gets as artifacts, relative to the folder."""
         paths = (path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file())
-        return sorted(
-            path
-            for path in paths
-            if str(path) not in OWN_FILES
-            and path.suffix != ".ckpt"
-            and path.parts[0] != "training"
-            and not any(part.startswith(".") for part in path.parts)
-        )
+        return sorted(path for path in paths if not NO_ARTIFACT.fullmatch(path.as_posix()))
 
     def finish(self, status: str) -> None:
         """Set the final status: nothing of this run will be computed again."""
@@ -100,25 +92,27 @@ class Record:
             checkpoint.unlink()
 
 
-def add_pending(project: Project, record: Record) -> None:
-    """Remember that MLflow has not got all of a record."""
-    _point_to(project, record.folder)
+def pointer(project: Project, folder: Path) -> Path:
+    """Return the file that says, while it exists, that MLflow has not got all of the record in `folder`."""
+    name = hashlib.sha256(os.path.relpath(folder, project.home).encode()).hexdigest()[:32]
+    return project.home / "outputs" / ".pending" / name
 
 
-def remove_pending(project: Project, record: Record) -> None:
-    _pointer(project, record.folder).unlink(missing_ok=True)
+def add_pending(project: Project, folder: Path) -> None:
+    """Remember that MLflow has not got all of the record in `folder`."""
+    write_text(pointer(project, folder), os.path.relpath(folder, project.home))
 
 
 def pending(project: Project) -> list[Record]:
     """Return the records that MLflow has not got whole, the oldest first."""
     records = []
-    for pointer in _pending(project).glob("[0-9a-f]*"):
+    for file in (project.home / "outputs" / ".pending").glob("[0-9a-f]*"):
         try:
-            folder = project.home / pointer.read_text(encoding="utf-8")
+            folder = project.home / file.read_text(encoding="utf-8")
             if (folder / "run.json").is_file():
                 records.append(Record(folder))
             else:
-                pointer.unlink(missing_ok=True)  # somebody has removed the folder
+                file.unlink(missing_ok=True)  # somebody has removed the folder
         except FileNotFoundError:  # another process has just sent it
             continue
         except UserError as error:
@@ -131,51 +125,35 @@ def waiting(project: Project) -> list[Record]:
     return [one for one in pending(project) if one.info["status"] != "RUNNING" and not one.info.get("sent")]
 
 
-def _pending(project: Project) -> Path:
-    return project.home / "outputs" / ".pending"
-
-
-def _pointer(project: Project, folder: Path) -> Path:
-    name = hashlib.sha256(os.path.relpath(folder, project.home).encode()).hexdigest()[:32]
-    return _pending(project) / name
-
-
-def _point_to(project: Project, folder: Path) -> None:
-    write_text(_pointer(project, folder), os.path.relpath(folder, project.home))
-
-
 def resume_or_create(project: Project, info: Mapping[str, Any]) -> Record:
     """Return the record of a training in the job's folder: one that a process left unfinished, or a new one."""
-    for record in unfinished(project, info["name"], info["resume_key"]):
-        same = ("dvc_stage", "mlflow.parentRunId", "content_sha256")
-        if any(record.info["tags"].get(key) != info["tags"].get(key) for key in same):
+    folder, same = project.job_folder, ("dvc_stage", "mlflow.parentRunId", "content_sha256")
+    candidates = unfinished(project, info["name"], info["resume_key"])
+    add_pending(project, folder)  # before anything is there: a process that is killed now loses nothing
+    for left in candidates:
+        if any(left.info["tags"].get(key) != info["tags"].get(key) for key in same):
             continue
-        project.job_folder.parent.mkdir(parents=True, exist_ok=True)
-        _point_to(project, project.job_folder)  # before it moves there: a process that is killed now loses nothing
         try:
-            record.folder.rename(project.job_folder)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            left.folder.rename(folder)
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise
             continue  # another process has just taken it, or another disk
-        record = Record(project.job_folder)
+        record = Record(folder)
         record.update(status="RUNNING", end=None, sent=False, process=process_tag())
-        add_pending(project, record)  # again: whoever looked before it had moved has removed the pointer
-        return record
-    _point_to(project, project.job_folder)
-    record = Record.begin(project.job_folder, {**info, "status": "RUNNING", "process": process_tag()})
-    add_pending(project, record)
+        break
+    else:
+        record = Record.begin(folder, {**info, "status": "RUNNING", "process": process_tag()})
+    add_pending(project, folder)  # again: whoever looked before it was there has removed the pointer
     return record
 
 
-def unfinished(project: Project, name: str, resume_key: Mapping[str, str]) -> Iterator[Record]:
-    """Yield the trainings of this name and resume key that a process has left unfinished."""
-    for record in pending(project):
-        info = record.info
-        same = (info["name"], info.get("resume_key")) == (name, resume_key)
-        left = info["status"] == "KILLED" or (info["status"] == "RUNNING" and not is_alive(info.get("process")))
-        if same and left:
-            yield record
+def unfinished(project: Project, name: str, resume_key: Mapping[str, str]) -> list[Record]:
+    """Return the trainings of this name and resume key that a process has left unfinished."""
+    same = [one for one in pending(project) if (one.info["name"], one.info.get("resume_key")) == (name, resume_key)]
+    killed = [one for one in same if one.info["status"] == "KILLED"]
+    return killed + [one for one in same if one.info["status"] == "RUNNING" and not is_alive(one.info.get("process"))]
 
 
 def process_tag() -> str:
@@ -189,15 +167,13 @@ def is_alive(tag: str | None) -> bool:
     The tag is renewed each epoch. A process on another machine, which cannot be asked, counts as alive until
     SILENT_SECONDS after its time.
     """
-    if (parts := re.fullmatch(r"(\w+) (\d{1,9}) (\d{13})", tag or "")) is None:  # earlier code wrote none
+    if tag is None:  # earlier code wrote none
         return False
-    machine, pid, last = parts[1], int(parts[2]), int(parts[3])
+    machine, pid, last = tag.split()
     if machine != MACHINE:
-        return now() - last <= 1000 * SILENT_SECONDS
-    if pid == os.getpid():
-        return False
+        return now() - int(last) <= 1000 * SILENT_SECONDS
     with suppress(psutil.Error):  # gone; a process that began later only has its number
-        return psutil.Process(pid).create_time() * 1000 <= last
+        return int(pid) != os.getpid() and psutil.Process(int(pid)).create_time() * 1000 <= int(last)
     return False
 
 

@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import sqlite3
-import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime
@@ -14,18 +13,27 @@ from pathlib import Path
 
 import filelock
 import mlflow
+import mlflow.store.db.utils
 import mlflow.store.tracking.sqlalchemy_store  # slow: before the lock, not under it
-import requests
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.base.errors import UserError
+from pipeline.base.files import replacing
 from pipeline.base.project import Project
-from pipeline.tracking import mlflow_internals
 
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the view that the web page opens with
 SQLITE = "sqlite:///"
+# These two are of MLflow 3.17 and not its public interface: a database that is unreachable would be asked for minutes;
+# and the tables and columns that hold absolute addresses of artifacts.
+mlflow.store.db.utils.MAX_RETRY_COUNT = 1
+ADDRESSES = {
+    "experiments": "artifact_location",
+    "runs": "artifact_uri",
+    "logged_models": "artifact_location",
+    "model_versions": "storage_location",
+}
 
 
 def address() -> str:
@@ -34,11 +42,11 @@ def address() -> str:
 
 
 @contextmanager
-def translate_errors(*more: type[Exception]) -> Iterator[None]:
-    """Make a UserError of what the store answers (unreachable, locked, full, of another version), and of `more`."""
+def translate_errors() -> Iterator[None]:
+    """Make a UserError of what the store answers: unreachable, locked, full, of another version, without its driver."""
     try:
         yield
-    except (MlflowException, SQLAlchemyError, sqlite3.Error, requests.RequestException, *more) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
         lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a result of")]
         first = _without_password((lines or [type(error).__name__])[0])[:200]
         if "database schema" in first:  # MLflow would advise to upgrade even a store that is newer than itself
@@ -51,7 +59,7 @@ def translate_errors(*more: type[Exception]) -> Iterator[None]:
         ) from None
 
 
-@translate_errors(ImportError, OSError)  # a missing driver, a full disk
+@translate_errors()
 def open_store(project: Project, experiment: str) -> tuple[MlflowClient, str]:
     """Open the store, and find or create the experiment: a client and the experiment's id.
 
@@ -60,17 +68,19 @@ def open_store(project: Project, experiment: str) -> tuple[MlflowClient, str]:
     """
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # its errors reach the user as ours, in one line
     logging.getLogger("alembic").setLevel(logging.ERROR)
-    own = f"{SQLITE}{project.home / 'mlflow.db'}"
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or own
+    own, asked = project.home / "mlflow.db", os.environ.get("MLFLOW_TRACKING_URI")
+    uri = asked or f"{SQLITE}{own}"
     path = Path(uri.removeprefix(SQLITE)).absolute() if uri.startswith(SQLITE) else None
     if path and ("?" in str(path) or "%" in str(path)):
         raise UserError(
             f"the MLflow store {path} has ? or % in its path, which MLflow does not read as a name: move the "
             "repository, or set MLFLOW_TRACKING_URI to a path without"
         )
-    _set_tracking_uri(f"{SQLITE}{path}" if path else uri)
-    artifacts = (project.home / "mlruns").as_uri() if uri == own else None
-    lock = filelock.FileLock(f"{path or project.home / 'mlflow.db'}.lock")
+    mlflow.set_tracking_uri(f"{SQLITE}{path}" if path else uri)
+    if not asked:  # MLflow sets the variable as well, but another project has a store of its own
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    artifacts = (project.home / "mlruns").as_uri() if path == own else None
+    lock = filelock.FileLock(f"{path or own}.lock")
     if path:
         with lock:  # several processes that create the same database at once would leave it half made
             _prepare(path, artifacts)
@@ -78,7 +88,9 @@ def open_store(project: Project, experiment: str) -> tuple[MlflowClient, str]:
     known = client.get_experiment_by_name(experiment)
     if known is None:
         with lock:
-            known = client.get_experiment_by_name(experiment) or _create(client, experiment, artifacts)
+            known = client.get_experiment_by_name(experiment) or client.get_experiment(
+                client.create_experiment(experiment, artifacts, tags=MODEL_TRAINING)
+            )
     if known.lifecycle_stage != "active":
         raise UserError(
             f"the MLflow experiment {experiment!r} is deleted: restore it with "
@@ -87,28 +99,8 @@ def open_store(project: Project, experiment: str) -> tuple[MlflowClient, str]:
     return client, known.experiment_id
 
 
-def _set_tracking_uri(uri: str) -> None:
-    """Set MLflow's address without the variable that MLflow sets as well: another project has a store of its own."""
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    if before is not None:
-        os.environ["MLFLOW_TRACKING_URI"] = before
-
-
-def _create(client: MlflowClient, experiment: str, artifacts: str | None) -> mlflow.entities.Experiment:
-    try:
-        return client.get_experiment(client.create_experiment(experiment, artifacts, tags=MODEL_TRAINING))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        return client.get_experiment_by_name(experiment)  # another machine was faster: the lock is ours alone
-
-
 def _prepare(path: Path, artifacts: str | None) -> None:
     """Create the database where there is none; the repository's own is set aside if SQLite cannot open it."""
-    if path.is_file() and not path.stat().st_size:
-        path.unlink()  # another program opened and left it
     if path.exists():
         try:
             with closing(sqlite3.connect(path)) as database:
@@ -122,14 +114,21 @@ def _prepare(path: Path, artifacts: str | None) -> None:
             for suffix in ("-journal", "-wal", "-shm"):  # SQLite would replay them into the new one
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
             print(f"{path} is damaged ({error}): kept as {aside.name}, and a new one begun", flush=True)
-    if not path.exists():
-        for left in path.parent.glob(f"{path.name}.*.making*"):  # of a process that was killed here
-            left.unlink()
-        making = path.with_name(f"{path.name}.{uuid.uuid4().hex}.making")
-        MlflowClient(f"{SQLITE}{making}").search_experiments(max_results=1)
-        making.replace(path)
+    if not path.exists() or not path.stat().st_size:  # another program may have opened and left it
+        with replacing(path) as making:
+            MlflowClient(f"{SQLITE}{making}").search_experiments(max_results=1)
     if artifacts:
-        mlflow_internals.relocate(path, artifacts)
+        _relocate(path, artifacts)
+
+
+def _relocate(database: Path, artifacts: str) -> None:
+    """Let the addresses of artifacts begin with `artifacts`, a URI, where a repository was moved or copied."""
+    with closing(sqlite3.connect(database)) as connection, connection:
+        query = "SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE '%/mlruns'"
+        for [old] in connection.execute(f"{query} AND artifact_location != ?", [artifacts]).fetchall():
+            for table, column in ADDRESSES.items():
+                connection.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", [old, artifacts])
+            print(f"the repository moved: artifacts are now looked for in {artifacts}", flush=True)
 
 
 def _without_password(text: str) -> str:

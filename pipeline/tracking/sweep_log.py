@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from pipeline.base.project import Project
 from pipeline.tracking.environment import run_tags
-from pipeline.tracking.queries import MAX_NAME, PARENT
+from pipeline.tracking.queries import MAX_NAME, PARENT, search
 from pipeline.tracking.store import open_store, translate_errors
 
 
@@ -24,9 +24,9 @@ def open_sweep(
     `digest` is of what the sweep trains; `keys` are those that it varies.
     """
     client, experiment = open_store(project, experiment_name)
-    for run in client.search_runs([experiment], f"tags.sweep = '{digest}'"):
-        client.update_run(run.info.run_id, "RUNNING")
-        return run.info.run_id, True
+    if runs := search(client, experiment, f"tags.sweep = '{digest}'"):
+        client.update_run(runs[0].info.run_id, "RUNNING")
+        return runs[0].info.run_id, True
     tags = run_tags(project, "pipeline.train -m")
     tags |= {"sweep": digest, "swept_keys": " ".join(keys), "command": command}
     return client.create_run(experiment, run_name=name[:MAX_NAME], tags=tags).info.run_id, False
@@ -47,11 +47,9 @@ def join_sweep(parent: str, run: Run, values: Mapping[str, str]) -> None:
 @translate_errors()
 def unfinished_children(parent: str, content_sha256: str) -> list[Run]:
     """Return the children of a sweep that are to train just this and have not."""
-    client = MlflowClient()
-    query = (
-        f"tags.`{PARENT}` = '{parent}' and tags.content_sha256 = '{content_sha256}' and attributes.status != 'FINISHED'"
-    )
-    return list(client.search_runs([client.get_run(parent).info.experiment_id], query))
+    client, content = MlflowClient(), f"tags.content_sha256 = '{content_sha256}'"
+    query = f"tags.`{PARENT}` = '{parent}' and {content} and attributes.status != 'FINISHED'"
+    return search(client, client.get_run(parent).info.experiment_id, query)
 
 
 @translate_errors()
@@ -61,7 +59,7 @@ def delete_runs(runs: Sequence[Run]) -> None:
         MlflowClient().delete_run(run.info.run_id)
 
 
-@translate_errors(OSError)
+@translate_errors()
 def log_sweep(parent: str, files: Sequence[Path], tags: Mapping[str, str], status: str | None = None) -> None:
     """Renew a sweep's files and tags, and end it where a status is given."""
     client = MlflowClient()

@@ -21,9 +21,9 @@ import tensorflow as tf
 from conftest import ROOT, fresh_store, generated_digits
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import sha256
+from pipeline.base.files import load_yaml, sha256
 from pipeline.base.project import Project
-from pipeline.base.schema import Config, flatten
+from pipeline.base.schema import Config, flatten, validate
 from pipeline.data.examples import Examples, save_arrays
 from pipeline.experiments import run as experiment_run
 from pipeline.experiments.evaluated import Evaluated
@@ -170,14 +170,14 @@ def test_the_logged_model_takes_raw_digits_and_gives_the_same_logits(trained):
 
 
 def test_the_run_of_a_model_is_found_by_content(project, trained, tmp_path):
-    found = queries.find_trained(project, "accurate", sha256(trained.model_file), "mnist")
-    assert found is not None and found.info.run_id == trained.run.info.run_id
+    digest = sha256(trained.model_file)
+    [found] = queries.find_trained(project, "mnist", model_sha256=digest, dvc_stage="train@accurate")
+    assert found.info.run_id == trained.run.info.run_id
+    assert queries.curve(found, "epoch_seconds") == [0.5, 0.5]
+    assert queries.find_trained(project, "mnist", model_sha256=digest, dvc_stage="train@baseline") == []
     other = tmp_path / "other.keras"
     other.write_bytes(trained.model_file.read_bytes() + b" ")
-    assert queries.find_trained(project, "accurate", sha256(other), "mnist") is None
-    digest = sha256(trained.model_file)
-    assert queries.seconds_in_training(project, "accurate", digest, "mnist") == (1.0, trained.run.data.tags["hardware"])
-    assert queries.seconds_in_training(project, "baseline", digest, "mnist") is None
+    assert queries.find_trained(project, "mnist", model_sha256=sha256(other)) == []
 
 
 def evaluated(project: Project, trained: Trained, config: Config, model_file: Path, accuracy: float) -> str:
@@ -210,11 +210,12 @@ def test_a_model_without_a_run_gets_one_from_its_files(project, trained, tmp_pat
     predictions.write_text("index,label,prediction\n7,3,3\n")
     said = evaluated(project, trained, trained.config, tmp_path / "model.keras", 0.7)
     assert said.endswith("2 different models of this store were scored on these test examples")
-    found = queries.find_trained(project, "accurate", sha256(tmp_path / "model.keras"), "mnist")
-    assert found is not None and found.data.metrics["test_accuracy"] == 0.7
+    [found] = queries.find_trained(project, "mnist", model_sha256=sha256(tmp_path / "model.keras"))
+    assert found.data.tags["dvc_stage"] == "train@accurate" and found.data.metrics["test_accuracy"] == 0.7
     steps = mlflow.MlflowClient().get_metric_history(found.info.run_id, "train_loss")
     assert [(metric.step, metric.value) for metric in steps] == [(1, 0.9), (2, 0.4)]
-    assert training_values(queries.recorded_config(found, tmp_path)) == training_values(trained.config)
+    recorded = validate(Config, load_yaml(queries.artifact(found, "config.yaml", tmp_path)))
+    assert training_values(recorded) == training_values(trained.config)
     assert queries.recorded_model(found, tmp_path).is_file(), "of the weights that it was adopted with"
     brought = queries.artifact(found, "val_predictions.csv", tmp_path)
     assert brought.read_bytes() == predictions.read_bytes(), "it can be compared and promoted"
@@ -234,7 +235,7 @@ def test_different_models_that_were_scored_on_the_test_examples_are_counted(proj
     first = run("a")
     (tmp_path / "files").mkdir()
     for _ in range(2):
-        queries.log_test_files(project, first, tmp_path / "files", "robustness", {"corrupted_accuracy": 0.5})
+        queries.log_test_files(first, tmp_path / "files", "robustness", {"corrupted_accuracy": 0.5})
     assert queries.models_scored(project, "mnist") == 1
     run("a", test_scored="a"), run("a", test_set_reads="3")  # trained again to the same bits
     assert queries.models_scored(project, "mnist") == 1
@@ -343,19 +344,6 @@ def test_no_refusal_shows_the_password_of_a_server(project, what, tmp_path, monk
     with pytest.raises(UserError, match=r"http://…@127.0.0.1:1 failed") as refusal:
         queries.find_runs(project, what, "mnist")
     assert "secret" not in str(refusal.value)
-
-
-def test_an_experiment_that_another_machine_makes_at_the_same_moment_is_taken(project, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh_store(tmp_path / 'shared.db')}")
-    client, first = open_store(project, "mnist")
-    look, asked = client.get_experiment_by_name, []
-
-    def late(_: object, name: str):
-        asked.append(name)
-        return None if len(asked) == 1 else look(name)  # as it was before the other had made it
-
-    monkeypatch.setattr(type(client), "get_experiment_by_name", late)
-    assert open_store(project, "mnist")[1] == first and len(asked) == 2
 
 
 def test_a_store_of_another_mlflow_is_refused_and_left_as_it_is(project, tmp_path, monkeypatch):

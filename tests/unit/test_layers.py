@@ -95,8 +95,8 @@ def test_the_rooms_that_compute_know_nothing_of_commands_progress_and_tracking()
         (
             ("mlflow",),
             {
-                *(f"tracking.{name}" for name in ("mlflow_internals", "mlflow_log", "queries", "registry")),
-                *("tracking.store", "tracking.sweep_log", "experiments.compare_runs", "experiments.ranking"),
+                *(f"tracking.{name}" for name in ("queries", "registry", "sending", "store", "sweep_log")),
+                *("experiments.compare_runs", "experiments.ranking"),
             },
         ),
         (
