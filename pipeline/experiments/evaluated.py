@@ -43,7 +43,8 @@ def run_model(project: Project, config: RunConfig, folder: Path) -> Evaluated:
         from pipeline.tracking import queries
 
     run = queries.find_run(project, config.run, config.data)
-    recorded = from_recorded(load_yaml(queries.artifact(run, "config.yaml", folder)), f"run {config.run}")
+    config_file = queries.artifact(run, "config.yaml", folder)
+    recorded = from_recorded(load_yaml(config_file), f"config.yaml of run {config.run}")
     history_file = queries.artifact(run, "history.csv", folder)
     model_file = queries.recorded_model(run, folder)
     return Evaluated(recorded, model_file, run.data.tags["model_sha256"], history_file, config.run)

@@ -8,18 +8,11 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from conftest import fresh_store
 from faults_report import record
 from lab import Ended, Lab, one_line, positions
-from mlflow.tracking import MlflowClient
 from proxy import KINDS
-
-from pipeline.base.project import open_project
-from pipeline.tracking import sending
-from pipeline.tracking.record import Record
 
 pytestmark = pytest.mark.faults
 
@@ -126,37 +119,6 @@ def test_two_evaluations_without_a_tracker_are_both_kept_and_both_sent(lab: Lab,
     assert len(list((lab.folder / "outputs/.pending").iterdir())) == 3
     wrong = lab.wrong_after_sending("evaluate", repetitions=1)
     survived("two evaluations of one model, tracker down", [wrong])
-
-
-def test_after_an_outage_the_next_one_is_announced_and_its_first_pause_is_short_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    project = open_project(tmp_path)
-    info = {"experiment": "mnist", "name": "trained", "status": "RUNNING", "params": {}, "inputs": [], "tags": {}}
-    log = sending.LiveLog(project, Record.begin(tmp_path / "outputs/run", info))
-    store = f"sqlite:///{fresh_store(tmp_path / 'mlflow.db')}"
-
-    def announced(second: float, reachable: bool) -> int:
-        """Log a row and send at this second: how many lines are printed."""
-        uri = store if reachable else "http://127.0.0.1:9"
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        monkeypatch.setattr(sending, "time", SimpleNamespace(monotonic=lambda: second))
-        log.record.add_rows([{"step": int(second), "time": 1, "values": {"loss": 0.5}}])
-        log.send()
-        return capsys.readouterr().out.count("127.0.0.1:9 failed")
-
-    short = sending.RETRY_SECONDS
-    assert announced(1, True) == 0 and log.sent == 1
-    assert announced(2, False) == 1
-    assert announced(1 + short, True) == 0 and log.sent == 1, "not asked within the pause"
-    assert announced(2 + short, False) == 0, "announced once"
-    assert announced(1 + 3 * short, True) == 0 and log.sent == 1, "the second pause is twice as long"
-    assert announced(2 + 3 * short, True) == 0 and log.sent == 6
-    assert announced(3 + 3 * short, False) == 1, "another outage"
-    assert announced(2 + 4 * short, True) == 0 and log.sent == 6
-    assert announced(3 + 4 * short, True) == 0 and log.sent == 9
-    rows = MlflowClient(store).get_metric_history(log.run_id, "loss")
-    assert sorted(row.step for row in rows) == [row["step"] for row in log.record.rows]
 
 
 def test_an_error_of_our_own_files_is_not_said_of_the_store(lab: Lab) -> None:
