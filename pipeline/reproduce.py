@@ -48,9 +48,9 @@ def reproduce(project: Project, config: RunConfig) -> None:
     project = project.job()
     if config.run == "published":
         with quiet_import():
-            from pipeline.experiments.beside_published import beside_published
+            from pipeline.experiments.compare_runs import compare_with_published
 
-        beside_published(project, config)
+        compare_with_published(project, config)
         return
     with tempfile.TemporaryDirectory() as folder:
         recorded = _load_recorded(project, config.run, config, Path(folder))

@@ -1,9 +1,10 @@
-"""Compare tracked runs: recipes, single runs, groups of seeds, all of a sweep, or what a filter matches."""
+"""Compare tracked runs: recipes, single runs, groups of seeds, all of a sweep, what a filter matches; or our baseline
+and the published run."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,29 +12,29 @@ from mlflow.entities import Run
 from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import save_json, write_text
+from pipeline.base.files import load_csv, save_json, write_text
+from pipeline.base.hydra import compose
 from pipeline.base.project import Project
+from pipeline.base.schema import Config
 from pipeline.base.verb_schemas import CompareConfig
 from pipeline.data.examples import load_split
+from pipeline.metrics.metrics import Interval
+from pipeline.metrics.significance import FEWEST, prediction_interval
 from pipeline.reports import comparison_report as report
 from pipeline.reports import plots
-from pipeline.reports.tables import as_text, plain
-from pipeline.reports.verdicts import Side, read_predictions, same_examples, verdicts
+from pipeline.reports.tables import as_text, percent, plain
+from pipeline.reports.verdicts import Predictions, Side, read_predictions, same_examples, verdicts
 from pipeline.tracking import queries
 from pipeline.tracking.environment import run_tags
+from pipeline.tracking.fingerprint import fingerprint
 from pipeline.tracking.store import open_store, translate_errors
-
-MAX_TITLE = 200  # characters of a comparison's name
 
 
 def compare_runs(project: Project, config: CompareConfig) -> None:
     """Compare what `a` and `b` name by their predictions of the same examples; write, log and print the report."""
     groups: dict[str, list[Run]] = {}
     for what in filter(None, (config.a, config.b)):
-        for group, runs in queries.find_runs(project, what, config.data.name).items():
-            if group in groups:
-                raise UserError(f"{what} is the same configuration as the one before it: give two")
-            groups[group] = runs
+        groups |= queries.find_runs(project, what, config.data.name)
     if len(groups) < 2:
         raise UserError("one configuration alone: give a=<what> and b=<what>, or the id of a sweep of several")
     runs = [run for members in groups.values() for run in members]
@@ -42,79 +43,50 @@ def compare_runs(project: Project, config: CompareConfig) -> None:
         raise UserError(
             "a run has no validation examples: evaluate all on the test examples (pipeline.evaluate run=<id>)"
         )
+    name = "predictions.csv" if split == "test" else "val_predictions.csv"
     with tempfile.TemporaryDirectory() as temporary:
-        sides, examples, labels = _sides(list(groups.values()), split, Path(temporary))
+        predictions = {run.info.run_id: read_predictions(queries.artifact(run, name, Path(temporary))) for run in runs}
+    examples, labels = same_examples(predictions, split)
+    sides = report.disambiguate_names([_side(members, predictions, labels) for members in groups.values()])
     found = verdicts(sides, config.evaluate.confidence, split)
     scored = queries.models_scored(project, config.data.name)
     text = report.markdown(sides, found, config.evaluate.confidence, split, scored)
+    # Only to draw the examples: what is compared are predictions, made and counted by evaluate.
+    stored = load_split(project, {"test": "test", "validation": "val"}[split], config.data)
+    images = dict(zip(stored.source_index, stored.images, strict=True))
+
+    def captioned(i: int) -> tuple[NDArray[np.uint8], str]:
+        counts = " : ".join(f"{side.correct[:, i].sum()} of {len(side.correct)}" for side in sides[:2])
+        return images[examples[i]], f"#{examples[i]}: {config.data.classes[labels[i]]}\n{counts}"
+
+    chosen = report.most_discordant_examples(sides[0], sides[1])
+    rows = {kind: [captioned(i) for i in positions if examples[i] in images] for kind, positions in chosen.items()}
+    figures = {"comparison.png": plots.plot_sides({side.name: side.accuracies for side in sides}, split)}
+    if any(rows.values()):
+        figures["examples.png"] = plots.plot_example_rows(rows)
     folder = project.job_folder
     write_text(folder / "comparison.md", text)
     save_json(folder / "comparison.json", report.as_json(sides, found, split, scored))
-    files = [folder / "comparison.md", folder / "comparison.json"]
-    files += _draw(project, sides, examples, labels, split, config)
-    title = f"compare {' against '.join(side.name for side in sides)}"[:MAX_TITLE]
+    for name, figure in figures.items():
+        plots.save_figure(folder / name, figure)
+    files = [folder / name for name in ("comparison.md", "comparison.json", *figures)]
+    title = f"compare {' against '.join(side.name for side in sides)}"[: queries.MAX_NAME]
     run_id = _log(project, config.data.name, title, files, text, runs)
     print(text)
     print(f"wrote {folder}; MLflow run {run_id}")
 
 
-def _sides(
-    groups: list[list[Run]], split: str, folder: Path
-) -> tuple[list[Side], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the sides by their runs' predictions, with the examples that were predicted and their labels."""
-    predictions = {}
-    for run in (run for runs in groups for run in runs):
-        own = folder / run.info.run_id
-        own.mkdir()
-        file = queries.artifact(run, "predictions.csv" if split == "test" else "val_predictions.csv", own)
-        predictions[run.info.run_id] = read_predictions(file)
-    examples, labels = same_examples(predictions, split)
-    sides = []
-    for runs in groups:
-        traits = [queries.traits(run) for run in runs]
-        keys = dict.fromkeys(key for of_run in traits for key in of_run)
-        params = runs[0].data.params
-        sides.append(
-            Side(
-                plain(runs[0].data.tags["recipe"]),
-                {key: {of_run.get(key, "–") for of_run in traits} for key in keys},
-                np.array([predictions[run.info.run_id].predictions == labels for run in runs]),
-                [sum(seconds) for run in runs if (seconds := queries.curve(run, "epoch_seconds"))],
-                int(params.get("model.num_params", 0)),
-                int(params.get("model.macs", 0)),  # earlier code logged none
-            )
-        )
-    return report.disambiguate_names(sides), examples, labels
-
-
-def _draw(
-    project: Project,
-    sides: Sequence[Side],
-    examples: NDArray[np.int64],
-    labels: NDArray[np.int64],
-    split: str,
-    config: CompareConfig,
-) -> list[Path]:
-    """Draw accuracies by side and, of the first two, the examples on which they differ most: the files drawn."""
-    # Only to draw the examples: what is compared are predictions, made and counted by evaluate.
-    stored = load_split(project, {"test": "test", "validation": "val"}[split], config.data)
-    rows = {int(index): row for row, index in enumerate(stored.source_index)}
-    a, b = sides[:2]
-    shown = report.most_discordant_examples(a, b)
-    figures = {"comparison": plots.plot_sides({side.name: side.accuracies for side in sides}, split)}
-
-    def captioned(i: int) -> tuple[NDArray[np.uint8], str]:
-        caption = f"#{examples[i]}: {config.data.classes[labels[i]]}\n{report.correct_counts(a, b, i)}".rstrip()
-        return stored.images[rows[int(examples[i])]], caption
-
-    indices = [int(i) for kind in shown.values() for i in kind]
-    if indices and all(int(examples[i]) in rows for i in indices):
-        figures["examples"] = plots.plot_example_rows(
-            {kind: [captioned(int(i)) for i in one] for kind, one in shown.items()}
-        )
-    for name, figure in figures.items():
-        plots.save_figure(project.job_folder / f"{name}.png", figure)
-    return [project.job_folder / f"{name}.png" for name in figures]
+def _side(runs: Sequence[Run], predictions: Mapping[str, Predictions], labels: NDArray[np.int64]) -> Side:
+    traits, params = [queries.traits(run) for run in runs], runs[0].data.params
+    keys = dict.fromkeys(key for of_run in traits for key in of_run)
+    return Side(
+        plain(runs[0].data.tags["recipe"]),
+        {key: {of_run.get(key, "–") for of_run in traits} for key in keys},
+        np.array([predictions[run.info.run_id].predictions == labels for run in runs]),
+        [sum(seconds) for run in runs if (seconds := queries.curve(run, "epoch_seconds"))],
+        int(params.get("model.num_params", 0)),
+        int(params.get("model.macs", 0)),  # earlier code logged none
+    )
 
 
 @translate_errors()
@@ -127,8 +99,45 @@ def _log(
     note = f"{answer}\nRuns compared: {', '.join(links)}\n"
     ids = " ".join(run.info.run_id for run in compared)
     tags = run_tags(project, "pipeline.compare") | {"mlflow.note.content": note, "compared": ids}
-    run = client.create_run(experiment, run_name=title, tags=tags)
+    run_id = str(client.create_run(experiment, run_name=title, tags=tags).info.run_id)
     for file in files:
-        client.log_artifact(run.info.run_id, str(file))
-    client.set_terminated(run.info.run_id)
-    return str(run.info.run_id)
+        client.log_artifact(run_id, str(file))
+    client.set_terminated(run_id)
+    return run_id
+
+
+def compare_with_published(project: Project, config: Config) -> None:
+    """Say whether the published training accuracy lies where one more seed of our baseline would; print and draw it."""
+    if not config.data.published:
+        raise UserError(f"no run of {config.data.name} was published: give run=<id>")
+    log = [row["train_accuracy"] for row in load_csv(project.published_log, ["epoch", "train_accuracy"])]
+    group = fingerprint(project, compose(project, "recipe=baseline"), project.training_files).group
+    runs = [run for members in queries.find_runs(project, group, config.data.name).values() for run in members]
+    curves = [queries.curve(run, "train_accuracy") for run in runs]
+    if any(len(curve) != len(log) for curve in curves):
+        raise UserError(f"the published log has {len(log)} epochs: train baseline with train.epochs={len(log)}")
+    confidence = config.evaluate.confidence
+    bands = [prediction_interval(epoch, confidence) for epoch in zip(*curves, strict=True)]
+    sentence = published_sentence(log, curves, bands, confidence)
+    plots.save_figure(project.job_folder / "published.png", plots.plot_band(log, curves, bands))
+    write_text(project.job_folder / "published.md", f"{sentence}\n")
+    print(f"{sentence}\nwrote {project.job_folder}")
+
+
+def published_sentence(
+    log: Sequence[float], curves: Sequence[Sequence[float]], bands: Sequence[Interval], confidence: float
+) -> str:
+    """Say in how many epochs the published accuracy lies in the band for one more seed, and how both end."""
+    n, last, ends = len(curves), percent(log[-1]), [curve[-1] for curve in curves]
+    ours = " to ".join(dict.fromkeys(map(percent, (min(ends), max(ends)))))
+    if n < FEWEST:
+        return (
+            f"published training accuracy {last} after {len(log)} epochs, ours {ours} (n = {n}, too few seeds to say "
+            "where one more would lie: python -m pipeline.train sweep=seeds recipe=baseline)"
+        )
+    inside = sum(band.low <= value <= band.high for value, band in zip(log, bands, strict=True))
+    return (
+        f"the published training accuracy lies inside the {100 * confidence:g} % prediction interval for one more seed "
+        f"in {inside} of {len(log)} epochs (n = {n} seeds of baseline; by chance {(1 - confidence) * len(log):.2g} "
+        f"would lie outside); at the end it is {last}, ours are {ours} (published: 60,000 digits, baseline: 55,000)"
+    )

@@ -9,7 +9,7 @@ from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError
 from pipeline.base.files import load_csv, load_yaml, require_file, sha256
 from pipeline.base.project import Project
-from pipeline.base.recorded import from_recorded
+from pipeline.base.schema import from_recorded
 from pipeline.base.schema import Config
 from pipeline.base.verb_schemas import RunConfig
 

@@ -33,106 +33,68 @@ def differences(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:
 
 def disambiguate_names(sides: Sequence[Side]) -> list[Side]:
     """Return the same sides; those of equal names get the first values that differ added to theirs."""
-    names = Counter(side.name for side in sides)
-    differing = differences(sides)[:2]
+    names, differing = Counter(side.name for side in sides), differences(sides)[:2]
+    added = [" ".join(f"{key}={values[position]}" for key, values in differing) for position in range(len(sides))]
     return [
-        side._replace(name=" ".join([side.name, *(f"{key}={values[position]}" for key, values in differing)]))
-        if names[side.name] > 1
-        else side
-        for position, side in enumerate(sides)
+        side._replace(name=f"{side.name} {values}") if names[side.name] > 1 else side
+        for side, values in zip(sides, added, strict=True)
     ]
 
 
 def most_discordant_examples(a: Side, b: Side) -> dict[str, NDArray[np.int64]]:
     """Return the positions of the examples on which the sides differ most, each way, and that both get wrong."""
     share_a, share_b = a.correct.mean(0), b.correct.mean(0)  # of the side's runs that are correct, for each example
-    if len(a.correct) == len(b.correct) == 1:
-        kinds = [f"{a.name} correct, {b.name} wrong", f"{b.name} correct, {a.name} wrong", "both wrong"]
-    else:
-        kinds = [f"{a.name} correct more often", f"{b.name} correct more often", "both wrong in most runs"]
-    scores = [
-        share_a - share_b,
-        share_b - share_a,
-        np.where(np.maximum(share_a, share_b) < 0.5, 1 - np.maximum(share_a, share_b), 0),
-    ]
-    chosen = {}
-    for kind, score in zip(kinds, scores, strict=True):
-        order = np.argsort(-score, kind="stable")[:SHOWN]
-        chosen[kind] = order[score[order] > 0]
-    return chosen
-
-
-def correct_counts(a: Side, b: Side, index: int) -> str:
-    """Say how many runs of each side are correct on an example; nothing for two single runs."""
-    if len(a.correct) == len(b.correct) == 1:
-        return ""
-    return " : ".join(f"{side.correct[:, index].sum()} of {len(side.correct)}" for side in (a, b))
+    better = np.maximum(share_a, share_b)
+    scores = {
+        f"{a.name} correct more often": share_a - share_b,
+        f"{b.name} correct more often": share_b - share_a,
+        "both wrong in most runs": np.where(better < 0.5, 1 - better, 0),
+    }
+    orders = {kind: np.argsort(-score, kind="stable")[:SHOWN] for kind, score in scores.items()}
+    return {kind: order[scores[kind][order] > 0] for kind, order in orders.items()}
 
 
 def markdown(sides: Sequence[Side], verdicts: Sequence[Verdict], confidence: float, split: str, scored: int) -> str:
     """Return the answer, what was compared, what differs, and what each side costs."""
-    rows = [
-        [
-            "",
-            "n runs",
-            f"mean {split} accuracy",
-            f"{100 * confidence:g} % of the mean (t)",
-            "errors",
-            "training time (s)",
-            "parameters",
-            "MACs",
-        ]
-    ]
+    rows = [["", "n runs", f"mean {split} accuracy", f"{100 * confidence:g} % of the mean (t)"]]
+    rows[0] += ["errors", "training time (s)", "parameters", "MACs"]
     for side in sides:
-        errors = float(np.mean(side.correct.shape[1] - side.correct.sum(1)))
+        size = side.correct.shape[1]
+        errors = float(np.mean(size - side.correct.sum(1)))
         seconds = f"{np.median(side.seconds):,.0f}" if side.seconds else "–"
-        rows.append(
-            [
-                side.name,
-                *mean_cells(side.accuracies, confidence),
-                f"{errors:,.1f} of {side.correct.shape[1]:,}",
-                seconds,
-                f"{side.num_params:,}",
-                f"{side.macs:,}",
-            ]
-        )
-    differing = [["", *(side.name for side in sides)], *([key, *values] for key, values in differences(sides))]
-    discordant = "\n".join(
+        costs = [f"{errors:,.1f} of {size:,}", seconds, f"{side.num_params:,}", f"{side.macs:,}"]
+        rows.append([side.name, *mean_cells(side.accuracies, confidence), *costs])
+    looked = "validation examples: not every run was evaluated on the test examples"
+    if split == "test":
+        looked = f"test examples: {models_scored(scored)}"
+    parts = [f"**{as_text(verdict.sentence)}.**" for verdict in verdicts]
+    parts += [
+        markdown_table(rows),
+        f"Compared on the {looked}. Accuracies of the last epoch; seconds are medians, each on its run's hardware.",
+    ]
+    discordant = [
         f"- {as_text(verdict.a)} alone is correct on {verdict.test.only_a}, {as_text(verdict.b)} alone on "
         f"{verdict.test.only_b} examples"
         for verdict in verdicts
         if isinstance(verdict.test, significance.Pair)
-    )
-    looked = (
-        f"Compared on the test examples: {models_scored(scored)}."
-        if split == "test"
-        else "Compared on the validation examples: not every run was evaluated on the test examples."
-    )
-    return (
-        "\n\n".join(
-            [
-                "\n\n".join(f"**{as_text(verdict.sentence)}.**" for verdict in verdicts),
-                markdown_table(rows),
-                f"{looked} Accuracies of the last epoch; seconds are medians, each on the hardware of its run.",
-                *([discordant] if discordant else []),
-                "What differs:" if len(differing) > 1 else "Nothing differs but the seed.",
-                *([markdown_table(differing)] if len(differing) > 1 else []),
-            ]
-        )
-        + "\n"
-    )
+    ]
+    if discordant:
+        parts.append("\n".join(discordant))
+    if differing := [[key, *values] for key, values in differences(sides)]:
+        parts += ["What differs:", markdown_table([["", *(side.name for side in sides)], *differing])]
+    else:
+        parts.append("Nothing differs but the seed.")
+    return "\n\n".join(parts) + "\n"
 
 
 def mean_cells(accuracies: Sequence[float], confidence: float) -> list[str]:
     """Return how many there are, their mean and its interval; the values themselves for two."""
     n, mean, low, high = significance.mean_interval(accuracies, confidence)
     limits = f"{percent(low)} to {percent(high)}"
-    if n < significance.FEWEST:
-        limits = (
-            "–"
-            if n == 1 or math.isnan(mean)
-            else " and ".join(map(percent, accuracies)) + ": 2 seeds, too few for an interval"
-        )
+    if n == 1 or math.isnan(mean):
+        limits = "–"
+    elif n < significance.FEWEST:
+        limits = f"{' and '.join(map(percent, accuracies))}: 2 seeds, too few for an interval"
     return [str(n), percent(mean), limits]
 
 
@@ -143,14 +105,8 @@ def as_json(sides: Sequence[Side], verdicts: Sequence[Verdict], split: str, scor
         "models_scored_on_test": scored,
         "sides": {side.name: {"accuracies": side.accuracies, "seconds": side.seconds} for side in sides},
         "verdicts": [
-            {"a": verdict.a, "b": verdict.b, "sentence": verdict.sentence} | _test_figures(verdict)
+            {"a": verdict.a, "b": verdict.b, "sentence": verdict.sentence}
+            | (verdict.test._asdict() | {"p_adjusted": verdict.p, "shown": verdict.shown} if verdict.test else {})
             for verdict in verdicts
         ],
     }
-
-
-def _test_figures(verdict: Verdict) -> dict[str, float]:
-    if verdict.test is None:
-        return {}
-    figures = ("difference", "low", "high", "p")
-    return {key: getattr(verdict.test, key) for key in figures} | {"p_adjusted": verdict.p, "shown": verdict.shown}

@@ -85,12 +85,12 @@ def verdicts(sides: Sequence[Side], confidence: float, split: str) -> list[Verdi
     All intervals hold together with `confidence`, by Bonferroni's inequality. p is adjusted by Holm, which decides.
     """
     pairs = list(itertools.combinations(sides, 2))
-    count = sum(map(_testable, pairs))
-    tests = [_test(a, b, 1 - (1 - confidence) / count) if _testable((a, b)) else None for a, b in pairs]
-    adjusted = iter(significance.holm([test.p for test in tests if test]))
+    alike = [i for i, (a, b) in enumerate(pairs) if (len(a.correct) > 1) == (len(b.correct) > 1)]
+    tests = {i: _test(*pairs[i], 1 - (1 - confidence) / len(alike)) for i in alike}
+    adjusted = dict(zip(tests, significance.holm([test.p for test in tests.values()]), strict=True))
     return [
-        _verdict(a, b, test, next(adjusted), count, confidence, split) if test else _position(a, b, split)
-        for (a, b), test in zip(pairs, tests, strict=True)
+        _verdict(a, b, tests[i], adjusted[i], len(tests), confidence, split) if i in tests else _position(a, b, split)
+        for i, (a, b) in enumerate(pairs)
     ]
 
 
@@ -99,10 +99,6 @@ def compare_predictions(all_predictions: Mapping[str, Predictions], confidence: 
     _, labels = same_examples(all_predictions, split)
     sides = [Side(name, {}, (one.predictions == labels)[None], [], 0, 0) for name, one in all_predictions.items()]
     return verdicts(sides, confidence, split)
-
-
-def _testable(pair: tuple[Side, Side]) -> bool:
-    return len({len(side.correct) > 1 for side in pair}) == 1
 
 
 def _test(a: Side, b: Side, confidence: float) -> Test:
@@ -117,16 +113,16 @@ def _verdict(a: Side, b: Side, test: Test, p: float, tests: int, confidence: flo
     shown = round(p, 12) < alpha
     low, high = significance.agreeing(test.low, test.high, test.difference, shown)
     test = test._replace(low=low, high=high)
-    worse, better = (a.name, b.name) if test.difference > 0 else (b.name, a.name)
+    worse, better = a.name, b.name
     if test.difference < 0:
-        low, high = -high, -low
+        worse, better, low, high = better, worse, -high, -low
     sentence = f"{better} is better than {worse}: " if shown else f"no difference shown between {a.name} and {b.name}: "
     sentence += f"{points(abs(test.difference))} points" + (f" for {better}" if not shown and test.difference else "")
     least = "above 0" if shown and points(low) == points(0) else points(low)
-    interval = f"{100 * confidence:g} % {least} to {points(high)}"
-    n, examples = f"n = {len(a.correct)} + {len(b.correct)}", f"{a.correct.shape[1]:,} {split} examples"
-    sentence += f" ({'all runs of a side equal' if math.isnan(low) else interval}), {p_value(p)}"
-    sentence += (f", both adjusted for {tests} tests" if tests > 1 else "") + f", {n}, {examples}"
+    interval = "all runs of a side equal" if math.isnan(low) else f"{100 * confidence:g} % {least} to {points(high)}"
+    n = f"n = {len(a.correct)} + {len(b.correct)}"
+    sentence += f" ({interval}), {p_value(p)}{f', both adjusted for {tests} tests' if tests > 1 else ''}, {n}"
+    sentence += f", {a.correct.shape[1]:,} {split} examples"
     if isinstance(test, significance.Pair):
         sentence += "; this holds for these two runs, not for other seeds"
     elif not shown:
@@ -142,15 +138,11 @@ def _verdict(a: Side, b: Side, test: Test, p: float, tests: int, confidence: flo
 def _position(a: Side, b: Side, split: str) -> Verdict:
     """Say where one seed lies among several: it is not tested."""
     one, several = (a, b) if len(a.correct) == 1 else (b, a)
-    [accuracy], many = one.accuracies, several.accuracies
-    where = "inside" if min(many) <= accuracy <= max(many) else "above" if accuracy > max(many) else "below"
-    return Verdict(
-        a.name,
-        b.name,
-        None,
-        math.nan,
-        False,
+    [accuracy], low, high = one.accuracies, min(several.accuracies), max(several.accuracies)
+    where = "inside" if low <= accuracy <= high else "above" if accuracy > high else "below"
+    sentence = (
         f"{one.name} has one seed, which says nothing about other seeds: its {percent(accuracy)} lies {where} the "
-        f"range of the {len(many)} of {several.name}, {percent(min(many))} to {percent(max(many))} "
-        f"({a.correct.shape[1]:,} {split} examples); train more seeds of it (sweep=seeds) for a test",
+        f"range of the {len(several.correct)} of {several.name}, {percent(low)} to {percent(high)} "
+        f"({a.correct.shape[1]:,} {split} examples); train more seeds of it (sweep=seeds) for a test"
     )
+    return Verdict(a.name, b.name, None, math.nan, False, sentence)
