@@ -17,7 +17,7 @@ from pipeline.base.project import Project
 from pipeline.base.schema import Config
 from pipeline.base.verb_schemas import RunConfig
 from pipeline.data.examples import Examples, load_split, save_predictions
-from pipeline.experiments.evaluated import HISTORY, Evaluated, recipe_model, run_model
+from pipeline.experiments.evaluated import HISTORY, Evaluated, find_model, log_evaluation
 from pipeline.metrics import metrics
 from pipeline.reports.card import model_card
 
@@ -26,13 +26,11 @@ def evaluate(project: Project, config: RunConfig) -> None:
     project = project.job()
     test = load_split(project, "test", config.data)
     with tempfile.TemporaryDirectory() as folder:
-        evaluated = run_model(project, config, Path(folder)) if config.run else recipe_model(project, config)
-        _evaluate(project, evaluated, test)
+        _evaluate(project, find_model(project, config, Path(folder)), test)
 
 
 def _evaluate(project: Project, evaluated: Evaluated, test: Examples) -> None:
     with quiet_import():
-        from pipeline.experiments.log_evaluation import log_evaluation
         from pipeline.model.files import load_model
         from pipeline.model.inference import predict, start
 
@@ -55,9 +53,9 @@ def _evaluate(project: Project, evaluated: Evaluated, test: Examples) -> None:
     write_text(results / "model_card.md", model_card(config, num_params, epochs, figures, recall))
     drawn = _draw(results / "plots", config, test, probabilities, confusion, history)
 
-    files = [results / name for name in ("predictions.csv", "per_class.csv", "metrics.json", "model_card.md")]
+    files = [results / name for name in ("predictions.csv", "per_class.csv", "metrics.json", "model_card.md")] + drawn
     of_test = {key: value for key, value in figures.items() if key.startswith("test_")}
-    tracked = log_evaluation(project, evaluated, num_params, test, of_test, epochs, files, drawn)
+    tracked = log_evaluation(project, evaluated, num_params, test, of_test, epochs, files)
     print(
         f"{config.name}: test accuracy {100 * figures['test_accuracy']:.2f} %, {figures['test_errors']} errors "
         f"of {len(test.labels):,}; {tracked}"

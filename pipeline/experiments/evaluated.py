@@ -1,17 +1,23 @@
-"""Which model is evaluated: a recipe's, as `dvc repro` trained it, or that of an MLflow run."""
+"""Which model is evaluated, a recipe's as `dvc repro` trained it or that of an MLflow run; and how that is tracked: the
+folder of an evaluation is a record like that of a training, and MLflow gets what stands there."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError
-from pipeline.base.files import load_csv, load_yaml, require_file, sha256
+from pipeline.base.files import link_or_copy, load_csv, load_yaml, require_file, save_yaml, sha256
 from pipeline.base.project import Project
-from pipeline.base.schema import from_recorded
-from pipeline.base.schema import Config
+from pipeline.base.schema import Config, flatten, from_recorded
 from pipeline.base.verb_schemas import RunConfig
+from pipeline.data.examples import Examples
+from pipeline.reports.tables import models_scored
+from pipeline.tracking.environment import run_tags
+from pipeline.tracking.fingerprint import training_params
+from pipeline.tracking.record import Record, add_pending, now
 
 HISTORY = ("epoch", "train_accuracy", "val_accuracy")
 
@@ -26,17 +32,16 @@ class Evaluated(NamedTuple):
     run: str | None  # MLflow's id, where one was asked for
 
 
-def recipe_model(project: Project, config: Config) -> Evaluated:
-    """Return the model of the recipe; a UserError where its files are missing or damaged."""
-    model_file = require_file(project.model(config.name))
-    history_file = project.recipe_results(config.name) / "history.csv"
-    load_csv(history_file, HISTORY)
-    return Evaluated(config, model_file, sha256(model_file), history_file, None)
+def find_model(project: Project, config: RunConfig, folder: Path) -> Evaluated:
+    """Return the recipe's model, or that of run `config.run`, downloaded to `folder`, with the run's configuration.
 
-
-def run_model(project: Project, config: RunConfig, folder: Path) -> Evaluated:
-    """Return the model that run `config.run` holds, downloaded to `folder`, with the run's own configuration."""
-    assert config.run
+    Missing or damaged files are a UserError.
+    """
+    if not config.run:
+        model_file = require_file(project.model(config.name))
+        history_file = project.recipe_results(config.name) / "history.csv"
+        load_csv(history_file, HISTORY)
+        return Evaluated(config, model_file, sha256(model_file), history_file, None)
     if others := [one for one in project.overrides if not one.startswith(("run=", "data="))]:
         raise UserError(f"{others[0]} beside run={config.run}: a run is evaluated with its own configuration")
     with quiet_import():
@@ -48,3 +53,73 @@ def run_model(project: Project, config: RunConfig, folder: Path) -> Evaluated:
     history_file = queries.artifact(run, "history.csv", folder)
     model_file = queries.recorded_model(run, folder)
     return Evaluated(recorded, model_file, run.data.tags["model_sha256"], history_file, config.run)
+
+
+def log_evaluation(
+    project: Project,
+    evaluated: Evaluated,
+    num_params: int,
+    test: Examples,
+    metrics: Mapping[str, float],
+    step: int,
+    files: Sequence[Path],
+) -> str:
+    """Log test metrics at `step` and files into the run that trained the model: where they are, in words."""
+    from pipeline.tracking import queries
+    from pipeline.tracking.sending import SYNC, describe, send_pending
+
+    config = evaluated.config
+    info: dict[str, Any] = {
+        "experiment": config.data.name,
+        "name": f"{config.name}, evaluated",
+        "tags": run_tags(project, "pipeline.evaluate") | {"recipe": config.name},
+        "params": flatten({"evaluate": config.evaluate.model_dump()}) | {"data.test_examples": str(len(test.labels))},
+        "inputs": describe([("test", test)]),
+        "evaluated_by": project.stage or "pipeline.evaluate",
+        "evaluated_sha256": evaluated.model_sha256,
+        "run": evaluated.run,
+        "status": "RUNNING",
+    }
+    record = Record.begin(project.job_folder, info)
+    record.add_rows([{"step": step, "time": now(), "values": {key: float(value) for key, value in metrics.items()}}])
+    if project.stage:  # which wrote them to its outputs
+        for file in files:
+            link_or_copy(file, record.folder / file.relative_to(project.recipe_results(config.name)))
+    if evaluated.run is None:
+        _keep_training(project, evaluated, num_params, record.folder / "training")
+    record.finish("FINISHED")
+    add_pending(project, record.folder)
+    sent, left = send_pending(project)
+    if run_id := sent.get(record.info["id"]):
+        return f"MLflow run {run_id}; {models_scored(queries.models_scored(project, config.data.name))}"
+    return "\n".join([*left, SYNC])
+
+
+def _keep_training(project: Project, evaluated: Evaluated, num_params: int, folder: Path) -> None:
+    """Keep a record of the training, for a model that may have no run: it was pulled, or its tracker lost."""
+    from pipeline.model.files import weights_sha256
+
+    config, model_file, model_sha256, history_file, _ = evaluated
+    tags = {
+        "recipe": config.name,
+        "dvc_stage": f"train@{config.name}",
+        "adopted": "trained elsewhere; hardware, versions and commit are those of the evaluation",
+    }
+    info = {
+        "experiment": config.data.name,
+        "name": config.name,
+        "tags": run_tags(project, "pipeline.evaluate") | tags,
+        "params": training_params(config) | {"model.num_params": str(num_params)},
+        "inputs": [],
+        "result_tags": {"weights_sha256": weights_sha256(model_file), "model_sha256": model_sha256},
+        "status": "FINISHED",
+        "end": now(),
+    }
+    record = Record.begin(folder, info)
+    rows = load_csv(history_file, HISTORY)
+    record.add_rows([{"step": int(row.pop("epoch")), "time": now(), "values": row} for row in rows])
+    save_yaml(folder / "config.yaml", config.model_dump())
+    link_or_copy(model_file, folder / "model.keras")
+    for name in ("history.csv", "val_predictions.csv"):  # runs are compared by these predictions
+        if (file := history_file.with_name(name)).is_file():
+            link_or_copy(file, folder / name)

@@ -26,8 +26,7 @@ from pipeline.base.project import Project
 from pipeline.base.schema import Config, flatten, validate
 from pipeline.data.examples import Examples, save_arrays
 from pipeline.experiments import run as experiment_run
-from pipeline.experiments.evaluated import Evaluated
-from pipeline.experiments.log_evaluation import log_evaluation
+from pipeline.experiments.evaluated import Evaluated, log_evaluation
 from pipeline.experiments.run import Split, train_tracked
 from pipeline.model import inference
 from pipeline.model.build import build_cnn, count_macs
@@ -183,7 +182,7 @@ def test_the_run_of_a_model_is_found_by_content(project, trained, tmp_path):
 def evaluated(project: Project, trained: Trained, config: Config, model_file: Path, accuracy: float) -> str:
     project = dataclasses.replace(project, job_folder=project.home / "outputs" / f"evaluated {accuracy}")
     model = Evaluated(config, model_file, sha256(model_file), trained.model_file.with_name("history.csv"), None)
-    return log_evaluation(project, model, 7, trained.split.val, {"test_accuracy": accuracy}, 2, [], [])
+    return log_evaluation(project, model, 7, trained.split.val, {"test_accuracy": accuracy}, 2, [])
 
 
 def test_evaluation_goes_into_the_run_and_with_other_settings_into_a_child(project, trained, compose):
