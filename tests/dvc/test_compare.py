@@ -58,7 +58,7 @@ def test_two_runs_are_compared_on_the_test_digits_once_both_were_evaluated(clone
     ("words", "message"),
     [
         (["a=9447e1230643", "b=baseline"], "'9447e1230643' names no finished run"),
-        (["a=baseline", "b=baseline"], "is the same configuration"),
+        (["a=baseline", "b=baseline"], "one configuration alone"),
         (["a=baseline"], "one configuration alone"),
         (["a='params.nonsense ='", "b=baseline"], "no filter of MLflow's"),
     ],
