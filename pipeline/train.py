@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pipeline.base.command import main
@@ -9,8 +10,7 @@ from pipeline.base.console import quiet_import
 from pipeline.base.project import Project, open_project
 from pipeline.base.schema import Config
 from pipeline.data.examples import head, load_split
-from pipeline.experiments.sweep import reported
-from pipeline.experiments.sweep_job import current_job
+from pipeline.experiments import sweep
 from pipeline.tracking.fingerprint import fingerprint
 
 
@@ -26,8 +26,8 @@ def train(project: Project, config: Config) -> float:
 
     split = Split(examples, val)
     identity = fingerprint(project, config, project.training_files)
-    if job := current_job(project):
-        return job.run(project, config, split, identity)
+    if sweep.PARENT in os.environ:
+        return sweep.train_job(project, config, split, identity)
     overrides = [override for override in project.overrides if not override.startswith("recipe=")]
     name = config.name if project.stage else " ".join([config.name, *overrides])
     trained = train_tracked(project, config, split, identity, name)
@@ -38,5 +38,5 @@ def train(project: Project, config: Config) -> float:
 
 
 if __name__ == "__main__":
-    with reported(open_project(Path(__file__).parents[1])):
+    with sweep.reported(open_project(Path(__file__).parents[1])):
         main(train)

@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,12 +24,11 @@ from mlflow.entities import Run
 from pipeline.base.errors import UserError
 from pipeline.base.files import save_csv, write_text
 from pipeline.base.project import Project
-from pipeline.experiments.sweep_job import KEYS
-from pipeline.metrics.metrics import wilson_interval
 from pipeline.metrics.significance import Mean, best_of
-from pipeline.reports import plots, verdicts
+from pipeline.reports import plots
 from pipeline.reports.comparison_report import mean_cells
 from pipeline.reports.tables import markdown_table, percent, plain
+from pipeline.reports.verdicts import read_predictions
 from pipeline.tracking import queries, sweep_log
 
 CONFIDENCE = 0.95
@@ -50,42 +49,41 @@ class Child(NamedTuple):
     val_examples: int
     group: str  # runs of one group differ in their seed alone
     run_id: str
+    run: Run
 
 
-def renew(project: Project, parent: str, folder: Path, partial: bool = False) -> tuple[list[Child], str]:
+def renew(
+    project: Project, parent: str, keys: Sequence[str], folder: Path, partial: bool = False
+) -> tuple[list[Child], str]:
     """Write the ranking and its picture to `folder`, and log them to the parent run: the ranking, and as text.
 
     With `partial`, while the sweep runs: not soon after the last time, when both are empty, and without what takes
     reading every child.
     """
-    locks = project.sweeps / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"{parent}.lock"):
+    with FileLock(project.sweeps / ".locks" / f"{parent}.lock"):
         begin, next_time = time.time(), folder / ".next"
         if partial and next_time.is_file() and begin < next_time.stat().st_mtime:
             return [], ""
-        keys = os.environ[KEYS].split()
-        runs = queries.sweep_runs(parent)
-        children = rank(runs, keys)
-        text = markdown(children, None if partial else _expected_of_best(children, runs))
-        columns: dict[str, list[Any]] = {"rank": list(range(1, len(children) + 1))}
+        children = rank(queries.sweep_runs(parent))
+        text = markdown(children, None if partial else _expected_of_best(children))
+        columns: dict[str, Sequence[Any]] = {"rank": range(1, len(children) + 1)}
         columns |= {key: [child.values.get(key, "") for child in children] for key in keys}
-        columns |= {name: [getattr(child, name) for child in children] for name in Child._fields if name != "values"}
-        save_csv(folder / "ranking.csv", columns)
-        write_text(folder / "ranking.md", text)
-        curves = {run.info.run_id: queries.curve(run, "val_accuracy") for run in runs}
-        plots.save_figure(folder / "sweep.png", _draw(children, curves, [key for key in keys if key != "seed"]))
-        best = children[0] if children else None
-        tags = {"best": best.name, "best_run": best.run_id} if best and best.status == "FINISHED" else {}
-        tags["mlflow.note.content"] = text[:MAX_NOTE]
-        sweep_log.log_sweep(parent, [folder / name for name in ("ranking.csv", "ranking.md", "sweep.png")], tags)
+        columns |= {name: [getattr(child, name) for child in children] for name in ("name", *Child._fields[2:-1])}
+        table, note, picture = files = [folder / name for name in ("ranking.csv", "ranking.md", "sweep.png")]
+        save_csv(table, columns)
+        write_text(note, text)
+        plots.save_figure(picture, _draw(children, [key for key in keys if key != "seed"]))
+        tags = {"mlflow.note.content": text[:MAX_NOTE]}
+        if children and children[0].status == "FINISHED":
+            tags |= {"best": children[0].name, "best_run": children[0].run_id}
+        sweep_log.log_sweep(parent, files, tags)
         next_time.touch()
         end = time.time()
         os.utime(next_time, (end, end + IDLE_FACTOR * (end - begin)))
     return children, text
 
 
-def rank(runs: Sequence[Run], keys: Sequence[str]) -> list[Child]:
+def rank(runs: Sequence[Run]) -> list[Child]:
     """Return MLflow's runs as children: the finished first, by validation accuracy, the smaller model at a tie.
 
     What two machines have both trained counts once.
@@ -93,7 +91,7 @@ def rank(runs: Sequence[Run], keys: Sequence[str]) -> list[Child]:
     children: dict[str, Child] = {}  # by content
     for run in sorted(runs, key=lambda run: run.info.status == "FINISHED"):
         params, metrics, tags = run.data.params, run.data.metrics, run.data.tags
-        values = swept_values(run, keys)
+        values = json.loads(tags["swept"])
         children[tags["content_sha256"]] = Child(
             plain(" ".join(f"{key}={value}" for key, value in values.items()) or run.info.run_name),
             values,
@@ -105,6 +103,7 @@ def rank(runs: Sequence[Run], keys: Sequence[str]) -> list[Child]:
             int(params.get("data.val_examples", 0)),
             tags["group"],
             run.info.run_id,
+            run,
         )
     return sorted(
         children.values(),
@@ -112,99 +111,70 @@ def rank(runs: Sequence[Run], keys: Sequence[str]) -> list[Child]:
     )
 
 
-def swept_values(run: Run, keys: Sequence[str]) -> dict[str, str]:
-    """Return what the sweep gave a run for its keys, as typed; for runs of earlier code, what their parameters say."""
-    with suppress(ValueError, AttributeError):  # earlier code wrote none, or a sentence
-        return {key: str(value) for key, value in json.loads(run.data.tags.get("swept", "")).items()}
-    known = run.data.params | {"recipe": run.data.tags.get("recipe", "")}
-    return {key: known[key] for key in keys} if known.keys() >= set(keys) else {}
-
-
-def _expected_of_best(children: Sequence[Child], runs: Sequence[Run]) -> Mean | None:
-    """The accuracy to expect of the best, by the validation predictions of all children that still have them."""
-    runs_by_id, predictions = {run.info.run_id: run for run in runs}, {}
-    with tempfile.TemporaryDirectory() as folder, suppress(UserError):
+def _expected_of_best(children: Sequence[Child]) -> Mean | None:
+    """Return the accuracy to expect of the best, by the validation predictions of all children that have them."""
+    correct = []
+    with tempfile.TemporaryDirectory() as folder:
         for child in children:
             if child.status == "FINISHED" and child.val_examples > 1:
                 with suppress(UserError):
-                    file = queries.artifact(runs_by_id[child.run_id], "val_predictions.csv", Path(folder))
-                    predictions[child.run_id] = verdicts.read_predictions(file)
-        if len(predictions) > 1:
-            _, labels = verdicts.same_examples(predictions, "validation")
-            correct = np.array([one.predictions == labels for one in predictions.values()])
-            return best_of(correct, CONFIDENCE)
-    return None
+                    found = read_predictions(queries.artifact(child.run, "val_predictions.csv", Path(folder)))
+                    correct.append(found.predictions == found.labels)
+    return best_of(np.array(correct), CONFIDENCE) if len(correct) > 1 else None
 
 
 def markdown(children: Sequence[Child], expected_of_best: Mean | None = None) -> str:
     """Return the ranking as a table, with a second one of means where there are several seeds."""
     rows = [["", "run", "validation", "training", "training time (s)", "parameters", "MLflow run"]]
+    groups = defaultdict(list)
     for position, child in enumerate(children, 1):
         label = str(position) if child.status == "FINISHED" else child.status.lower()
         accuracies = [percent(child.val_accuracy), percent(child.train_accuracy)]
         rows.append([label, child.name, *accuracies, f"{child.seconds:.1f}", f"{child.num_params:,}", child.run_id])
+        if child.status == "FINISHED":
+            common = [f"{key}={value}" for key, value in child.values.items() if key != "seed"]
+            groups[" ".join([*common, f"group {child.group}"])].append(child.val_accuracy)
     text = f"{markdown_table(rows)}\n\nLast epoch, ranked by validation accuracy. The test examples were not read.\n"
-    finished = [child for child in children if child.status == "FINISHED"]
     confidence = f"{100 * CONFIDENCE:g} %"
     if expected_of_best:
         mean, low, high = map(percent, (expected_of_best.mean, expected_of_best.low, expected_of_best.high))
         text += (
-            f"The best of {len(finished)} was chosen on these {finished[0].val_examples:,} examples, so its accuracy "
-            f"on them is biased upward. Chosen on bootstrap samples and scored on the examples left out, the best has "
-            f"{mean} ({confidence} {low} to {high}; BBC-CV, from the predictions of {expected_of_best.n}).\n"
+            f"The best of {sum(map(len, groups.values()))} was chosen on these {children[0].val_examples:,} examples, "
+            "so its accuracy on them is biased upward. Chosen on bootstrap samples and scored on the examples left "
+            f"out, the best has {mean} ({confidence} {low} to {high}; BBC-CV, from the predictions of "
+            f"{expected_of_best.n}).\n"
         )
-    elif len(finished) == 1 and (size := finished[0].val_examples):
-        limits = wilson_interval(round(finished[0].val_accuracy * size), size, CONFIDENCE)
-        text += (
-            f"The choice of {size:,} examples alone leaves it between {percent(limits.low)} and {percent(limits.high)} "
-            f"({confidence}, Wilson); another seed moves it as well.\n"
-        )
-    groups = by_group(children)
-    if max(map(len, groups.values()), default=0) < 2:
-        return text
-    rows = [["", "n seeds", "mean validation", f"{confidence} of the mean (t)"]]
-    for name, members in groups.items():
-        rows.append([name, *mean_cells([child.val_accuracy for child in members], CONFIDENCE)])
-    return f"{text}\n{markdown_table(rows)}\n"
+    if any(len(accuracies) > 1 for accuracies in groups.values()):
+        rows = [["", "n seeds", "mean validation", f"{confidence} of the mean (t)"]]
+        rows += [[name, *mean_cells(accuracies, CONFIDENCE)] for name, accuracies in groups.items()]
+        text += f"\n{markdown_table(rows)}\n"
+    return text
 
 
-def by_group(children: Sequence[Child]) -> dict[str, list[Child]]:
-    """Return the finished children that differ in their seed alone, under what they have in common."""
-    groups = defaultdict(list)
+def _draw(children: Sequence[Child], keys: Sequence[str]) -> Figure:
+    """Draw a heat map of two swept keys, seeds averaged; the curves of all children where it is not two."""
+    cells = defaultdict(list)
     for child in children:
         if child.status == "FINISHED":
-            common = [f"{key}={value}" for key, value in child.values.items() if key != "seed"]
-            groups[" ".join([*common, f"group {child.group}"])].append(child)
-    return groups
-
-
-def _draw(children: Sequence[Child], curves: Mapping[str, Sequence[float]], keys: Sequence[str]) -> Figure:
-    """Draw a heat map of two swept keys, seeds averaged; the curves of all children where it is not two."""
-    finished = [child for child in children if child.status == "FINISHED"]
-    if len(keys) != 2 or not finished:
+            cells[tuple(child.values.get(key, "") for key in keys)].append(child.val_accuracy)
+    if len(keys) != 2 or not cells:
         names = short_labels([child.name for child in children], 60)
-        lines = dict(zip(names, (curves[child.run_id] for child in children), strict=True))
-        return plots.plot_curves(lines, "validation accuracy")
+        curves = [queries.curve(child.run, "val_accuracy") for child in children]
+        labels = [f"{position}: {name}" for position, name in enumerate(names, 1)]
+        return plots.plot_curves(dict(zip(labels, curves, strict=True)), "validation accuracy")
     axes = [sorted({child.values.get(key, "") for child in children}, key=_number_first) for key in keys]
-    grid = np.full([len(axis) for axis in axes], np.nan)
-    for cell in np.ndindex(*grid.shape):
-        values = [axis[index] for axis, index in zip(axes, cell, strict=True)]
-        same = [child.val_accuracy for child in finished if [child.values.get(key, "") for key in keys] == values]
-        if same:
-            grid[cell] = np.mean(same)
-    labels = [short_labels(axis, 24) for axis in axes]
-    return plots.plot_heat_map(grid, list(keys), labels, "validation accuracy in %, last epoch")
+    shares = [[np.mean(cells.get((row, column), math.nan)) for column in axes[1]] for row in axes[0]]
+    ticks = [short_labels(axis, 24) for axis in axes]
+    return plots.plot_heat_map(np.array(shares), keys, ticks, "validation accuracy in %, last epoch")
 
 
 def short_labels(texts: Sequence[str], longest: int) -> list[str]:
-    """Return labels that fit beside a picture and differ: if one is long, all from before the first difference on."""
+    """Return labels that fit beside a picture: if one is long, all from shortly before the first difference on."""
     if max(map(len, texts), default=0) <= longest:
         return list(texts)
     alike = len(os.path.commonprefix(texts)) if len(texts) > 1 else 0  # noqa: RUF071 - no paths
     start = max(0, alike - longest // 2)
-    rest = [text[start:] for text in texts]
-    cut = [f"{'…' if start else ''}{text[:longest]}{'…' if text[longest:] else ''}" for text in rest]
-    return cut if len(set(cut)) == len(cut) else [f"{number}: {text}" for number, text in enumerate(cut, 1)]
+    return [f"{'…' if start else ''}{text[start:][:longest]}{'…' if text[start:][longest:] else ''}" for text in texts]
 
 
 def _number_first(text: str) -> tuple[float, str]:

@@ -1,49 +1,69 @@
 """A sweep: one parent run in MLflow, a child for every combination of values, a ranking renewed after each child.
 
-Hydra makes the combinations and launches them. What was trained is known by its fingerprint: the same command again
-trains what is missing.
+Hydra makes the combinations and launches them, here or on other machines. What is called when:
+
+  main           train.py runs Hydra inside `reported`
+  SweepStart     Hydra calls it before the first job: `_open` checks every job, opens the parent run, and describes the
+                 sweep to the jobs in the variables SWEEP_*
+  train_job      train.py calls it in each job: it trains, unless just this was trained already, and renews the ranking
+  _close         `reported` calls it when all jobs have ended: the last ranking, and which jobs failed
+
+What was trained is known by its fingerprint: the same command again trains what is missing.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 import os
 import re
 import shlex
 import shutil
 import sys
+import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 
 from pipeline.base.command import READER_GONE, reader_gone
 from pipeline.base.console import quiet_import
-from pipeline.base.errors import UserError, one_line
+from pipeline.base.errors import UserError, one_line, shorten
 from pipeline.base.hydra import compose
 from pipeline.base.project import Project, open_project
 from pipeline.base.schema import Config
 from pipeline.data.examples import check_split
-from pipeline.experiments.hydra_grid import grid
-from pipeline.experiments.sweep_job import EPOCHS, FOLDER, KEYS, PARENT, job_name, swept_values
+from pipeline.experiments.on_ray import prepare_ray
 from pipeline.tracking.environment import COMPUTE_VARIABLES
-from pipeline.tracking.fingerprint import NON_TRAINING_KEYS, depends_on_length, fingerprint
+from pipeline.tracking.fingerprint import NON_TRAINING_KEYS, Fingerprint, depends_on_length, fingerprint
+from pipeline.tracking.record import is_alive, unfinished
 
+if TYPE_CHECKING:
+    from pipeline.experiments.run import Split
+
+# The variables of the environment: id of the parent run, keys that vary, numbers of epochs that occur, folder.
+PARENT, KEYS, EPOCHS, FOLDER = "SWEEP_PARENT", "SWEEP_KEYS", "SWEEP_EPOCHS", "SWEEP_FOLDER"
 # What jobs get, wherever they run; passwords and tokens stay out of what is sent and written on the way.
 FORWARDED_ENV = re.compile(
     rf"SWEEP_|MLFLOW_(?!.*(PASSWORD|TOKEN|SECRET|KEY|PASSPHRASE))|({COMPUTE_VARIABLES.pattern})$"
 )
 MAX_JOBS = 1_000  # each is composed before the first one runs, which takes a minute or two
+POLL_SECONDS = 5.0  # between looks at a job that another machine trains
 
 
 class SweepStart(Callback):
     """What Hydra calls before the first job, and in each: it travels there with what the jobs are to know."""
 
-    def __init__(self, root: str) -> None:
-        self.root = root
+    def __init__(self, root: str, ray: Mapping[str, Any]) -> None:
+        self.root, self.ray = root, ray
         self.variables: dict[str, str] = {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -55,7 +75,9 @@ class SweepStart(Callback):
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
         try:
-            _open(open_project(self.root), config)
+            if "ray" in config.hydra.launcher:
+                prepare_ray(config.hydra.launcher, self.ray)
+            _open(open_project(self.root), config.hydra)
             self.variables = {key: value for key, value in os.environ.items() if FORWARDED_ENV.match(key)}
         except Exception as error:  # Hydra would warn of it, and go on
             if message := one_line(error):
@@ -64,65 +86,127 @@ class SweepStart(Callback):
             sys.exit(1)
 
 
-def _open(project: Project, config: Any) -> None:
-    """Check every job before the first begins; open the parent run, or that of an earlier try; set the variables of
-    `sweep_job` for the jobs.
+def _open(project: Project, hydra: Any) -> None:
+    """Check every job, open the parent run or that of an earlier try, and set the variables for the jobs.
 
-    `config` is Hydra's, a DictConfig with Hydra's own section. The digest of all that is trained names the sweep.
+    `hydra` is Hydra's own section of the configuration. The digest of all that is trained names the sweep.
     """
-    overrides = list(config.hydra.overrides.task)
-    preset = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-    is_search = "optuna" in config.hydra.sweeper._target_
+    overrides, params = list(hydra.overrides.task), dict(hydra.sweeper.get("params") or {})
+    is_search = "optuna" in hydra.sweeper._target_
     if is_search:  # the overrides that all trials share are the only job known before
-        keys, fixed = ([part.partition("=")[0] for part in group] for group in (preset, overrides))
-        keys, jobs = [key for key in keys if key not in fixed], [overrides]
+        fixed = {override.partition("=")[0] for override in overrides}
+        keys, jobs = [key for key in params if key not in fixed], [overrides]
     else:
-        keys, jobs = grid(preset + overrides, MAX_JOBS)
+        keys, jobs = grid([*(f"{key}={value}" for key, value in params.items()), *overrides])
     if idle := [key for key in keys if key.partition(".")[0] in NON_TRAINING_KEYS]:
         raise UserError(f"{idle[0]} changes nothing in training, each value trains the same: leave it out")
-    contents, epochs, configs = [], set(), []
+    configs = []
     for job in jobs:
-        with _named_in_errors(job, keys):
-            job_config = compose(project, *job, schema=Config, name="train")
-            check_split(project, job_config.data)
-        contents.append(fingerprint(project, job_config, project.training_files).content_sha256)
-        epochs.add(job_config.train.epochs)
-        configs.append(job_config)
-    digest = hashlib.sha256(
-        "".join([*sorted(contents), str(config.hydra.sweeper) if is_search else ""]).encode()
-    ).hexdigest()
+        try:
+            configs.append(compose(project, *job, schema=Config, name="train"))
+            check_split(project, configs[-1].data)
+        except Exception as error:
+            if (message := one_line(error)) is None:
+                raise
+            swept = " ".join(_swept(job, keys))
+            raise UserError(f"{swept}: {message}" if swept else message) from error
+    contents = [fingerprint(project, config, project.training_files).content_sha256 for config in configs]
+    content = "".join(sorted(contents)) + (str(hydra.sweeper) if is_search else "")
 
     with quiet_import():
         from pipeline.tracking import queries, sweep_log
 
     name, experiment = " ".join(["sweep", *overrides]), configs[0].data.name
-    hydra_overrides = [part for part in config.hydra.overrides.hydra if not part.startswith("hydra.mode=")]
+    hydra_overrides = [part for part in hydra.overrides.hydra if not part.startswith("hydra.mode=")]
     command = shlex.join(["python", "-m", "pipeline.train", "-m", *hydra_overrides, *overrides])
+    digest = hashlib.sha256(content.encode()).hexdigest()
     parent, again = sweep_log.open_sweep(project, experiment, name, command, digest, keys)
     known = 0 if is_search else sum(bool(queries.find_trained(project, experiment, content_sha256=c)) for c in contents)
-    count = f"{config.hydra.sweeper.n_trials} trials" if is_search else f"{len(jobs)} jobs"
+    count = f"{hydra.sweeper.n_trials} trials" if is_search else f"{len(jobs)} jobs"
     finished = f", {known} found finished" if known else ""
     print(f"{name}: {count}{finished}; MLflow run {parent}{', begun before' if again else ''}", flush=True)
-    os.environ |= {
-        PARENT: parent,
-        KEYS: " ".join(keys),
-        EPOCHS: " ".join(map(str, sorted(epochs))),
-        FOLDER: str(Path(config.hydra.sweep.dir).absolute()),
-    }
+    epochs = {config.train.epochs for config in configs}
     if len(epochs) > 1 and any(map(depends_on_length, configs)):
         print("schedule or augmentation depend on the number of epochs: each number is trained by itself", flush=True)
+    os.environ |= {PARENT: parent, KEYS: " ".join(keys), EPOCHS: " ".join(map(str, sorted(epochs)))}
+    os.environ[FOLDER] = str(Path(hydra.sweep.dir).absolute())
+
+
+def grid(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Return the keys that vary and the overrides of every job, as Hydra's sweeper will make them."""
+    parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
+    [jobs] = BasicSweeper.split_arguments(parsed, None)  # not public, as seen in Hydra 1.3.8
+    if not 0 < len(jobs) <= MAX_JOBS:
+        raise UserError(f"{shorten(' '.join(overrides))}: {len(jobs):,} jobs, expected 1 to {MAX_JOBS:,}")
+    varies = {override.get_key_element(): override.is_sweep_override() for override in parsed}
+    return [key for key, swept in varies.items() if swept], jobs
+
+
+def _swept(overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """Return those overrides of a job, key=value, whose keys vary."""
+    return [override for override in overrides if override.partition("=")[0] in keys]
+
+
+def train_job(project: Project, config: Config, split: Split, identity: Fingerprint) -> float:
+    """Train a job, or answer from the store what was trained already; return the validation accuracy, 0 to 1 or NaN."""
+    from pipeline.experiments import ranking
+    from pipeline.experiments.run import SharedCheckpoints, train_tracked
+    from pipeline.tracking import sweep_log
+
+    parent, keys = os.environ[PARENT], os.environ[KEYS].split()
+    swept = _swept(project.overrides, keys)
+    name, values = " ".join(swept) or "all the same", dict(override.split("=", 1) for override in swept)
+    try:
+        # Whoever of this repository holds the lock is training just this; a process that was killed holds none.
+        with FileLock(project.sweeps / ".locks" / f"{identity.content_sha256}.lock"):
+            if run := _find_completed(project, config.data.name, identity, name):
+                sweep_log.join_sweep(parent, run, values)
+                print(f"{name}: found finished, MLflow run {run.info.run_id}", flush=True)
+                return float(run.data.metrics.get("val_accuracy", math.nan))
+            shared, epochs = None, [int(number) for number in os.environ[EPOCHS].split()]
+            if len(epochs) > 1 and not depends_on_length(config):  # with those that differ in this number alone
+                folder = project.sweeps / ".shared" / parent / identity.resume_key["configuration"][:16]
+                shared = SharedCheckpoints(folder, epochs)
+            tags, bar = sweep_log.child_tags(parent, values), project.jobs_at_once == 1
+            trained = train_tracked(project, config, split, identity, name, tags, bar, shared)
+            return trained.history[-1].val_accuracy
+    finally:
+        with _unless_unreachable():
+            ranking.renew(project, parent, keys, Path(os.environ[FOLDER]), partial=True)
+
+
+def _find_completed(project: Project, experiment: str, identity: Fingerprint, name: str) -> Any:  # MLflow's Run
+    """Return a finished run of just this, or None, also where MLflow does not answer.
+
+    A child that another machine trains is waited for; one that died is deleted, unless it continues here.
+    """
+    from pipeline.tracking import queries, sending, sweep_log
+
+    with _unless_unreachable():
+        sending.send_pending(project)  # what is looked for may be among it
+        own = {record.info["id"] for record in unfinished(project, name, identity.resume_key)}
+        for look in itertools.count():
+            runs = queries.find_trained(project, experiment, content_sha256=identity.content_sha256)
+            children = sweep_log.unfinished_children(os.environ[PARENT], identity.content_sha256)
+            children = [child for child in children if child.data.tags.get("record") not in own]
+            dead = [c for c in children if c.info.status != "RUNNING" or not is_alive(c.data.tags.get("process"))]
+            if runs or children == dead:
+                break
+            if look == 0:
+                print(f"{name}: another machine trains just this: waiting for it", flush=True)
+            time.sleep(POLL_SECONDS)
+        sweep_log.delete_runs(dead)
+        return runs[0] if runs else None
+    return None
 
 
 @contextmanager
-def _named_in_errors(job: Sequence[str], keys: Sequence[str]) -> Iterator[None]:
-    """Name the job of a sweep over `keys` in front of what is wrong with it."""
+def _unless_unreachable() -> Iterator[None]:
+    """Leave the block with a word where MLflow fails: training does not wait for it."""
     try:
         yield
-    except Exception as error:
-        message = one_line(error)
-        if message is None or not keys:
-            raise
-        raise UserError(f"{job_name(swept_values(job, keys))}: {message}") from error
+    except UserError as error:
+        print(f"{error}: the sweep goes on", flush=True)
 
 
 @contextmanager
@@ -133,7 +217,7 @@ def reported(project: Project) -> Iterator[None]:
         yield
         status = "FINISHED"
     except SystemExit as end:
-        status = "FINISHED" if not end.code else "KILLED" if end.code in ("interrupted", READER_GONE) else "FAILED"
+        status = "KILLED" if end.code in ("interrupted", READER_GONE) else "FAILED"
         raise
     finally:
         if PARENT in os.environ:
@@ -153,8 +237,8 @@ def _close(project: Project, parent: str, status: str) -> None:
     if status != "KILLED":
         shutil.rmtree(project.sweeps / ".shared" / parent, ignore_errors=True)
     if left := sending.send_pending(project)[1]:
-        sys.exit(f"error: {left[0]}: the same command again completes the ranking")
-    children, text = ranking.renew(project, parent, Path(os.environ[FOLDER]))
+        raise UserError(left[0])
+    children, text = ranking.renew(project, parent, os.environ[KEYS].split(), Path(os.environ[FOLDER]))
     print(text)
     failed = [child.name for child in children if child.status != "FINISHED"]
     sweep_log.log_sweep(parent, [], {}, "FAILED" if failed and status == "FINISHED" else status)

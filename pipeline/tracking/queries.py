@@ -18,7 +18,7 @@ from pipeline.base.schema import Data, flatten
 from pipeline.model.files import weights_sha256
 from pipeline.tracking.store import address, open_store, translate_errors
 
-PARENT = "mlflow.parentRunId"  # a tag of MLflow's; sweep_job.PARENT is a variable of the environment
+PARENT = "mlflow.parentRunId"  # a tag of MLflow's; experiments.sweep.PARENT is a variable of the environment
 MAX_NAME = 250  # characters of a run's name that MLflow's tables hold
 TEST_SCORED = "test_scored"  # tag of a run whose model was scored on the test examples; earlier code: test_set_reads
 PAGE = 100  # runs per request: a thousand of ours at once take a server longer than we wait for an answer

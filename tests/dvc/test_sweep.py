@@ -216,7 +216,7 @@ def test_a_failed_child_does_not_stop_the_others_and_the_command_fails(clone):
     ("words", "message"),
     [
         (["-m", "train.epochs=1,0"], "train.epochs=0: train.epochs=0: input should be greater"),
-        (["-m", "seed=range(0,0)"], "is no job at all"),
+        (["-m", "seed=range(0,0)"], ": 0 jobs, expected 1 to 1,000"),
         (["-m", "recipe=baseline,basline"], "Could not find 'recipe/basline'"),
         (["sweep=nonsense"], "Available options in 'sweep': epochs_filters search seeds"),
     ],

@@ -11,7 +11,7 @@ import pytest
 from conftest import PARENT, ROOT, fresh_store, start
 
 from pipeline.base.project import Project, open_project
-from pipeline.experiments import sweep, sweep_job
+from pipeline.experiments import sweep
 from pipeline.tracking import queries, sending, sweep_log
 from pipeline.tracking.record import Record, add_pending, now, pending
 from pipeline.tracking.store import open_store
@@ -169,13 +169,10 @@ def swept(project, monkeypatch) -> tuple[Any, str, str]:
     """A sweep over the seed: the client, the experiment's id and the parent's."""
     client, experiment = open_store(project, "mnist")
     parent, _ = sweep_log.open_sweep(project, "mnist", "sweep", "command", "digest", ["seed"])
-    values = {sweep_job.PARENT: parent, sweep_job.KEYS: "seed", sweep_job.EPOCHS: "3"}
-    for key, value in (values | {sweep_job.FOLDER: str(project.sweeps / "now")}).items():
+    values = {sweep.PARENT: parent, sweep.KEYS: "seed", sweep.EPOCHS: "3"}
+    for key, value in (values | {sweep.FOLDER: str(project.sweeps / "now")}).items():
         monkeypatch.setenv(key, value)
     return client, experiment, parent
-
-
-CONFIG = SimpleNamespace(data=SimpleNamespace(name="mnist"))
 
 
 def identity(content: str) -> Any:  # Fingerprint
@@ -194,7 +191,7 @@ def test_a_sweep_counts_what_another_command_has_trained_instead_of_its_own_unfi
 
     killed = run("KILLED", **{PARENT: parent})
     trained = run("FINISHED", model_sha256="m")
-    completed = sweep_job.Job(parent, {"seed": "3"})._find_completed(project, CONFIG, identity("c"))
+    completed = sweep._find_completed(project, "mnist", identity("c"), "seed=3")
     assert completed.info.run_id == trained
     sweep_log.join_sweep(parent, completed, {"seed": "3"})
     sweep._close(project, parent, "FINISHED")
@@ -208,7 +205,9 @@ def test_a_child_that_another_machine_trains_is_waited_for_and_a_dead_one_is_rep
 ):
     """The second machine of one tracking server deleted the first one's running child."""
     client, experiment, parent = swept
-    job = sweep_job.Job(parent, {"seed": "1"})
+
+    def find(content: str) -> Any:  # Run
+        return sweep._find_completed(project, "mnist", identity(content), "seed=1")
 
     def child(content: str, status: str, minutes: int) -> str:
         process = f"0123abcd 7 {now() - 60_000 * minutes}"
@@ -220,9 +219,8 @@ def test_a_child_that_another_machine_trains_is_waited_for_and_a_dead_one_is_rep
         return client.get_run(run_id).info.lifecycle_stage
 
     dead = [child("a", "RUNNING", 16), child("a", "FAILED", 0), child("a", "KILLED", 0)]
-    assert job._find_completed(project, CONFIG, identity("a")) is None
+    assert find("a") is None
     assert [stage(run_id) for run_id in dead] == ["deleted"] * 3
-    assert capsys.readouterr().out == "seed=1: left unfinished by an earlier try, trained again\n"
 
     alive, looks = child("b", "RUNNING", 14), []
 
@@ -233,19 +231,19 @@ def test_a_child_that_another_machine_trains_is_waited_for_and_a_dead_one_is_rep
             client.set_tag(alive, "model_sha256", "m")
             client.set_terminated(alive, "FINISHED")
 
-    monkeypatch.setattr(sweep_job.time, "sleep", sleep)
-    completed = job._find_completed(project, CONFIG, identity("b"))
-    assert completed.info.run_id == alive and looks == [sweep_job.POLL_SECONDS] * 2
+    monkeypatch.setattr(sweep.time, "sleep", sleep)
+    completed = find("b")
+    assert completed.info.run_id == alive and looks == [sweep.POLL_SECONDS] * 2
     assert capsys.readouterr().out == "seed=1: another machine trains just this: waiting for it\n"
 
     twice = [child("b", "RUNNING", 0), child("b", "FAILED", 0)]  # finished by one, another is still at it
-    assert job._find_completed(project, CONFIG, identity("b")).info.run_id == alive
+    assert find("b").info.run_id == alive
     assert [stage(run_id) for run_id in twice] == ["active", "deleted"]
 
 
 def test_a_sweep_that_ends_while_mlflow_is_unreachable_says_so_in_one_line(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    for key in (sweep_job.PARENT, sweep_job.KEYS, sweep_job.FOLDER):
+    for key in (sweep.PARENT, sweep.KEYS, sweep.FOLDER):
         monkeypatch.setenv(key, "x")
     with pytest.raises(SystemExit, match=r"\Aerror: the MLflow store [^\n]*\Z"), sweep.reported(project):
         sys.exit("interrupted")
