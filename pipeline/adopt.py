@@ -1,15 +1,13 @@
 """Make a data set of your own pictures: path=letters, with folders letters/<class>/…, makes data=letters.
 
-It writes conf/data/<name>.yaml and data/downloads/<name>. A name that YAML would read as a number gets a prefix.
+It writes conf/data/<name>.yaml and data/downloads/<name>. A name that begins with a digit gets a prefix.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 import yaml
 
-from pipeline.apps.image_folder import read_pictures
+from pipeline.apps.images import read_pictures
 from pipeline.base.command import main
 from pipeline.base.errors import UserError, shorten
 from pipeline.base.files import write_text
@@ -55,11 +53,8 @@ def adopt(project: Project, config: AdoptConfig) -> None:
 
 
 def data_name(folder: str) -> str:
-    """Return the folder's name, changed where Hydra or YAML would not read it as text."""
-    with suppress(ValueError):
-        float(folder)  # Hydra would read it so in data=<name>
-        return f"data_{folder}"
-    return f"data_{folder}" if yaml.safe_dump(folder)[0] in "'\"" else folder  # null, true, a date
+    """Return the folder's name, with a prefix where Hydra or YAML might read it as a number, a date, null or true."""
+    return folder if folder[0].isalpha() and yaml.safe_dump(folder)[0] not in "'\"" else f"data_{folder}"
 
 
 if __name__ == "__main__":

@@ -141,9 +141,9 @@ def test_a_folder_named_like_a_number_gives_a_name_that_can_be_typed_and_leftove
 @pytest.mark.parametrize(
     ("folder", "name"),
     [
-        *[(text, f"data_{text}") for text in ("2024", "1e3", "007", "1_000", "inf", "NaN", "null", "True", "no")],
-        *[(text, f"data_{text}") for text in ("2024-01-31", "0x1f", "9447e1230643")],
-        *[(text, text) for text in ("letters", "3d", "2024-letters", "none", "g9447e1230643", "A.b_c-1")],
+        *[(text, f"data_{text}") for text in ("2024", "1e3", "007", "1_000", "null", "True", "no", "3d")],
+        *[(text, f"data_{text}") for text in ("2024-01-31", "0x1f", "9447e1230643", "2024-letters")],
+        *[(text, text) for text in ("letters", "none", "g9447e1230643", "A.b_c-1")],
     ],
 )
 def test_the_name_of_a_data_set_is_what_hydra_and_yaml_read_as_text(compose, tmp_path, folder, name):
