@@ -9,12 +9,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.apps import export_formats
 from pipeline.apps.predictor import model_files
 from pipeline.base.command import main
 from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError
-from pipeline.base.files import process_name, remove_left_over
 from pipeline.base.project import Project
 from pipeline.base.verb_schemas import ExportConfig
 from pipeline.data.examples import load_split
@@ -26,11 +27,10 @@ def export(project: Project, config: ExportConfig) -> None:
     images = next(filter(len, (load_split(project, part, config.data).images for part in ("val", "train"))))
     target = project.job().job_folder / export_formats.FORMATS[config.format].name
     target.parent.mkdir(parents=True, exist_ok=True)
-    remove_left_over(target.parent)
     with (
         quiet_import(),
         model_files(project, config) as (model_file, _, description),
-        tempfile.TemporaryDirectory(prefix=f".{process_name()}.partial", dir=target.parent) as folder,
+        tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as folder,
     ):
         from pipeline.model.files import load_model
         from pipeline.model.inference import predict, start
@@ -38,14 +38,15 @@ def export(project: Project, config: ExportConfig) -> None:
         start(seed=0)
         model, exported = load_model(model_file), Path(folder) / target.name
         export_formats.write(model, config.format, exported)
-        logits = export_formats.load(config.format, exported)(images)
-        differ, largest = export_formats.compared(logits, predict(model, images))
-        result = f"{differ} of {len(logits):,} predictions differ from Keras's, logits by at most {largest:.1e}"
+        logits, expected = export_formats.load(config.format, exported)(images), predict(model, images)
+        differ, largest = np.sum(logits.argmax(1) != expected.argmax(1)), np.abs(logits - expected).max()
+        result = f"{differ} of {len(images):,} predictions differ from Keras's, logits by at most {largest:.1e}"
         if differ:
             raise UserError(f"{description} as {config.format}: {result}: {target.name} is not kept")
         shutil.rmtree(target, ignore_errors=True)  # a folder is not replaced
         exported.replace(target)
-    print(f"wrote {target}, {export_formats.size(target) / 1e6:.2f} MB, of {description}: {result}")
+    size = sum(file.stat().st_size for file in [target, *target.rglob("*")] if file.is_file())
+    print(f"wrote {target}, {size / 1e6:.2f} MB, of {description}: {result}")
 
 
 if __name__ == "__main__":

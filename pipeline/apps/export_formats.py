@@ -40,11 +40,7 @@ def write(model: Any, name: str, path: Path) -> None:
 def load(name: str, path: Path) -> Infer:
     """Return the logits of an exported model as a function, with one thread per operation as in training."""
     infer = FORMATS[name].load(path)
-
-    def logits(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.concatenate([infer(images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
-
-    return logits
+    return lambda images: np.concatenate([infer(images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
 
 
 def _saved_model(path: Path) -> Infer:
@@ -95,19 +91,3 @@ FORMATS = {
     "litert": Format("litert", "model.tflite", _litert),
     "onnx": Format("onnx", "model.onnx", _onnx, ("onnx", "onnxruntime", "tf2onnx")),
 }
-
-
-class Check(NamedTuple):
-    differ: int  # predictions
-    largest: float  # difference of two logits
-
-
-def compared(logits: NDArray[np.float32], expected: NDArray[np.float32]) -> Check:
-    """Compare logits [N, K] with Keras's for the same images."""
-    differ = (logits.argmax(1) != expected.argmax(1)) | ~np.isfinite(logits).all(1)
-    return Check(int(differ.sum()), float(np.abs(logits - expected).max()))
-
-
-def size(path: Path) -> int:
-    """Return the bytes of a file, or of all files of a folder."""
-    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
