@@ -27,12 +27,6 @@ def corrupted(images: NDArray[np.uint8], name: str, seed: int) -> NDArray[np.uin
     return np.rint(np.clip(CORRUPTIONS[name](images / 255.0, rng), 0, 1) * 255).astype(np.uint8)
 
 
-def _impulse_noise(x: Images, rng: np.random.Generator) -> Images:
-    """Make 17 % of the pixels black or white."""
-    changed, white = rng.random(x.shape) < 0.17, rng.random(x.shape) < 0.5
-    return np.where(changed, white, x)
-
-
 def _glass_blur(x: Images, rng: np.random.Generator) -> Images:
     """Blur; twice, let about half of the pixels take the value of a neighbour above or to the left; blur again."""
     blur = (0, 0.7, 0.7)
@@ -82,16 +76,11 @@ def _rotate(x: Images, rng: np.random.Generator) -> Images:
     return _warped(x, [[cos, sin], [-sin, cos]])
 
 
-def _translate(x: Images, rng: np.random.Generator) -> Images:
-    """Move by 3 pixels up or down, and 3 to either side."""
-    return _warped(x, shift=[rng.choice([-3, 3], len(x)), rng.choice([-3, 3], len(x))])
-
-
 def _stripe(x: Images, rng: np.random.Generator) -> Images:
     """Invert the left and the right quarter."""
-    quarter = x.shape[2] // 4
-    columns = np.arange(x.shape[2])
-    return np.where((columns < quarter) | (columns >= x.shape[2] - quarter), 1 - x, x)
+    striped, quarter = 1 - x, x.shape[2] // 4
+    striped[:, :, quarter:-quarter] = x[:, :, quarter:-quarter]
+    return striped
 
 
 def _fog(x: Images, rng: np.random.Generator) -> Images:
@@ -133,7 +122,7 @@ def _zigzag(x: Images, rng: np.random.Generator) -> Images:
         across = np.array([0, 2, 0, -2])[np.arange(len(along)) % 4]
         rows = a + along * np.sin(slope) + across * np.cos(slope)
         columns = 2 + along * np.cos(slope) - across * np.sin(slope)
-        corners = np.flatnonzero((np.arange(len(along)) % 2 == 1) | (np.arange(len(along)) == 0))
+        corners = [0, *range(1, len(along), 2)]
         points = zip(rows[corners], columns[corners], strict=True)
         drawn.append(sum(_line(x.shape[1:], *ends) for ends in pairwise(points)))
     return x + np.stack(drawn)
@@ -170,14 +159,14 @@ def _edges(x: Images, rng: np.random.Generator) -> Images:
 CORRUPTIONS: dict[str, Callable[[Images, np.random.Generator], Images]] = {
     "identity": lambda x, rng: x,
     "shot_noise": lambda x, rng: rng.poisson(x * 3) / 3,  # 3 photons are white
-    "impulse_noise": _impulse_noise,
+    "impulse_noise": lambda x, rng: np.where(rng.random(x.shape) < 0.17, rng.random(x.shape) < 0.5, x),  # black, white
     "glass_blur": _glass_blur,
     "motion_blur": _motion_blur,
     "shear": _shear,
     "scale": lambda x, rng: _warped(x, np.eye(2) / 0.7),  # to 0.7 of the size
     "rotate": _rotate,
     "brightness": lambda x, rng: x + 0.5,
-    "translate": _translate,
+    "translate": lambda x, rng: _warped(x, shift=rng.choice([-3, 3], (2, len(x)))),  # pixels, each way
     "stripe": _stripe,
     "fog": _fog,
     "spatter": _spatter,

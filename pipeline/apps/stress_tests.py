@@ -5,7 +5,6 @@ Shapes: N digits, H rows, W columns, K classes. A page is uint8 [H, W], each of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,17 +31,24 @@ FONTS = ("DejaVuSans", "DejaVuSerif", "STIXGeneral", "cmr10", "cmb10", "cmss10",
 def counts(predictor: Predictor, test: Examples, seed: int, strokes_file: Path) -> dict[str, dict[str, Any]]:
     """Count the correct predictions for each kind of corruption, style and source; styles and sources also after the
     preparation that the verb `predict` gives any page, where it knows the classes."""
-    predict, is_prepared = predictor.probabilities, finds_classes_of(predictor.data)
-    corruptions = {name: _count(predict(corrupted(test.images, name, seed)), test.labels) for name in CORRUPTIONS}
-    styles = {}
+
+    def count(images: NDArray[np.uint8]) -> dict[str, int]:
+        correct = predictor.probabilities(images).argmax(1) == test.labels
+        return {"right": int(correct.sum()), "digits": len(correct)}
+
+    corruptions = {name: count(corrupted(test.images, name, seed)) for name in CORRUPTIONS}
+    is_prepared, styles = finds_classes_of(predictor.data), {}
     for name, images in {"inverted": 255 - test.images, "in odd colours": odd_colours(test.images)}.items():
-        styles[name] = _count(predict(images), test.labels)
+        styles[name] = count(images)
         if is_prepared:
-            digits = np.stack([to_mnist_form(find_ink(image)) for image in images])
-            styles[f"{name}, prepared"] = _count(predict(digits), test.labels)
+            styles[f"{name}, prepared"] = count(np.stack([to_mnist_form(find_ink(image)) for image in images]))
     # "guises" for styles and "elsewhere" for other sources: keys of the robustness.json that there are already.
     results: dict[str, dict[str, Any]] = {"corruptions": corruptions, "guises": styles}
-    return results | {"elsewhere": _external_counts(predictor, strokes_file)} if is_prepared else results
+    if is_prepared:
+        sources = {"scikit-learn": scikit_learn(), "printed fonts": printed()}
+        sources |= {f"drawn, {pen} pen": drawn(strokes_file, pen) for pen in PENS}
+        results["elsewhere"] = {name: _external_count(predictor, *source) for name, source in sources.items()}
+    return results
 
 
 def odd_colours(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -51,30 +57,20 @@ def odd_colours(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.rint(colours @ (0.299, 0.587, 0.114) * 255).astype(np.uint8)[images]
 
 
-def _external_counts(predictor: Predictor, strokes_file: Path) -> dict[str, dict[str, int]]:
-    """Count the correct predictions for external digits: prepared, of them the confident ones, and not prepared."""
-    sources = {"scikit-learn": scikit_learn(), "printed fonts": printed()}
-    sources |= {f"drawn, {pen} pen": drawn(strokes_file, pen) for pen in PENS}
-    results = {}
-    for name, (pages, labels) in sources.items():
-        prepared = predictor.probabilities(np.stack([find_digits(page).digits[0] for page in pages]))
-        confident = ~predictor.abstains(prepared)
-        results[name] = _count(prepared, labels) | {
-            "sure": int(confident.sum()),
-            "sure_right": int((confident & (prepared.argmax(1) == labels)).sum()),
-            "unprepared_right": _count(predictor.probabilities(_only_resized(pages)), labels)["right"],
-        }
-    return results
-
-
-def _only_resized(pages: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Bring pages to 28 x 28, and to white on black where their border is light, without any other preparation."""
+def _external_count(predictor: Predictor, pages: list[NDArray[np.uint8]], labels: NDArray[np.int64]) -> dict[str, int]:
+    """Count the correct predictions for external digits: prepared, of them the confident ones, and only resized to
+    28 x 28, white on black where their border is light."""
+    prepared = predictor.probabilities(np.stack([find_digits(page).digits[0] for page in pages]))
+    correct, confident = prepared.argmax(1) == labels, ~predictor.abstains(prepared)
     small = [np.asarray(Image.fromarray(page).resize((FIELD, FIELD), Image.Resampling.BILINEAR)) for page in pages]
-    return np.stack([255 - page if np.median(page[[0, -1]]) > 127 else page for page in small])
-
-
-def _count(probabilities: NDArray[np.float64], labels: NDArray[Any]) -> dict[str, int]:
-    return {"right": int((probabilities.argmax(1) == labels).sum()), "digits": len(labels)}
+    resized = np.stack([255 - page if np.median(page[[0, -1]]) > 127 else page for page in small])
+    return {
+        "right": int(correct.sum()),
+        "digits": len(labels),
+        "sure": int(confident.sum()),
+        "sure_right": int((confident & correct).sum()),
+        "unprepared_right": int((predictor.probabilities(resized).argmax(1) == labels).sum()),
+    }
 
 
 def scikit_learn() -> Pages:
@@ -91,9 +87,9 @@ def printed() -> Pages:
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     files = sorted(file for file in folder.glob("*.ttf") if file.stem.startswith(FONTS) and "Display" not in file.stem)
     pages = []
-    for font, digit in product((ImageFont.truetype(file, 96) for file in files), range(10)):
+    for file, digit in product(files, "0123456789"):
         page = Image.new("L", (192, 192), 255)
-        ImageDraw.Draw(page).text((96, 96), str(digit), 0, font, anchor="mm")
+        ImageDraw.Draw(page).text((96, 96), digit, 0, ImageFont.truetype(file, 96), anchor="mm")
         pages.append(np.asarray(page))
     return pages, np.tile(np.arange(10), len(files))
 
