@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from benchmarks.report import (
@@ -27,15 +26,14 @@ from benchmarks.report import (
 )
 from pipeline.base.files import load_json
 from pipeline.metrics.significance import mean_interval
-from pipeline.reports.plots import COLOURS, save_figure, styled
+from pipeline.reports.plots import COLOURS, drawing, save_figure, show_plain_ticks
 
 COLOUR = dict(zip(LABELS, COLOURS, strict=False))
 
 
 def plot_error_against_time(studies: Studies) -> Figure:
     """Plot the test error (mean, range of the seeds) against the training time (median, range of the rounds)."""
-    with styled():
-        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    with drawing(7.2, 4.2) as figure:
         axes, times = figure.subplots(), by_name(studies["time"])
         for name, label, _, trials, suffix in (group for group in groups(studies) if group[2] == SPLIT):
             errors, took = _errors(trials, suffix), [seconds(trial, EPOCHS[name]) for trial in times[name]]
@@ -45,8 +43,8 @@ def plot_error_against_time(studies: Studies) -> Figure:
             axes.errorbar(x, y, up, across, fmt="o", label=f"{label}: {y:.2f} %, {x:.0f} s", **style)
         axes.set(xscale="log", yscale="log", xlabel="training time (s), log scale", ylabel="test error (%), log scale")
         axes.grid(which="both", alpha=0.2)
-        _plain_ticks(axes.xaxis)
-        _plain_ticks(axes.yaxis)
+        show_plain_ticks(axes.xaxis)
+        show_plain_ticks(axes.yaxis)
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
         return figure
 
@@ -54,8 +52,7 @@ def plot_error_against_time(studies: Studies) -> Figure:
 def plot_seeds(studies: Studies) -> Figure:
     """Plot the test error of every seed, and the mean of each group with its 95 % t interval."""
     rows = list(groups(studies))
-    with styled():
-        figure = Figure(figsize=(7.2, 0.8 + 0.6 * len(rows)), layout="constrained")
+    with drawing(7.2, 0.8 + 0.6 * len(rows)) as figure:
         axes = figure.subplots()
         for row, (name, _, _, trials, suffix) in enumerate(rows):
             errors = _errors(trials, suffix)
@@ -69,15 +66,14 @@ def plot_seeds(studies: Studies) -> Figure:
         axes.set(xscale="log", xlabel="test error (%), log scale: every seed, and the mean with its 95 % t interval")
         axes.set(yticks=range(len(rows)), yticklabels=labels, ylim=(len(rows) - 0.5, -0.5))
         axes.grid(axis="x", which="both", alpha=0.2)
-        _plain_ticks(axes.xaxis)
+        show_plain_ticks(axes.xaxis)
         return figure
 
 
 def plot_robustness(results: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Plot the accuracy of each recipe under each corruption, from its robustness.json."""
     kinds = list(results["accurate"]["corruptions"])
-    with styled():
-        figure = Figure(figsize=(7, 0.28 * len(kinds) + 1), layout="constrained")
+    with drawing(7, 0.28 * len(kinds) + 1) as figure:
         axes = figure.subplots()
         for (recipe, result), colour in zip(results.items(), COLOURS, strict=False):
             counts = [result["corruptions"][kind] for kind in kinds]
@@ -92,12 +88,6 @@ def plot_robustness(results: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 def _errors(trials: Sequence[Trial], suffix: str) -> list[float]:
     return [100 - 100 * accuracy for accuracy in accuracies(trials, suffix)]
-
-
-def _plain_ticks(axis: Axis) -> None:
-    """Show numbers instead of powers of ten, at 1, 2, 3 and 5."""
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "235" else "")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ def predict(project: Project, config: PredictConfig) -> None:
     print(f"{predictor.description}, which {abstains}")
     errors = []
     for number, file in enumerate(files, 1):
-        name = plain(os.fsencode(file).decode("utf-8", "replace"))  # bytes of another encoding cannot be printed
+        name = plain(str(file))
         try:
             page = find_digits(read_image(file, name))
         except UserError as error:
@@ -63,10 +62,9 @@ def _show(name: str, page: Page, predictor: Predictor, picture: Path | None) -> 
         lines.append(f"  {len(captions)}: {classes[first]}, {percent(values[first])}{doubt}")
     print(f"{name}: {' '.join(captions)}", *lines, sep="\n")
     if picture:
-        from pipeline.apps.page_plot import plot_page
-        from pipeline.reports.plots import save_figure
+        from pipeline.reports.plots import plot_page, save_figure
 
-        save_figure(picture, plot_page(page, captions, abstains))
+        save_figure(picture, plot_page(page.image, page.boxes, page.digits, captions))
         print(f"wrote {picture}")
 
 

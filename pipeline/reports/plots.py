@@ -5,8 +5,8 @@ Shapes: N examples, H rows, W columns, K classes, M bins. Images are uint8 [N, H
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
@@ -23,19 +25,16 @@ from pipeline.metrics.metrics import Calibration, Interval
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#777777"  # Okabe and Ito, for all eyes
 COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9")
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "font.family": "DejaVu Sans",
-}
+STYLE: Any = {"font.size": 9, "font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False}
 
 History = Sequence[Mapping[str, float]]  # rows of history.csv
 
 
-def styled(**settings: Any) -> AbstractContextManager[None]:
-    """Draw by STYLE on Matplotlib's own defaults, which no matplotlibrc of the user's or of this folder changes."""
-    return style.context(STYLE | settings, after_reset=True)
+@contextmanager
+def drawing(width: float, height: float) -> Iterator[Figure]:
+    """Give an empty figure, in STYLE on Matplotlib's own defaults, which no matplotlibrc of the user's changes."""
+    with style.context(STYLE, after_reset=True):
+        yield Figure(figsize=(width, height), layout="constrained")
 
 
 def save_figure(path: Path, figure: Figure) -> None:
@@ -48,32 +47,55 @@ def plot_examples(
     images: NDArray[np.uint8], titles: Sequence[str], columns: int, heading: str, wrong: Sequence[bool] = ()
 ) -> Figure:
     """A sheet of examples, black ink on white, each under its title; red where `wrong`."""
-    rows = max(1, -(-len(images) // columns))
-    with styled():
-        figure = Figure(figsize=(1.15 * columns + 0.3, 1.4 * rows + 0.5), layout="constrained")
+    with drawing(1.15 * columns + 0.3, 1.4 * max(1, -(-len(images) // columns)) + 0.5) as figure:
         figure.suptitle(heading)
-        for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-            axes.axis("off")
-            if number < len(images):
-                axes.imshow(images[number], cmap="gray_r", vmin=0, vmax=255)
-                colour = ORANGE if number < len(wrong) and wrong[number] else "black"
-                axes.set_title(titles[number], fontsize=8, color=colour)
+        _draw_sheet(figure, images, titles, columns, wrong)
+        return figure
+
+
+def plot_example_rows(rows: Mapping[str, Sequence[tuple[NDArray[np.uint8], str]]]) -> Figure:
+    """Rows of examples, uint8 [H, W] each with its title, under the heading of the row."""
+    most = max(map(len, rows.values()))
+    with drawing(1.15 * most + 0.3, 1.75 * len(rows)) as figure:
+        parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+        for part, (heading, examples) in zip(parts, rows.items(), strict=True):
+            part.suptitle(_text(heading if examples else f"{heading}: none"), fontsize=9)
+            images, titles = zip(*examples, strict=True) if examples else ((), ())
+            _draw_sheet(part, images, titles, most)
+        return figure
+
+
+def plot_page(
+    page: NDArray[np.uint8], boxes: Sequence[tuple[int, int, int, int]], digits: NDArray[np.uint8], names: Sequence[str]
+) -> Figure:
+    """A page [H, W] with a box (top, left, bottom, right) around each digit, and below it the digits as the model sees
+    them [N, H, W]; orange where the name ends with a question mark."""
+    unsure = [name.endswith("?") for name in names]
+    height, columns, rows = 9 * page.shape[0] / page.shape[1], 12, -(-len(names) // 12)
+    with drawing(9, height + rows + 0.4) as figure:
+        upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[height, rows])[:, 0]
+        axes = upper.subplots()
+        axes.axis("off")
+        axes.imshow(page, cmap="gray", vmin=0, vmax=255)
+        for (top, left, bottom, right), name, is_unsure in zip(boxes, names, unsure, strict=True):
+            colour = ORANGE if is_unsure else BLUE
+            axes.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, color=colour))
+            axes.text(left, top, name, color=colour, va="bottom", fontsize=12)
+        _draw_sheet(lower, digits, names, columns, unsure)
         return figure
 
 
 def plot_confusion_matrix(confusion: NDArray[np.int64], names: Sequence[str], title: str) -> Figure:
     """Counts [K true, K predicted], by the names of the classes; colour shows mistakes alone, the diagonal is grey."""
-    classes, labels = range(len(confusion)), [_text(name) for name in names]
-    with styled(**{"axes.spines.top": True, "axes.spines.right": True}):
-        figure = Figure(figsize=(5.6, 5.2), layout="constrained")
+    classes, labels = range(len(names)), [_text(name) for name in names]
+    with drawing(5.6, 5.2) as figure:
         axes = figure.subplots()
+        axes.spines[:].set_visible(True)
         mistakes = np.where(np.eye(len(confusion), dtype=bool), 0, confusion)
         axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(1, mistakes.max()) * 1.5)
-        for row in classes:
-            for column in classes:
-                if confusion[row, column]:
-                    colour = GREY if row == column else "black"
-                    axes.text(column, row, confusion[row, column], ha="center", va="center", color=colour)
+        for row, column in np.argwhere(confusion):
+            colour = GREY if row == column else "black"
+            axes.text(column, row, confusion[row, column], ha="center", va="center", color=colour)
         axes.set(title=title, xlabel="predicted", ylabel="true")
         axes.set_xticks(classes, labels, rotation=0 if max(map(len, labels)) <= 2 else 90)
         axes.set_yticks(classes, labels)
@@ -83,23 +105,20 @@ def plot_confusion_matrix(confusion: NDArray[np.int64], names: Sequence[str], ti
 def plot_reliability(calibration: Calibration, title: str) -> Figure:
     """Accuracy against confidence, by bin, with the number of examples in each bin below."""
     bins = len(calibration.size)
-    edges = np.linspace(0, 1, bins + 1)
-    with styled():
-        figure = Figure(figsize=(4.6, 5.0), layout="constrained")
+    with drawing(4.6, 5.0) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="calibrated")
         upper.plot(calibration.confidence, calibration.accuracy, "o-", color=BLUE, label="observed")
         upper.set(title=title, ylabel="accuracy in the bin", ylim=(-0.02, 1.02))
         upper.legend(frameon=False)
-        lower.bar(edges[:-1], calibration.size, width=1 / bins, align="edge", color=BLUE)
+        lower.bar(np.arange(bins) / bins, calibration.size, width=1 / bins, align="edge", color=BLUE)
         lower.set(xlabel="confidence", ylabel="examples", yscale="symlog", xlim=(0, 1))
         return figure
 
 
 def plot_history(history: History, title: str) -> Figure:
     """Loss and accuracy over the epochs, training (running figures) and validation."""
-    with styled():
-        figure = Figure(figsize=(8.4, 3.6), layout="constrained")
+    with drawing(8.4, 3.6) as figure:
         figure.suptitle(title)
         for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
             for split, colour in (("train", BLUE), ("val", ORANGE)):
@@ -112,19 +131,15 @@ def plot_history(history: History, title: str) -> Figure:
 def plot_comparison(
     histories: Mapping[str, History], tests: Mapping[str, tuple[float, Interval]], published: str
 ) -> Figure:
-    """Error over the epochs, in points of a hundred on a log scale, and the test error of the last epoch, by recipe.
+    """Error over the epochs in %, log scale, and the test error (accuracy and its interval) of the last epoch, by name.
 
-    `histories` and `tests` (accuracy and its interval) are by name. The run named `published` showed its test curve
-    as validation curve: it is drawn dotted, being unlike the others'.
+    The run named `published` showed its test curve as validation curve, which is dotted, being unlike the others'.
     """
-    with styled():
-        figure = Figure(figsize=(10.4, 4.2), layout="constrained")
+    with drawing(10.4, 4.2) as figure:
         train, val, test = figure.subplots(1, 3, sharey=True, width_ratios=[3, 3, 2])
         for colour, (name, history) in zip(cycle(COLOURS), histories.items(), strict=False):
             _curve(train, history, "train_accuracy", error=True, color=colour, label=name)
-            unlike = name == published
-            label = f"{name}: its test set" if unlike else name
-            line = ":" if unlike else "-"
+            label, line = (f"{name}: its test set", ":") if name == published else (name, "-")
             _curve(val, history, "val_accuracy", error=True, color=colour, label=label, linestyle=line)
         for place, (colour, (share, interval)) in enumerate(zip(cycle(COLOURS), tests.values(), strict=False)):
             error = 100 * (1 - share)
@@ -135,8 +150,7 @@ def plot_comparison(
         val.set(title="validation", xlabel="epoch")
         test.set(title="test, last epoch", xticks=range(len(tests)), xlim=(-0.5, len(tests)))
         test.set_xticklabels(list(tests), rotation=20)
-        train.yaxis.set_major_formatter("{x:g}")
-        train.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "235" else "")
+        show_plain_ticks(train.yaxis)
         train.legend(frameon=False)
         val.legend(frameon=False)
         return figure
@@ -144,8 +158,7 @@ def plot_comparison(
 
 def plot_curves(curves: Mapping[str, Sequence[float]], metric: str) -> Figure:
     """A metric, shares of 0 to 1, over the epochs of several runs, by name."""
-    with styled():
-        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    with drawing(7.2, 4.2) as figure:
         axes = figure.subplots()
         for colour, (name, values) in zip(cycle(COLOURS), curves.items(), strict=False):
             axes.plot(range(1, len(values) + 1), 100 * np.asarray(values), marker=".", color=colour, label=_text(name))
@@ -160,10 +173,10 @@ def plot_heat_map(
 ) -> Figure:
     """Shares [R, C], NaN where there is none yet, by the values (R and C of them) of two keys."""
     rows, columns = shares.shape
-    with styled(**{"axes.spines.top": True, "axes.spines.right": True}):
-        width = max(0.9, 0.1 * max(map(len, values[1])))
-        figure = Figure(figsize=(2 + width * columns, 1.6 + 0.6 * rows), layout="constrained")
+    width = max(0.9, 0.1 * max(map(len, values[1])))
+    with drawing(2 + width * columns, 1.6 + 0.6 * rows) as figure:
         axes = figure.subplots()
+        axes.spines[:].set_visible(True)
         axes.imshow(shares, cmap="cividis", aspect="auto")
         middle = (np.nanmin(shares) + np.nanmax(shares)) / 2
         for row, column in np.argwhere(~np.isnan(shares)):
@@ -177,8 +190,7 @@ def plot_heat_map(
 
 def plot_sides(accuracies: Mapping[str, Sequence[float]], of: str) -> Figure:
     """Every run of every side as a dot, in percent, and the mean of a side as a line."""
-    with styled():
-        figure = Figure(figsize=(7.2, 1.2 + 0.6 * len(accuracies)), layout="constrained")
+    with drawing(7.2, 1.2 + 0.6 * len(accuracies)) as figure:
         axes = figure.subplots()
         for row, (colour, shares) in enumerate(zip(cycle(COLOURS), accuracies.values(), strict=False)):
             axes.plot(100 * np.asarray(shares), [row] * len(shares), "o", color=colour, alpha=0.6)
@@ -189,34 +201,14 @@ def plot_sides(accuracies: Mapping[str, Sequence[float]], of: str) -> Figure:
         return figure
 
 
-def plot_example_rows(rows: Mapping[str, Sequence[tuple[NDArray[np.uint8], str]]]) -> Figure:
-    """Rows of examples, uint8 [H, W] each with its title, under the heading of the row."""
-    most = max(map(len, rows.values()))
-    with styled():
-        figure = Figure(figsize=(1.15 * most + 0.3, 1.75 * len(rows)), layout="constrained")
-        parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
-        for part, (heading, examples) in zip(parts, rows.items(), strict=True):
-            part.suptitle(_text(heading if examples else f"{heading}: none"), fontsize=9)
-            for axes, (image, title) in zip(part.subplots(1, most, squeeze=False)[0], examples, strict=False):
-                axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
-                axes.set_title(title, fontsize=8)
-            for axes in part.axes:
-                axes.axis("off")
-        return figure
-
-
 def plot_band(published: Sequence[float], curves: Sequence[Sequence[float]], bands: Sequence[Interval]) -> Figure:
-    """Training error over the epochs in %, log scale: of the published run, of our seeds, and where one more would lie.
-
-    All are shares right, 0 to 1; the band is left out where its limits are NaN.
-    """
+    """Training error over the epochs, of accuracies: published, our seeds, and where one more would lie if not NaN."""
     epochs = range(1, len(published) + 1)
-    with styled():
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    with drawing(6.4, 4.2) as figure:
         axes = figure.subplots()
         for curve in curves:
             axes.plot(epochs, 100 * (1 - np.asarray(curve)), color=BLUE, linewidth=0.7, alpha=0.6)
-        low, high = (100 * (1 - np.array([band[i] for band in bands])) for i in (1, 0))
+        high, low = 100 * (1 - np.array(bands)).T
         axes.fill_between(epochs, np.maximum(low, 1e-3), high, color=BLUE, alpha=0.15, label="where one more would lie")
         axes.plot([], [], color=BLUE, label=f"baseline, n = {len(curves)} seeds")
         axes.plot(epochs, 100 * (1 - np.asarray(published)), "o-", color=ORANGE, markersize=4, label="published")
@@ -228,6 +220,23 @@ def plot_band(published: Sequence[float], curves: Sequence[Sequence[float]], ban
         return figure
 
 
+def show_plain_ticks(axis: Axis) -> None:
+    """Show numbers instead of powers of ten on a log scale, at 1, 2, 3 and 5."""
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "235" else "")
+
+
+def _draw_sheet(
+    figure: Figure | SubFigure, images: Iterable[Any], titles: Sequence[str], columns: int, wrong: Sequence[bool] = ()
+) -> None:
+    colours = [ORANGE if is_wrong else "black" for is_wrong in wrong or [False] * len(titles)]
+    for axes in figure.subplots(max(1, -(-len(titles) // columns)), columns, squeeze=False).flat:
+        axes.axis("off")
+    for axes, image, title, colour in zip(figure.axes, images, titles, colours, strict=False):
+        axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
+        axes.set_title(title, fontsize=8, color=colour)
+
+
 def _text(name: str) -> str:
     """A name from elsewhere, which is no formula."""
     return name.replace("$", r"\$")
@@ -235,6 +244,6 @@ def _text(name: str) -> str:
 
 def _curve(axes: Axes, history: History, key: str, error: bool = False, **line: Any) -> None:
     values = np.array([row[key] for row in history])
-    # A training error of exactly 0 has no place on a log scale: it is left out.
-    shown = np.where(values < 1, 100 * (1 - values), np.nan) if error else values
-    axes.plot([row["epoch"] for row in history], shown, marker=".", **line)
+    if error:  # in %; an error of exactly 0 has no place on a log scale, and is left out
+        values = np.where(values < 1, 100 * (1 - values), np.nan)
+    axes.plot([row["epoch"] for row in history], values, marker=".", **line)

@@ -27,7 +27,7 @@ RELIABILITY = Calibration(
 TESTS = {"published": (0.975, Interval(0.95, 0.98)), "small": (0.5, Interval(0.25, 0.875))}
 HISTORIES = {"published": HISTORY[:1], "small": HISTORY}
 FIGURES: dict[str, Callable[[], Figure]] = {
-    "digits": lambda: plots.plot_examples(IMAGES, ["a", "b", "c", "d"], 3, "some", [False, True]),
+    "digits": lambda: plots.plot_examples(IMAGES, ["a", "b", "c", "d"], 3, "some", [False, True, False, False]),
     "confusion": lambda: plots.plot_confusion_matrix(CONFUSION, ["a", "b", "c"], "counts"),
     "reliability": lambda: plots.plot_reliability(RELIABILITY, "sure"),
     "history": lambda: plots.plot_history(HISTORY, "learning"),
