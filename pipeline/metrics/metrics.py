@@ -57,10 +57,7 @@ def cross_entropy(labels: Labels, probabilities: Probabilities) -> float:
 
 
 def wilson_interval(right: int, total: int, confidence: float) -> Interval:
-    """Interval of a share of `right` in `total` (Wilson 1927), what to expect of other examples of the same kind.
-
-    It says nothing about other seeds: for those, train several.
-    """
+    """Interval of a share of `right` in `total` (Wilson 1927): for other examples of the same kind, not other seeds."""
     found = stats.binomtest(right, total).proportion_ci(confidence, method="wilson")
     return Interval(float(found.low), float(found.high))
 

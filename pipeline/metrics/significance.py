@@ -1,8 +1,7 @@
 """Is A better than B? Tests and intervals for two runs on the same examples, and for two groups of seeds.
 
-Two questions, two kinds of tests. Two single runs differ on certain examples: McNemar's test says whether other
-examples of the same kind would favour the same run. Two groups of seeds differ in their means: the permutation test
-says whether other seeds would favour the same group, on these examples. Neither answers the other's question.
+Of two single runs McNemar's test says whether other examples of the same kind would favour the same run. Of two groups
+of seeds the permutation test says whether other seeds would favour the same group, on these examples.
 
 Shapes: N examples, n runs of a group. Accuracies are shares, 0 to 1; a difference is B's less A's. Groups are given as
 counts of correct predictions: differences of counts that are equal compare as equal, those of shares are rounded apart.
@@ -28,7 +27,7 @@ MOST_SEEDS = 10_000  # beyond which nobody would train
 
 
 class Mean(NamedTuple):
-    """Of a group, with Student's interval of it: NaN where there are fewer than 3 runs."""
+    """The mean of a group of n, with its interval."""
 
     n: int
     mean: float
@@ -48,13 +47,13 @@ class Pair(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """Two groups of runs: the difference of their means, and the least p that so few runs could have shown."""
+    """Two groups of runs, by their means."""
 
     difference: float
     low: float  # NaN, like high, where all runs of a group are alike, in both groups
     high: float
     p: float
-    least_p: float
+    least_p: float  # that so few runs could have shown
 
 
 def mean_interval(values: Sequence[float], confidence: float, least: float = 0, most: float = 1) -> Mean:
@@ -62,8 +61,8 @@ def mean_interval(values: Sequence[float], confidence: float, least: float = 0, 
 
     It is NaN for fewer than 3 values: that of two is 12.7 times as wide as they are apart, and says nothing.
     """
-    n, mean = len(values), float(np.mean(values))
-    return Mean(n, mean, *_students(values, confidence, math.sqrt(1 / n), least, most))
+    interval = _students(values, confidence, math.sqrt(1 / len(values)), least, most)
+    return Mean(len(values), float(np.mean(values)), *interval)
 
 
 def prediction_interval(accuracies: Sequence[float], confidence: float) -> Interval:
@@ -80,11 +79,10 @@ def _students(values: Sequence[float], confidence: float, scale: float, least: f
 
 
 def compare_runs(a_right: NDArray[np.bool_], b_right: NDArray[np.bool_], confidence: float) -> Pair:
-    """Two runs on the same N examples, by which of them each has right, bool [N] each.
+    """Compare two runs by which of the same N examples each has right, bool [N] each.
 
-    The test is McNemar's exact one (1947): of the examples that one alone has right, half would be each one's, were
-    there no difference. The interval is Agresti and Min's (2005, doi 10.1002/sim.1781), half an example added to each
-    cell of the two by two table.
+    The test is McNemar's exact one (1947): were there no difference, half of the examples that one alone has right
+    would be each one's. The interval is Agresti and Min's (2005, doi 10.1002/sim.1781).
     """
     only_a, only_b, n = int(np.sum(a_right & ~b_right)), int(np.sum(b_right & ~a_right)), len(a_right)
     discordant = only_a + only_b
@@ -98,9 +96,8 @@ def compare_runs(a_right: NDArray[np.bool_], b_right: NDArray[np.bool_], confide
 def compare_groups(a: Sequence[int], b: Sequence[int], examples: int, confidence: float) -> Groups:
     """Compare two groups of at least two runs each by how many of the same `examples` each run has right.
 
-    The test permutes the runs between the groups (Fisher 1935). It is two-sided by the size of the difference: p is the
-    share of all orders whose means differ at least as much as those observed, either way. The interval is Welch's
-    (1947).
+    The test permutes the runs between the groups (Fisher 1935): p is the share of all orders whose means differ at
+    least as much as those observed, either way. The interval is Welch's (1947).
     """
     n, m = len(a), len(b)
     difference = (n * sum(b) - m * sum(a)) / (n * m * examples)
@@ -132,10 +129,9 @@ def _permutation_p(a: Sequence[int], b: Sequence[int]) -> float:
 
 
 def agreeing(low: float, high: float, difference: float, shown: bool) -> Interval:
-    """An interval of a difference that says of 0 what the test says; NaN stay NaN.
+    """An interval of a difference, with its limit moved to 0 where it and the test would disagree about 0; NaN stay.
 
-    Test and interval are of different procedures and can disagree at the edge. The test decides: the limit nearest to
-    0 is moved to it. Where a difference is shown the limit 0 is not part of the interval ("above 0"), else it is.
+    Where a difference is shown the limit 0 is not part of the interval ("above 0"), else it is.
     """
     if not shown:
         return Interval(max(min(low, 0), -1), min(max(high, 0), 1))
@@ -146,8 +142,7 @@ def best_of(right: NDArray[np.bool_], confidence: float) -> Mean:
     """The accuracy to expect of the best of n networks, by bool [n, N], when it was chosen by these N examples.
 
     BBC-CV (Tsamardinos, Greasidou and Borboudakis 2018, doi 10.1007/s10994-018-5714-4): the choice is made on examples
-    drawn with replacement, its accuracy is taken on those not drawn; the mean of many tries, and their percentiles,
-    which are on the wide side: a third of the examples is scored. At a tie the first network is chosen.
+    drawn with replacement, its accuracy is taken on the third that was not drawn; mean and percentiles of many tries.
     """
     n, size = right.shape
     generator, scores, counted = np.random.default_rng(0), [], right.astype(np.float32)
@@ -163,18 +158,16 @@ def best_of(right: NDArray[np.bool_], confidence: float) -> Mean:
 def seeds_needed(difference: float, deviations: tuple[float, float], significance: float) -> int | None:
     """Seeds a side that show such a difference of means in 80 % of tries; None for more than 10,000.
 
-    By Student's two-sided test of two groups of one size, whose seeds have these standard deviations; never so few that
-    the permutation test could not show any.
+    By Student's two-sided test, for seeds of these standard deviations, and as many as the permutation test needs.
     """
     fewest = next(n for n in itertools.count(2) if 2 / math.comb(2 * n, n) < significance)
     spread = math.sqrt((deviations[0] ** 2 + deviations[1] ** 2) / 2)
     if not spread:
         return fewest if difference else None
-    for_sure = abs(difference) / spread
     sizes = np.unique(np.geomspace(fewest, MOST_SEEDS, 4_000).astype(int))
     freedom = 2 * sizes - 2
     limit = stats.t.ppf(1 - significance / 2, freedom)
-    power = stats.nct.sf(limit, freedom, for_sure * np.sqrt(sizes / 2))
+    power = stats.nct.sf(limit, freedom, abs(difference) / spread * np.sqrt(sizes / 2))
     enough = sizes[power >= POWER]
     return int(enough[0]) if len(enough) else None
 
@@ -184,4 +177,4 @@ def holm(values: Sequence[float]) -> list[float]:
     order = np.argsort(values, kind="stable")
     adjusted = np.empty(len(values))
     adjusted[order] = np.maximum.accumulate(np.asarray(values)[order] * np.arange(len(values), 0, -1))
-    return [float(value) for value in np.minimum(adjusted, 1)]
+    return np.minimum(adjusted, 1).tolist()
