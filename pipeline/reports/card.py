@@ -13,18 +13,14 @@ def model_card(
     config: Config, num_params: int, epochs: int, figures: Mapping[str, Any], recall: Mapping[str, float]
 ) -> str:
     """Return the card in Markdown. `figures` are those of metrics.json; `recall` is by class, NaN without examples."""
-    data, tta = config.data, figures["test_tta_shifts"] > 1
+    data, tta = config.data, "with" if figures["test_tta_shifts"] > 1 else "without"
     height, width = data.image_shape
     interval = f"{percent(figures['test_accuracy_low'])} to {percent(figures['test_accuracy_high'])}"
     rows = [
         ["", "", "measured on"],
         ["test accuracy", percent(figures["test_accuracy"]), f"{figures['test_examples']:,} test images"],
         [f"its {100 * figures['confidence']:g} % interval", interval, "Wilson, for the choice of images"],
-        [
-            "test errors",
-            f"{figures['test_errors']:,}",
-            "with test-time augmentation" if tta else "without test-time augmentation",
-        ],
+        ["test errors", f"{figures['test_errors']:,}", f"{tta} test-time augmentation"],
         ["test errors without it", f"{figures['test_errors_no_tta']:,}", "what load_model alone gives"],
         ["validation accuracy", percent(figures["val_accuracy"]), "training images held out"],
         ["training accuracy", percent(figures["train_accuracy"]), "averaged over the last epoch"],

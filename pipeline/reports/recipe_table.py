@@ -34,27 +34,14 @@ class Row(NamedTuple):
 
 def published_row(log: Sequence[dict[str, float]], confidence: float) -> Row:
     """Return the last epoch of the published log: what it calls validation was the test set."""
-    last = log[-1]
-    correct = round(last["val_accuracy"] * TEST_DIGITS)
-    low, high = metrics.wilson_interval(correct, TEST_DIGITS, confidence)
-    errors = TEST_DIGITS - correct
-    return Row(
-        PUBLISHED,
-        PUBLISHED_PARAMS,
-        len(log),
-        last["train_accuracy"],
-        None,
-        last["val_accuracy"],
-        low,
-        high,
-        errors,
-        TEST_DIGITS,
-        1,
-        errors,
-    )
+    train, test = log[-1]["train_accuracy"], log[-1]["val_accuracy"]
+    errors = round((1 - test) * TEST_DIGITS)
+    low, high = metrics.wilson_interval(TEST_DIGITS - errors, TEST_DIGITS, confidence)
+    return Row(PUBLISHED, PUBLISHED_PARAMS, len(log), train, None, test, low, high, errors, TEST_DIGITS, 1, errors)
 
 
 def recipe_row(name: str, figures: dict[str, Any]) -> Row:
+    """Return the row of a recipe, from its metrics.json."""
     missing = [field for field in Row._fields[1:] if field not in figures]
     if missing:
         raise UserError(f"results/recipes/{name}/metrics.json lacks {missing[0]}: run `dvc repro` to make it again")
@@ -63,18 +50,15 @@ def recipe_row(name: str, figures: dict[str, Any]) -> Row:
 
 def verdict(rows: Sequence[Row]) -> str:
     """Say what "99.7 %" was, and what the recipes have by the same two measures."""
-    recipes = [row for row in rows if row.name != PUBLISHED]
-    sentences = [
-        f"The published 99.7 % is accuracy on the training digits ({percent(published.train_accuracy)} in its last "
-        f"epoch); on the test digits that run had {percent(published.test_accuracy)}."
-        for published in rows
-        if published.name == PUBLISHED
-    ]
-    sentences += [
-        f"{row.name} after {row.epochs} {'epoch' if row.epochs == 1 else 'epochs'}: {percent(row.train_accuracy)} in "
-        f"training, {percent(row.test_accuracy)} on the test examples."
-        for row in recipes
-    ]
+    sentences = []
+    for row in rows:
+        train, test, unit = percent(row.train_accuracy), percent(row.test_accuracy), "epoch" + "s" * (row.epochs > 1)
+        sentences.append(
+            f"The published 99.7 % is accuracy on the training digits ({train} in its last epoch); on the test digits "
+            f"that run had {test}."
+            if row.name == PUBLISHED
+            else f"{row.name} after {row.epochs} {unit}: {train} in training, {test} on the test examples."
+        )
     return " ".join(sentences)
 
 
@@ -83,15 +67,8 @@ def cells(row: Row) -> list[str]:
     if row.test_tta_shifts > 1:
         errors += f" with TTA, {row.test_errors_no_tta:,} without"
     interval = f"{percent(row.test_accuracy)} ({100 * row.test_accuracy_low:.2f} to {100 * row.test_accuracy_high:.2f})"
-    return [
-        row.name,
-        f"{row.num_params:,}",
-        str(row.epochs),
-        percent(row.train_accuracy),
-        percent(row.val_accuracy),
-        interval,
-        errors,
-    ]
+    shares = percent(row.train_accuracy), percent(row.val_accuracy)
+    return [row.name, f"{row.num_params:,}", str(row.epochs), *shares, interval, errors]
 
 
 def header(confidence: float) -> list[str]:
@@ -100,29 +77,19 @@ def header(confidence: float) -> list[str]:
 
 
 def markdown(rows: Sequence[Row], sentences: Sequence[str], config: Config) -> str:
-    said = "\n\n".join(map(as_text, sentences))
-    head = header(config.evaluate.confidence)
-    return f"""{markdown_table([head, *map(cells, rows)])}
+    said, notes = "\n\n".join(map(as_text, sentences)), ""
+    if any(row.name == PUBLISHED for row in rows):
+        notes += "\nThe published run trained on all 60,000 digits and used the test set for validation."
+    if names := ", ".join(row.name for row in rows if row.test_tta_shifts > 1):
+        notes += (
+            f"\nTest accuracy of {names} is with test-time augmentation (TTA): the mean of the logits of each example "
+            "unmodified and moved by a pixel each way."
+        )
+    return f"""{markdown_table([header(config.evaluate.confidence), *map(cells, rows)])}
 
 One run each (n = 1, seed {config.seed}), last epoch. Wilson intervals cover the choice of test examples, not of the
 seed. Train accuracy is averaged over the epoch while the weights change, on augmented examples where the
-recipe augments.{_about_published(rows)}{_about_tta(rows)}
+recipe augments.{notes}
 
 {said}
 """
-
-
-def _about_published(rows: Sequence[Row]) -> str:
-    if all(row.name != PUBLISHED for row in rows):
-        return ""
-    return "\nThe published run trained on all 60,000 digits and used the test set for validation."
-
-
-def _about_tta(rows: Sequence[Row]) -> str:
-    names = ", ".join(row.name for row in rows if row.test_tta_shifts > 1)
-    if not names:
-        return ""
-    return (
-        f"\nTest accuracy of {names} is with test-time augmentation (TTA): the mean of the logits of each example "
-        "unmodified and moved by a pixel each way."
-    )

@@ -8,15 +8,12 @@ import unicodedata
 from collections.abc import Sequence
 
 # What Markdown and its HTML are made of, where it is no ordinary text: `p < 0.001`, `batch_size` and `[3, 3]` stay.
-MARKS = re.compile(
-    r"[\\`*|~&]|<(?=[A-Za-z/!?])|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])|^(?:[#>]|[+-](?=\s))",
-)
+MARKS = re.compile(r"[\\`*|~&]|<(?=[A-Za-z/!?])|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])|^(?:[#>]|[+-](?=\s))")
 
 
 def plain(text: str) -> str:
     """A name from elsewhere in one line that moves no terminal's cursor: what does not print becomes a mark."""
-    shown = (one if one.isprintable() or unicodedata.category(one) == "Zs" else "�" for one in text)  # Zs: spaces
-    return "".join(shown)
+    return "".join(one if one.isprintable() or unicodedata.category(one) == "Zs" else "�" for one in text)  # Zs: spaces
 
 
 def as_text(text: str) -> str:
@@ -38,13 +35,13 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(rows[0]), f"| {' | '.join(rule)} |", *map(line, rows[1:])])
 
 
-def percent(share: float | None, places: int = 2) -> str:
-    return "–" if share is None or math.isnan(share) else f"{100 * share:.{places}f} %"
+def percent(share: float | None) -> str:
+    return "–" if share is None or math.isnan(share) else f"{100 * share:.2f} %"
 
 
-def points(difference: float, places: int = 2) -> str:
+def points(difference: float) -> str:
     """A difference of shares, in points of a hundred, with its sign."""
-    return "–" if math.isnan(difference) else f"{100 * difference:+.{places}f}"
+    return "–" if math.isnan(difference) else f"{100 * difference:+.2f}"
 
 
 def p_value(p: float) -> str:
