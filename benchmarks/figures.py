@@ -11,32 +11,22 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.report import (
-    CONFIDENCE,
-    EPOCHS,
-    LABELS,
-    SPLIT,
-    Studies,
-    Trial,
-    accuracies,
-    by_name,
-    groups,
-    load,
-    seconds,
-)
+from benchmarks import report
+from benchmarks.report import SPLIT, Studies, Trial
 from pipeline.base.files import load_json
 from pipeline.metrics.significance import mean_interval
 from pipeline.reports.plots import COLOURS, drawing, save_figure, show_plain_ticks
 
-COLOUR = dict(zip(LABELS, COLOURS, strict=False))
+COLOUR = dict(zip(report.LABELS, COLOURS, strict=False))
 
 
 def plot_error_against_time(studies: Studies) -> Figure:
     """Plot the test error (mean, range of the seeds) against the training time (median, range of the rounds)."""
     with drawing(7.2, 4.2) as figure:
-        axes, times = figure.subplots(), by_name(studies["time"])
-        for name, label, _, trials, suffix in (group for group in groups(studies) if group[2] == SPLIT):
-            errors, took = _errors(trials, suffix), [seconds(trial, EPOCHS[name]) for trial in times[name]]
+        axes, times = figure.subplots(), report.by_name(studies["time"])
+        for name, label, _, trials, suffix in (group for group in report.groups(studies) if group[2] == SPLIT):
+            errors = _errors(trials, suffix)
+            took = [report.seconds(trial, report.EPOCHS[name]) for trial in times[name]]
             x, y = statistics.median(took), statistics.mean(errors)
             across, up = ([[middle - min(all_)], [max(all_) - middle]] for middle, all_ in ((x, took), (y, errors)))
             style: dict[str, Any] = {"fillstyle": "none" if suffix else "full", "color": COLOUR[name], "capsize": 2}
@@ -51,7 +41,7 @@ def plot_error_against_time(studies: Studies) -> Figure:
 
 def plot_seeds(studies: Studies) -> Figure:
     """Plot the test error of every seed, and the mean of each group with its 95 % t interval."""
-    rows = list(groups(studies))
+    rows = list(report.groups(studies))
     with drawing(7.2, 0.8 + 0.6 * len(rows)) as figure:
         axes = figure.subplots()
         for row, (name, _, _, trials, suffix) in enumerate(rows):
@@ -59,7 +49,7 @@ def plot_seeds(studies: Studies) -> Figure:
             # One above the other: equal errors do not hide each other.
             heights = [row - 0.3 + 0.4 * number / len(errors) for number in range(len(errors))]
             axes.plot(errors, heights, "o", color=COLOUR[name], markersize=3.5, alpha=0.7)
-            _, mean, low, high = mean_interval(errors, CONFIDENCE, 0, 100)
+            _, mean, low, high = mean_interval(errors, report.CONFIDENCE, 0, 100)
             arms = None if math.isnan(low) else [[mean - low], [high - mean]]
             axes.errorbar(mean, row + 0.25, xerr=arms, fmt="d", color="black", markersize=4, capsize=3)
         labels = [f"{label}\n{digits:,} digits, n = {len(trials)}" for _, label, digits, trials, _ in rows]
@@ -87,11 +77,11 @@ def plot_robustness(results: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def _errors(trials: Sequence[Trial], suffix: str) -> list[float]:
-    return [100 - 100 * accuracy for accuracy in accuracies(trials, suffix)]
+    return [100 - 100 * accuracy for accuracy in report.accuracies(trials, suffix)]
 
 
 if __name__ == "__main__":
-    results = load(lambda name: Path(name).read_text(encoding="utf-8"))
+    results = report.load(lambda name: Path(name).read_text(encoding="utf-8"))
     for plot in (plot_error_against_time, plot_seeds):
         save_figure(Path(f"docs/benchmark/{plot.__name__.removeprefix('plot_')}.png"), plot(results))
     stored = {name: load_json(Path(f"results/robustness/{name}/robustness.json")) for name in ("baseline", "accurate")}

@@ -1,6 +1,7 @@
-"""The other tables of docs/benchmark.md, and those of docs/serving.md.
+"""The other tables of docs/benchmark.md, and those of docs/serving.md and docs/scale.md.
 
-The servers and exports were timed by benchmarks/serving.py and export.py of commit 4823091, which are no longer here.
+What is no longer here: benchmarks/serving.py and export.py of commit 4823091, which timed servers and exports, and
+benchmarks/scale.py of commit 2a035cd, which measured stores and launchers.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pipeline.metrics.metrics import wilson_interval
 from pipeline.metrics.significance import Mean, mean_interval, prediction_interval
 
 TARGET_SEEDS = 10
+EXTRAPOLATED = 10_000  # runs in a store
 FASTER = (  # a recipe, what it is compared with, and the largest ratio of their training times
     *(("baseline", "published", 0.6), ("baseline", "published", 0.48), ("accurate", "keras_convnet", 1.2)),
     *(("accurate", "keras_convnet", 0.8), ("accurate", "published", 0.4), ("fast", "keras_convnet", 0.15)),
@@ -78,12 +80,12 @@ def target_table(studies: Studies, original: Mapping[str, float]) -> str:
     rows += [["accurate: its lower 95 % limit", *accuracy_target(studies, "accurate", lambda mean: mean.low, 0.997)]]
     rows += [["fast: mean test accuracy", *accuracy_target(studies, "fast", lambda mean: mean.mean, 0.992)]]
     seeds = seeds_of(studies, "baseline")
-    accuracy = {
-        "train": [trial["train_accuracy"] for trial in seeds],
-        "val": accuracies(seeds),
-    }  # its val set is the test set
-    for split, label in (("train", "training"), ("val", "test")):
-        (low, high), value = prediction_interval(accuracy[split], CONFIDENCE), original[f"{split}_accuracy"]
+    training = [trial["train_accuracy"] for trial in seeds]
+    for split, label, values in (
+        ("train", "training", training),
+        ("val", "test", accuracies(seeds)),
+    ):  # val is its test
+        (low, high), value = prediction_interval(values, CONFIDENCE), original[f"{split}_accuracy"]
         row = [f"baseline: 95 % prediction interval, {label} accuracy", f"holds the original's {percent(value)}"]
         rows.append([*row, f"{interval(low, high)} %", "yes" if low <= value <= high else "no"])
     return table(("target", "limit", "measured", "met"), rows)
@@ -146,14 +148,10 @@ def processor_table(studies: Studies) -> str:
     mean = mean_interval(differences, CONFIDENCE, -1, 1)
     letters, size = report.machine_letters(studies), studies["processor"][0]["val_digits"]
     columns = [letters[one["hardware"]] for one in (next(iter(seeds.values())), studies["processor"][0])]
-    head = (
-        "seed",
-        f"errors, AVX-512 (machine {columns[0]})",
-        f"errors, AVX2 only (machine {columns[1]})",
-        "disagree on",
-    )
+    errors = f"errors, AVX-512 (machine {columns[0]})", f"errors, AVX2 only (machine {columns[1]})"
+    text = table(("seed", *errors, "disagree on"), rows)
     return (
-        f"{table(head, rows)}\nOf {size:,} validation digits. Accuracy with AVX2 only: {100 * mean.mean:+.2f} points "
+        f"{text}\nOf {size:,} validation digits. Accuracy with AVX2 only: {100 * mean.mean:+.2f} points "
         f"(95 % CI {100 * mean.low:+.2f} to {100 * mean.high:+.2f}), n = {mean.n} seeds.\n"
     )
 
@@ -163,23 +161,17 @@ def simulation_table(trials: Sequence[Trial]) -> str:
     for trial in trials:
         ends = wilson_interval(trial["count"], trial["tries"], CONFIDENCE)
         rows.append([trial["what"], trial["event"], percent(trial["count"] / trial["tries"]), interval(*ends)])
-    return (
-        table(("", "share of", "share", "95 % CI (Wilson)"), rows) + f"\nn = {trials[0]['tries']:,} simulations each.\n"
-    )
+    text = table(("", "share of", "share", "95 % CI (Wilson)"), rows)
+    return f"{text}\nn = {trials[0]['tries']:,} simulations each.\n"
 
 
 def server_table(results: Mapping[str, Any]) -> str:
-    keys = {
-        "one digit, p50 (ms)": "p50_ms",
-        "p99 (ms)": "p99_ms",
-        "requests/s (8 clients)": "requests_a_second",
-    }
-    keys |= {"digits/s (500 per request)": "digits_a_second"}
+    keys = ("p50_ms", "p99_ms", "requests_a_second", "digits_a_second")
     rows = []
-    for name in dict.fromkeys(trial["what"] for trial in results["trials"]):
-        trials = [trial for trial in results["trials"] if trial["what"] == name]
-        rows.append([name, *(spread([one[key] for one in trials], 2 * key.endswith("ms")) for key in keys.values())])
-    return table(("server", *keys), rows)
+    for name, trials in report.by_name(results["trials"]).items():
+        rows.append([name, *(spread([one[key] for one in trials], 2 * key.endswith("ms")) for key in keys)])
+    head = ("one digit, p50 (ms)", "p99 (ms)", "requests/s (8 clients)", "digits/s (500 per request)")
+    return table(("server", *head), rows)
 
 
 def export_table(results: Mapping[str, Any]) -> str:
@@ -202,4 +194,38 @@ def serving_blocks(read: Callable[[str], str]) -> dict[str, str]:
     return {
         "servers": f"{server_table(server)}{rounds}, {served}",
         "exports": f"{export_table(export)}{rounds}; {export['runtimes']}.\n{report.provenance(export)}",
+    }
+
+
+def store_table(trials: Sequence[Trial]) -> str:
+    """Return what each store weighs and takes, in medians; linearly extrapolated in what grows with its runs."""
+    rows = []
+    for name, measured in report.by_name(trial for trial in trials if "runs" in trial).items():
+        few, many = (
+            {key: statistics.median(value) if isinstance(value, list) else value for key, value in trial.items()}
+            for trial in measured
+        )
+        growth = (EXTRAPOLATED - few["runs"]) / (many["runs"] - few["runs"])
+        grown = {key: few[key] + growth * (many[key] - few[key]) for key in ("runs", "megabytes", "sweep_seconds")}
+        for label, one in ((name, few), (name, many), (f"{name}, extrapolated", many | grown)):
+            ranking = one["sweep_seconds"] + 2 * one["runs"] * one["curve_seconds"]  # as experiments/ranking.py asks
+            cells = [one["megabytes"], one["write_seconds"], one["page_seconds"], one["sweep_seconds"], ranking]
+            shown = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in cells]
+            if one["runs"] == EXTRAPOLATED:  # these do not grow linearly
+                shown[1:3] = ["–", "–"]
+            rows.append([label, f"{one['runs']:,.0f}", *shown])
+    head = ("store", "runs", "MB", "write one run (s)", "list 100 runs (s)", "load all runs (s)", "rebuild ranking (s)")
+    return table(head, rows)
+
+
+def scale_blocks(read: Callable[[str], str]) -> dict[str, str]:
+    """Return the generated blocks of docs/scale.md by name; `read` returns the text of a file."""
+    trials, rows = json.loads(read("benchmarks/results/scale.json"))["trials"], []
+    for name, sweeps in report.by_name(trial for trial in trials if "runs" not in trial).items():
+        seconds = [trial["sweep_of_steps_seconds"] for trial in sweeps]
+        rows.append([name, spread(seconds, 1), f"{statistics.median(seconds) / 8:.1f}"])
+    launchers = table(("launcher", "8 jobs (s)", "per job (s)"), rows)
+    return {
+        "stores": f"{store_table(trials)}\nMedians of 5 requests.\n{report.provenance(*trials)}",
+        "launchers": f"{launchers}\nMedians of 3 rounds (minimum–maximum).\n",
     }

@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 import pytest
 from conftest import dvc, git, pipeline, ran, runs, store
-
-from benchmarks.servers import HOST, free_port
+from servers import HOST, free_port
 
 pytest.importorskip("moto")
 pytest.importorskip("dvc_s3")

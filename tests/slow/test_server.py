@@ -18,8 +18,7 @@ from typing import Any
 
 import pytest
 from conftest import PARENT, dvc, git, parent_of, ran, run, small_repository, store
-
-from benchmarks.servers import Postgres, TrackingServer, postgres_programs
+from servers import Postgres, TrackingServer, postgres_programs
 
 pytest.importorskip("psycopg2")
 PROGRAMS = postgres_programs()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import peers, report, run, scale, tables
+from benchmarks import peers, report, run, tables
 from benchmarks.report import accuracies
 from pipeline.metrics.significance import mean_interval
 from pipeline.model import inference
@@ -164,7 +164,7 @@ def test_stores_have_medians_and_are_extrapolated():
         seconds = {"write_seconds": [0.1, 0.3, 0.2], "page_seconds": [0.05], "curve_seconds": [0.01]}
         return {"what": "a", "runs": runs, "megabytes": megabytes, "sweep_seconds": [sweep], **seconds, **HERE}
 
-    _, _, few, many, extrapolated = scale.store_table([trial(100, 2, 0.1), trial(1_000, 11, 1)]).splitlines()
+    _, _, few, many, extrapolated = tables.store_table([trial(100, 2, 0.1), trial(1_000, 11, 1)]).splitlines()
     assert few == "| a | 100 | 2 | 0.2 | 0.05 | 0.1 | 2.1 |"
     assert many == "| a | 1,000 | 11 | 0.2 | 0.05 | 1 | 21 |"
     assert extrapolated == "| a, extrapolated | 10,000 | 101 | – | – | 10 | 210 |"

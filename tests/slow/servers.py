@@ -21,7 +21,7 @@ import yaml
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0  # that a server may take until it answers
-COMPOSE = Path(__file__).resolve().parents[1] / "compose.yaml"
+COMPOSE = Path(__file__).resolve().parents[2] / "compose.yaml"
 
 
 def free_port() -> int:
@@ -127,25 +127,18 @@ class Postgres(Server):
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def of_compose() -> tuple[list[str], dict[str, str]]:
-    """Return the command and the variables of the tracking server in compose.yaml."""
-    service = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]["mlflow"]
-    return service["command"], service["environment"]
-
-
 class TrackingServer(Server):
-    """What compose.yaml starts, on a port and in a folder of its own; on another store where one is given."""
+    """What compose.yaml starts, on a port and in a folder of its own."""
 
-    def __init__(self, folder: Path, variables: dict[str, str], store: str | None = None) -> None:
+    def __init__(self, folder: Path, variables: dict[str, str]) -> None:
         super().__init__(folder)
         self.uri = f"http://{HOST}:{self.port}"
-        command, environment = of_compose()
+        service = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]["mlflow"]
+        command = service["command"]
         changes = {"0.0.0.0": HOST, "/artifacts": str(folder / "artifacts"), r"\b5000\b": str(self.port)}
-        if store:
-            changes["^--backend-store-uri=.*"] = f"--backend-store-uri={store}"
         for pattern, value in changes.items():
             command = [re.sub(pattern, value, word) for word in command]
-        self.command, self.variables = [sys.executable, "-m", *command], environment | variables
+        self.command, self.variables = [sys.executable, "-m", *command], service["environment"] | variables
         self.start()
 
     def start(self) -> None:
