@@ -40,16 +40,16 @@ def _evaluate(project: Project, evaluated: Evaluated, test: Examples) -> None:
     history = load_csv(evaluated.history_file, HISTORY)
     probabilities = metrics.softmax(predict(model, test.images, config.evaluate.tta_shifts))
     figures = test_metrics(config, test, probabilities, history[-1])
-    figures["test_errors_no_tta"] = metrics.errors(test.labels, predict(model, test.images).argmax(1))
+    figures["test_errors_no_tta"] = int(np.sum(predict(model, test.images).argmax(1) != test.labels))
     confusion = metrics.confusion_matrix(test.labels, probabilities.argmax(1), len(config.data.classes))
     per_class = metrics.class_figures(confusion)
     results = project.output(project.recipe_results(config.name))
     save_predictions(results / "predictions.csv", test, probabilities)
-    save_csv(results / "per_class.csv", {"class": config.data.classes, **per_class._asdict()})
+    save_csv(results / "per_class.csv", {"class": config.data.classes, **per_class})
     num_params, epochs = model.count_params(), len(history)
     facts = {"recipe": config.name, "data": config.data.name, "num_params": num_params, "epochs": epochs}
     save_json(results / "metrics.json", {**facts, **figures, "model_sha256": evaluated.model_sha256})
-    recall = dict(zip(config.data.classes, per_class.recall, strict=True))
+    recall = dict(zip(config.data.classes, per_class["recall"], strict=True))
     write_text(results / "model_card.md", model_card(config, num_params, epochs, figures, recall))
     drawn = _draw(results / "plots", config, test, probabilities, confusion, history)
 
@@ -67,7 +67,7 @@ def test_metrics(
 ) -> dict[str, Any]:
     """Return what metrics.json holds of the test examples, beside the last epoch of training."""
     predictions = probabilities.argmax(1)
-    errors, size = metrics.errors(test.labels, predictions), len(test.labels)
+    errors, size = int(np.sum(predictions != test.labels)), len(test.labels)
     low, high = metrics.wilson_interval(size - errors, size, config.evaluate.confidence)
     bins = config.evaluate.calibration_bins
     return {

@@ -6,7 +6,7 @@ Shapes: N examples, K classes, M bins. Truth comes before prediction. Accuracies
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,6 @@ Probabilities = NDArray[np.floating]  # [N, K], each row adds up to 1
 class Interval(NamedTuple):
     low: float
     high: float
-
-
-class ClassFigures(NamedTuple):
-    precision: NDArray[np.float64]  # [K], NaN where the class was never predicted
-    recall: NDArray[np.float64]  # [K], NaN where the class has no examples
-    f1: NDArray[np.float64]  # [K]
-    support: NDArray[np.int64]  # [K], examples of the class
 
 
 class Calibration(NamedTuple):
@@ -46,10 +39,6 @@ def accuracy(labels: Labels, predictions: Labels) -> float:
     return float(np.mean(labels == predictions)) if len(labels) else math.nan
 
 
-def errors(labels: Labels, predictions: Labels) -> int:
-    return int(np.sum(labels != predictions))
-
-
 def cross_entropy(labels: Labels, probabilities: Probabilities) -> float:
     """Mean over all examples, in nats; a probability of 0 counts as the smallest float64 above 0."""
     given = probabilities[np.arange(len(labels)), labels]
@@ -58,8 +47,7 @@ def cross_entropy(labels: Labels, probabilities: Probabilities) -> float:
 
 def wilson_interval(right: int, total: int, confidence: float) -> Interval:
     """Interval of a share of `right` in `total` (Wilson 1927): for other examples of the same kind, not other seeds."""
-    found = stats.binomtest(right, total).proportion_ci(confidence, method="wilson")
-    return Interval(float(found.low), float(found.high))
+    return Interval(*map(float, stats.binomtest(right, total).proportion_ci(confidence, method="wilson")))
 
 
 def confusion_matrix(labels: Labels, predictions: Labels, classes: int) -> NDArray[np.int64]:
@@ -68,11 +56,12 @@ def confusion_matrix(labels: Labels, predictions: Labels, classes: int) -> NDArr
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
-def class_figures(confusion: NDArray[np.int64]) -> ClassFigures:
-    """Precision, recall and F1 of every class of a confusion matrix [K true, K predicted]."""
+def class_figures(confusion: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Precision, recall, F1 and examples (support) of every class [K], NaN where there is nothing to divide by."""
     right, support, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     with np.errstate(invalid="ignore"):
-        return ClassFigures(right / predicted, right / support, 2 * right / (support + predicted), support)
+        shares = {"precision": right / predicted, "recall": right / support, "f1": 2 * right / (support + predicted)}
+    return shares | {"support": support}
 
 
 def calibration(labels: Labels, probabilities: Probabilities, bins: int) -> Calibration:
