@@ -8,7 +8,15 @@ from benchmarks.report import table
 
 ROOMS = ("base", "data", "model", "training", "metrics", "reports", "tracking", "experiments", "apps")
 STAGES = ("compose", "fetch", "preprocess", "train", "evaluate", "compare")
-CORE = ("data", "model", "training", "metrics", "reports/plots.py", *(f"{stage}.py" for stage in STAGES))
+CORE = (
+    "data",
+    "model",
+    "training",
+    "metrics",
+    "reports/plots.py",
+    "reports/sheets.py",
+    *(f"{stage}.py" for stage in STAGES),
+)
 # What a test holds today, to be lowered whenever lines go, and where it is to end.
 LIMITS = {"pipeline": 7_800, "apps": 1_000, "core": 2_070, "longest file": 250, "tests without tests/slow": 9_600}
 GOALS = {"pipeline": 5_800, "apps": 1_000, "core": 1_750, "longest file": 250, "tests without tests/slow": 9_000}

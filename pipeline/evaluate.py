@@ -93,7 +93,7 @@ def _draw(
     history: Sequence[dict[str, float]],
 ) -> list[Path]:
     """Draw everything into `folder`: the files drawn."""
-    from pipeline.reports import plots  # Matplotlib reads the environment when it is imported: after `isolate`
+    from pipeline.reports import plots, sheets  # Matplotlib reads the environment when it is imported: after `isolate`
 
     name, classes, labels, predictions = config.name, config.data.classes, test.labels, probabilities.argmax(1)
     reliability = metrics.calibration(labels, probabilities, config.evaluate.calibration_bins)
@@ -109,8 +109,8 @@ def _draw(
         "learning_curves": plots.plot_history(history, name),
         "confusion_matrix": plots.plot_confusion_matrix(confusion, classes, f"{name}, {len(labels):,} test examples"),
         "reliability": plots.plot_reliability(reliability, error),
-        "worst_mistakes": plots.plot_examples(test.images[worst], mistakes, 6, most_wrong),
-        "gallery": plots.plot_examples(test.images[first], answers, 4, both, wrong),
+        "worst_mistakes": sheets.plot_examples(test.images[worst], mistakes, 6, most_wrong),
+        "gallery": sheets.plot_examples(test.images[first], answers, 4, both, wrong),
     }
     files = {folder / f"{key}.png": figure for key, figure in figures.items()}
     for file, figure in files.items():

@@ -62,7 +62,8 @@ def _show(name: str, page: Page, predictor: Predictor, picture: Path | None) -> 
         lines.append(f"  {len(captions)}: {classes[first]}, {percent(values[first])}{doubt}")
     print(f"{name}: {' '.join(captions)}", *lines, sep="\n")
     if picture:
-        from pipeline.reports.plots import plot_page, save_figure
+        from pipeline.reports.plots import save_figure
+        from pipeline.reports.sheets import plot_page
 
         save_figure(picture, plot_page(page.image, page.boxes, page.digits, captions))
         print(f"wrote {picture}")

@@ -28,11 +28,11 @@ def preprocess(project: Project, config: Config) -> None:
 
 def _draw_samples(raw: Arrays, classes: list[str], path: Path) -> None:
     """Draw the first training example and the first of each class, grey and upright, as the files hold them."""
-    from pipeline.reports import plots
+    from pipeline.reports import plots, sheets
 
     labels, positions = np.unique(raw["train_labels"], return_index=True)  # the first position of each label
     titles = ["the first", *(f"label {classes[label]}" for label in labels)]
-    plots.save_figure(path, plots.plot_examples(raw["train_images"][[0, *positions]], titles, 6, "training examples"))
+    plots.save_figure(path, sheets.plot_examples(raw["train_images"][[0, *positions]], titles, 6, "training examples"))
 
 
 if __name__ == "__main__":

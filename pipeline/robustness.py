@@ -33,7 +33,7 @@ def robustness(project: Project, config: Config) -> None:
     predictor = load_predictor(project, validate(PredictorConfig, config.model_dump()))
     with quiet_import():
         from pipeline.apps import stress_tests
-        from pipeline.reports import plots
+        from pipeline.reports import plots, sheets
         from pipeline.tracking import environment
 
     results: dict[str, Any] = {
@@ -51,7 +51,7 @@ def robustness(project: Project, config: Config) -> None:
         f"{name}: {percent(accuracy)}": [(image, "") for image in corrupted(test.images[:SHOWN], name, config.seed)]
         for name, accuracy in accuracies.items()
     }
-    plots.save_figure(folder / "corrupted.png", plots.plot_example_rows(rows))
+    plots.save_figure(folder / "corrupted.png", sheets.plot_example_rows(rows))
     _list_suspects(folder, "test", test, predictor)
     _list_suspects(folder, "validation", val, predictor)
     accuracy = mean(accuracies[name] for name in accuracies if name != "identity")
@@ -61,7 +61,7 @@ def robustness(project: Project, config: Config) -> None:
 
 def _list_suspects(folder: Path, name: str, examples: Examples, predictor: Predictor) -> None:
     """Write suspects_<name>.csv and .png: the examples whose label the model finds least probable."""
-    from pipeline.reports import plots
+    from pipeline.reports import plots, sheets
 
     probabilities, classes = predictor.probabilities(examples.images), predictor.data.classes
     of_label = probabilities[range(len(probabilities)), examples.labels]
@@ -75,7 +75,7 @@ def _list_suspects(folder: Path, name: str, examples: Examples, predictor: Predi
     save_csv(folder / f"suspects_{name}.csv", columns)
     rows = zip(*columns.values(), strict=True)
     titles = [f"#{index}: {classes[label]}?\n{classes[prediction]} predicted" for index, label, prediction, _ in rows]
-    figure = plots.plot_examples(examples.images[least], titles, 10, f"{name} images with the least probable labels")
+    figure = sheets.plot_examples(examples.images[least], titles, 10, f"{name} images with the least probable labels")
     plots.save_figure(folder / f"suspects_{name}.png", figure)
 
 

@@ -184,8 +184,10 @@ def fields(schema: type[Section], prefix: str = "") -> dict[str, FieldInfo]:
     found: dict[str, FieldInfo] = {}
     for name, field in schema.model_fields.items():
         kind = field.annotation
-        is_section = isinstance(kind, type) and issubclass(kind, Section)
-        found |= fields(kind, f"{prefix}{name}.") if is_section else {f"{prefix}{name}": field}
+        if isinstance(kind, type) and issubclass(kind, Section):
+            found |= fields(kind, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = field
     return found
 
 

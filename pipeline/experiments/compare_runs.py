@@ -21,7 +21,7 @@ from pipeline.data.examples import load_split
 from pipeline.metrics.metrics import Interval
 from pipeline.metrics.significance import FEWEST, prediction_interval
 from pipeline.reports import comparison_report as report
-from pipeline.reports import plots
+from pipeline.reports import plots, sheets
 from pipeline.reports.tables import as_text, percent, plain
 from pipeline.reports.verdicts import Predictions, Side, read_predictions, same_examples, verdicts
 from pipeline.tracking import queries
@@ -63,7 +63,7 @@ def compare_runs(project: Project, config: CompareConfig) -> None:
     rows = {kind: [captioned(i) for i in positions if examples[i] in images] for kind, positions in chosen.items()}
     figures = {"comparison.png": plots.plot_sides({side.name: side.accuracies for side in sides}, split)}
     if any(rows.values()):
-        figures["examples.png"] = plots.plot_example_rows(rows)
+        figures["examples.png"] = sheets.plot_example_rows(rows)
     folder = project.job_folder
     write_text(folder / "comparison.md", text)
     save_json(folder / "comparison.json", report.as_json(sides, found, split, scored))

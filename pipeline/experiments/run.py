@@ -23,7 +23,7 @@ from pipeline.data.examples import Examples, save_predictions
 from pipeline.model.build import build_cnn, count_macs
 from pipeline.model.files import save_model, weights_sha256
 from pipeline.model.inference import predict, start
-from pipeline.reports import plots
+from pipeline.reports import plots, sheets
 from pipeline.tracking.environment import git_diff, packages, run_tags
 from pipeline.tracking.fingerprint import Fingerprint, training_params
 from pipeline.tracking.record import Record, Row, now, process_tag, resume_or_create, system_metrics
@@ -127,11 +127,13 @@ def _describe(project: Project, config: Config, split: Split, record: Record) ->
     write_text(record.folder / "packages.txt", packages())
     if changes := git_diff(project.root):
         write_text(record.folder / "git.diff", changes)
+    if not config.augment.is_on:
+        return
     images = split.train.images[:SHOWN]
     augmented = random_affine(images, [config.seed, 0], config.augment).numpy()
     titles = ["unmodified"] * len(images) + ["augmented"] * len(images)
     heading = f"{config.name}: training images before and after augmentation"
-    figure = plots.plot_examples(np.concatenate([images, augmented]), titles, len(images), heading)
+    figure = sheets.plot_examples(np.concatenate([images, augmented]), titles, len(images), heading)
     plots.save_figure(record.folder / "augmented.png", figure)
 
 

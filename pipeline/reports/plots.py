@@ -5,7 +5,7 @@ Shapes: N examples, H rows, W columns, K classes, M bins. Images are uint8 [N, H
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
@@ -15,8 +15,7 @@ import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.figure import Figure, SubFigure
-from matplotlib.patches import Rectangle
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
@@ -43,51 +42,9 @@ def save_figure(path: Path, figure: Figure) -> None:
         figure.savefig(temporary, dpi=120, metadata={"Software": None})
 
 
-def plot_examples(
-    images: NDArray[np.uint8], titles: Sequence[str], columns: int, heading: str, wrong: Sequence[bool] = ()
-) -> Figure:
-    """A sheet of examples, black ink on white, each under its title; red where `wrong`."""
-    with drawing(1.15 * columns + 0.3, 1.4 * max(1, -(-len(images) // columns)) + 0.5) as figure:
-        figure.suptitle(heading)
-        _draw_sheet(figure, images, titles, columns, wrong)
-        return figure
-
-
-def plot_example_rows(rows: Mapping[str, Sequence[tuple[NDArray[np.uint8], str]]]) -> Figure:
-    """Rows of examples, uint8 [H, W] each with its title, under the heading of the row."""
-    most = max(map(len, rows.values()))
-    with drawing(1.15 * most + 0.3, 1.75 * len(rows)) as figure:
-        parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
-        for part, (heading, examples) in zip(parts, rows.items(), strict=True):
-            part.suptitle(_text(heading if examples else f"{heading}: none"), fontsize=9)
-            images, titles = zip(*examples, strict=True) if examples else ((), ())
-            _draw_sheet(part, images, titles, most)
-        return figure
-
-
-def plot_page(
-    page: NDArray[np.uint8], boxes: Sequence[tuple[int, int, int, int]], digits: NDArray[np.uint8], names: Sequence[str]
-) -> Figure:
-    """A page [H, W] with a box (top, left, bottom, right) around each digit, and below it the digits as the model sees
-    them [N, H, W]; orange where the name ends with a question mark."""
-    unsure = [name.endswith("?") for name in names]
-    height, columns, rows = 9 * page.shape[0] / page.shape[1], 12, -(-len(names) // 12)
-    with drawing(9, height + rows + 0.4) as figure:
-        upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[height, rows])[:, 0]
-        axes = upper.subplots()
-        axes.axis("off")
-        axes.imshow(page, cmap="gray", vmin=0, vmax=255)
-        for (top, left, bottom, right), name, is_unsure in zip(boxes, names, unsure, strict=True):
-            colour = ORANGE if is_unsure else BLUE
-            axes.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, color=colour))
-            axes.text(left, top, name, color=colour, va="bottom", fontsize=12)
-        _draw_sheet(lower, digits, names, columns, unsure)
-        return figure
-
-
 def plot_confusion_matrix(confusion: NDArray[np.int64], names: Sequence[str], title: str) -> Figure:
     """Counts [K true, K predicted], by the names of the classes; colour shows mistakes alone, the diagonal is grey."""
-    classes, labels = range(len(names)), [_text(name) for name in names]
+    classes, labels = range(len(names)), [text(name) for name in names]
     with drawing(5.6, 5.2) as figure:
         axes = figure.subplots()
         axes.spines[:].set_visible(True)
@@ -161,7 +118,7 @@ def plot_curves(curves: Mapping[str, Sequence[float]], metric: str) -> Figure:
     with drawing(7.2, 4.2) as figure:
         axes = figure.subplots()
         for colour, (name, values) in zip(cycle(COLOURS), curves.items(), strict=False):
-            axes.plot(range(1, len(values) + 1), 100 * np.asarray(values), marker=".", color=colour, label=_text(name))
+            axes.plot(range(1, len(values) + 1), 100 * np.asarray(values), marker=".", color=colour, label=text(name))
         axes.set(xlabel="epoch", ylabel=f"{metric} in %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -196,7 +153,7 @@ def plot_sides(accuracies: Mapping[str, Sequence[float]], of: str) -> Figure:
             axes.plot(100 * np.asarray(shares), [row] * len(shares), "o", color=colour, alpha=0.6)
             axes.plot([100 * np.mean(shares)] * 2, [row - 0.3, row + 0.3], color=colour)
         axes.set(xlabel=f"{of} accuracy in %; lines: means", ylim=(len(accuracies) - 0.5, -0.5))
-        labels = [f"{_text(name)}\nn = {len(of_side)}" for name, of_side in accuracies.items()]
+        labels = [f"{text(name)}\nn = {len(of_side)}" for name, of_side in accuracies.items()]
         axes.set_yticks(range(len(accuracies)), labels)
         return figure
 
@@ -226,18 +183,7 @@ def show_plain_ticks(axis: Axis) -> None:
     axis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "235" else "")
 
 
-def _draw_sheet(
-    figure: Figure | SubFigure, images: Iterable[Any], titles: Sequence[str], columns: int, wrong: Sequence[bool] = ()
-) -> None:
-    colours = [ORANGE if is_wrong else "black" for is_wrong in wrong or [False] * len(titles)]
-    for axes in figure.subplots(max(1, -(-len(titles) // columns)), columns, squeeze=False).flat:
-        axes.axis("off")
-    for axes, image, title, colour in zip(figure.axes, images, titles, colours, strict=False):
-        axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
-        axes.set_title(title, fontsize=8, color=colour)
-
-
-def _text(name: str) -> str:
+def text(name: str) -> str:
     """A name from elsewhere, which is no formula."""
     return name.replace("$", r"\$")
 

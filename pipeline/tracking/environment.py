@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -91,10 +92,11 @@ def git_diff(root: Path) -> str | None:
     return None
 
 
+@functools.cache  # half a second, for every job of a sweep
 def packages() -> str:
     """Return the installed packages, one per line."""
-    distributions = importlib.metadata.distributions()
-    return "\n".join(sorted(f"{one.metadata['Name']}=={one.version}" for one in distributions)) + "\n"
+    described = [distribution.metadata for distribution in importlib.metadata.distributions()]
+    return "\n".join(sorted(f"{one['Name']}=={one['Version']}" for one in described)) + "\n"
 
 
 def run_tags(project: Project, source: str) -> dict[str, str]:

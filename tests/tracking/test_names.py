@@ -13,7 +13,7 @@ from faults_report import record
 
 from pipeline.base.project import Project
 from pipeline.experiments import compare_runs
-from pipeline.reports import comparison_report, plots, recipe_table, tables, verdicts
+from pipeline.reports import comparison_report, plots, recipe_table, sheets, tables, verdicts
 from pipeline.reports.verdicts import Side
 from pipeline.tracking.store import open_store
 
@@ -122,7 +122,7 @@ def test_a_name_in_a_picture_is_no_formula(name, tmp_path):
     for figure in (
         plots.plot_curves({name: [0.5, 0.6]}, "accuracy"),
         plots.plot_sides({name: [0.5, 0.6]}, "test"),
-        plots.plot_example_rows({name: [(image, "1")]}),
+        sheets.plot_example_rows({name: [(image, "1")]}),
     ):
         figure.savefig(tmp_path / "drawn.png")
 

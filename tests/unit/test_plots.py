@@ -13,7 +13,7 @@ from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 
 from pipeline.metrics.metrics import Calibration, Interval
-from pipeline.reports import plots
+from pipeline.reports import plots, sheets
 
 IMAGES, _ = generated_digits(4, 0)
 HISTORY = [
@@ -27,7 +27,7 @@ RELIABILITY = Calibration(
 TESTS = {"published": (0.975, Interval(0.95, 0.98)), "small": (0.5, Interval(0.25, 0.875))}
 HISTORIES = {"published": HISTORY[:1], "small": HISTORY}
 FIGURES: dict[str, Callable[[], Figure]] = {
-    "digits": lambda: plots.plot_examples(IMAGES, ["a", "b", "c", "d"], 3, "some", [False, True, False, False]),
+    "digits": lambda: sheets.plot_examples(IMAGES, ["a", "b", "c", "d"], 3, "some", [False, True, False, False]),
     "confusion": lambda: plots.plot_confusion_matrix(CONFUSION, ["a", "b", "c"], "counts"),
     "reliability": lambda: plots.plot_reliability(RELIABILITY, "sure"),
     "history": lambda: plots.plot_history(HISTORY, "learning"),
@@ -61,19 +61,22 @@ def test_the_same_input_gives_the_same_png_whatever_matplotlibrc_says(name, tmp_
 
 def test_digits_are_upright_in_grey_under_their_titles():
     figure = FIGURES["digits"]()
-    assert len(figure.axes) == 6 and figure.get_suptitle() == "some"  # 2 rows of 3
-    for axes, image, title in zip(figure.axes, IMAGES, "abcd", strict=False):
-        (shown,) = axes.images
+    (axes,) = figure.axes
+    assert figure.get_suptitle() == "some" and len(axes.images) == 4  # rows of 3 and 1
+    assert axes.yaxis_inverted() and not axes.xaxis_inverted()
+    places = [(0, 0), (0, 1), (0, 2), (1, 0)]
+    for shown, image, title, text, (row, column) in zip(axes.images, IMAGES, "abcd", axes.texts, places, strict=True):
         np.testing.assert_array_equal(shown.get_array(), image)
-        assert shown.origin == "upper" and axes.yaxis_inverted() and not axes.xaxis_inverted()
+        left, right, bottom, top = shown.get_extent()
+        assert shown.origin == "upper" and column < left < right < column + 1 and 1.2 * row < top < bottom
+        assert (right - left) / (bottom - top) == pytest.approx(image.shape[1] / image.shape[0])
         assert shown.get_cmap().name == "gray_r" and shown.get_clim() == (0, 255)  # paper white, ink black
-        assert axes.get_title() == title
-    assert [bool(axes.images) for axes in figure.axes] == [True] * 4 + [False] * 2
-    assert [same_color(axes.title.get_color(), plots.ORANGE) for axes in figure.axes[:4]] == [False, True, False, False]
+        assert text.get_text() == title and text.get_position()[1] < top
+    assert [same_color(text.get_color(), plots.ORANGE) for text in axes.texts] == [False, True, False, False]
 
 
 def test_no_digits_are_an_empty_sheet():
-    figure = plots.plot_examples(IMAGES[:0], [], 6, "no mistakes")
+    figure = sheets.plot_examples(IMAGES[:0], [], 6, "no mistakes")
     assert figure.get_suptitle() == "no mistakes" and not any(axes.images for axes in figure.axes)
 
 
