@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from pipeline.base.hydra import compose
 from pipeline.base.project import open_project
-from pipeline.base.schema import Config
+from pipeline.base.schema import Config, Model
 from pipeline.data.examples import Examples, load_split
 from pipeline.model.build import build_cnn
 from pipeline.model.inference import start
@@ -36,6 +36,7 @@ def profile(config: Config, examples: Examples, steps: int = 50) -> str:
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     start(config.seed)
+    assert isinstance(config.model, Model)
     model = build_cnn(config.model, config.data.image_shape, len(config.data.classes))
     trainer = Trainer(model, config.optimizer, config.augment, config.seed)
     order = np.resize(np.arange(len(examples.labels), dtype=np.int32), (steps + 1) * config.optimizer.batch_size)

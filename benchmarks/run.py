@@ -29,7 +29,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import load_json, save_json
 from pipeline.base.hydra import compose
 from pipeline.base.project import Project, open_project
-from pipeline.base.schema import non_defaults
+from pipeline.base.validation import non_defaults
 
 RESULTS = Path("benchmarks/results")
 RECIPES = ("baseline", "accurate", "fast")

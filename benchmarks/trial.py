@@ -25,7 +25,7 @@ from pipeline.base.command import isolate
 from pipeline.base.console import quiet_import
 from pipeline.base.hydra import compose
 from pipeline.base.project import open_project
-from pipeline.base.schema import Config
+from pipeline.base.schema import Config, Model
 from pipeline.data.examples import Examples, head
 
 PEERS = ("published", "keras_convnet")
@@ -70,6 +70,7 @@ def _fit_recipe(config: Config, train: Examples, times: float, checkpoints: bool
     from pipeline.model import build, inference
     from pipeline.training import checkpoint, loop
 
+    assert isinstance(config.model, Model)
     network = config.model.model_copy(update={"filters": round(config.model.filters * times)})
     inference.start(config.seed)
     model = build.build_cnn(network, config.data.image_shape, len(config.data.classes))

@@ -12,7 +12,7 @@ from pipeline.base.command import main
 from pipeline.base.errors import UserError, shorten
 from pipeline.base.files import write_text
 from pipeline.base.project import Project
-from pipeline.base.schema import validate
+from pipeline.base.validation import validate
 from pipeline.base.verb_schemas import AdoptConfig
 from pipeline.data.examples import save_arrays
 from pipeline.data.readers import array_sha256

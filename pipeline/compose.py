@@ -12,7 +12,8 @@ from pipeline.base.command import main
 from pipeline.base.files import load_yaml, save_yaml
 from pipeline.base.hydra import composed_values
 from pipeline.base.project import Project
-from pipeline.base.schema import Config, flatten
+from pipeline.base.schema import Config
+from pipeline.base.validation import flatten
 
 
 def compose(project: Project, config: Config) -> None:

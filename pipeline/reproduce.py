@@ -16,7 +16,8 @@ from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError
 from pipeline.base.files import load_csv, load_json, load_yaml, sha256
 from pipeline.base.project import Project
-from pipeline.base.schema import Config, from_recorded
+from pipeline.base.schema import Config
+from pipeline.base.validation import from_recorded
 from pipeline.base.verb_schemas import RunConfig
 from pipeline.data.examples import head, load_split
 from pipeline.reports.tables import percent, plain, points

@@ -16,7 +16,8 @@ from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError
 from pipeline.base.files import save_csv, save_json, sha256
 from pipeline.base.project import Project
-from pipeline.base.schema import Config, validate
+from pipeline.base.schema import Config
+from pipeline.base.validation import validate
 from pipeline.base.verb_schemas import PredictorConfig
 from pipeline.data.examples import Examples, load_split
 from pipeline.reports.tables import models_scored, percent

@@ -11,7 +11,8 @@ from pydantic import TypeAdapter
 
 from pipeline.base.hydra import compose
 from pipeline.base.project import Project
-from pipeline.base.schema import NAMES, Config, Section, fields, flatten
+from pipeline.base.schema import DERIVED, Config, Section
+from pipeline.base.validation import fields, flatten
 
 KINDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
 BOUNDS = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "to below"}
@@ -40,7 +41,7 @@ def help_text(
 def described(schema: type[Section]) -> Iterator[tuple[str, str, str]]:
     """Yield every key that can be given, its type and range in words, and its meaning with its unit."""
     for key, field in fields(schema).items():
-        if key not in NAMES:
+        if key not in DERIVED:
             kind: Any = Annotated[field.annotation, field]
             properties = TypeAdapter(kind).json_schema()
             yield key, _kind(properties, properties.get("$defs", {})), field.description or ""

@@ -14,10 +14,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from pipeline.base import own
 from pipeline.base.errors import UserError
 from pipeline.base.files import load_yaml
 from pipeline.base.project import Project
-from pipeline.base.schema import MISSING, NAMES, AnySection, Config, Section, fields, flatten, unknown_key, validate
+from pipeline.base.schema import DERIVED, MISSING, NAMES, Config, Model, OwnModel, Section
+from pipeline.base.validation import AnySection, fields, flatten, unknown_key, validate
 
 
 def register(project: Project, schema: type[Section]) -> None:
@@ -27,7 +29,7 @@ def register(project: Project, schema: type[Section]) -> None:
     """
     defaults = OmegaConf.create()
     for key, field in fields(schema).items():
-        if key not in NAMES:
+        if key not in DERIVED:
             OmegaConf.update(defaults, key, MISSING if field.is_required() else field.get_default())
     ConfigStore.instance().store(name="schema", node=defaults)
     OmegaConf.register_new_resolver("root", lambda: str(project.root), replace=True)
@@ -45,7 +47,7 @@ def compose(project: Project, *overrides: str, schema: type[AnySection] = Config
             if message := explain(error, schema):
                 raise UserError(message) from None
             raise
-    return checked(composed, composed.hydra.runtime.choices, schema)
+    return checked(project, composed, composed.hydra.runtime.choices, schema)
 
 
 def explain(error: Exception, schema: type[Section]) -> str | None:
@@ -57,13 +59,36 @@ def explain(error: Exception, schema: type[Section]) -> str | None:
     return None
 
 
-def checked(composed: DictConfig, choices: Mapping[str, Any], schema: type[AnySection]) -> AnySection:
+def checked(project: Project, composed: DictConfig, choices: Mapping[str, Any], schema: type[AnySection]) -> AnySection:
     """Return what Hydra composed as a `schema`. Recipe and data set are named by the files that were chosen."""
     OmegaConf.set_struct(composed, False)
     composed.pop("hydra", None)
     for key, group in zip(NAMES, ("recipe", "data"), strict=True):
         OmegaConf.update(composed, key, choices.get(group))
-    return validate(schema, OmegaConf.to_container(composed, resolve=True))
+    model: Any = composed.get("model")
+    if isinstance(model, DictConfig):
+        built_in = OmegaConf.is_missing(model, "build")
+        for key in fields(OwnModel if built_in else Model):
+            model.pop(key, None)
+    return _with_sources(project.root, validate(schema, OmegaConf.to_container(composed, resolve=True)))
+
+
+def _with_sources(root: Path, config: AnySection) -> AnySection:
+    """Return the configuration with the hash of the user's own code, and with the defaults of its arguments."""
+    changed: dict[str, Any] = {}
+    if isinstance(config, Config):
+        if isinstance(config.model, OwnModel):
+            args = own.arguments(root, config.model.build, config.model.args, supplied=2)
+            source = own.code_sha256(root, [config.model.build])
+            changed["model"] = config.model.model_copy(update={"args": args, "source_sha256": source})
+        for name, section, functions in (
+            ("train", config.train, config.train.metrics),
+            ("evaluate", config.evaluate, config.evaluate.plots),
+        ):
+            if functions:
+                source = own.code_sha256(root, functions.values())
+                changed[name] = section.model_copy(update={"source_sha256": source})
+    return config.model_copy(update=changed)
 
 
 def composed_values(project: Project, config: Config) -> tuple[Path, dict[str, Any]]:

@@ -7,28 +7,30 @@ this file.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
-
-from pipeline.base.errors import UserError, shorten
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 ArrayName = Literal["train_images", "train_labels", "test_images", "test_labels"]
 ARRAYS = get_args(ArrayName)  # what a data set consists of
-NAMES = ("name", "data.name")  # the keys that nobody gives: the names of the files that were chosen
+NAMES = ("name", "data.name")  # the names of the files that were chosen
+DERIVED = (*NAMES, "model.source_sha256", "train.source_sha256", "evaluate.source_sha256")  # the keys that nobody gives
 MISSING = "???"  # OmegaConf's mark of a value that has to be given
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,63}$")]
 RecipeName = Annotated[str, Field(pattern=r"^([A-Za-z0-9][\w-]*/)?[A-Za-z0-9][\w.-]{0,63}$")]
 ClassName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,40}$")]
+FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]  # <module>:<function>
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=1, le=1000)]
 Units = Annotated[int, Field(ge=1, le=100_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Share = Annotated[float, Field(ge=0, lt=1)]  # from 0 to below 1
+
+
+OptimizerName = Literal[
+    "adam", "adamw", "adamax", "nadam", "sgd", "rmsprop", "adagrad", "adadelta", "ftrl", "lamb", "lion", "muon"
+]
 
 
 class Section(BaseModel):
@@ -47,6 +49,7 @@ class Source(Section):
 class Data(Section):
     name: Name = Field(description="of its file in conf/data")
     image_shape: list[Size] = Field(min_length=2, max_length=2, description="height and width in pixels")
+    channels: Literal[1, 3] = Field(1, description="1 for grey images, 3 for colour")
     classes: list[ClassName] = Field(min_length=2, max_length=256, description="names, in the order of the labels")
     published: bool = Field(description="whether the original was trained on it; `compare` then shows its results")
     val_size: int = Field(ge=0, lt=2**31, description="training examples held out for validation, stratified")
@@ -75,6 +78,19 @@ class Model(Section):
     precision: Literal["float32", "mixed_bfloat16"] = Field(
         "float32", description="Keras dtype policy of all layers except the logits; mixed_bfloat16 is for GPUs"
     )
+    dropout: Share = Field(0.0, description="share of the last features left out in training, before each dense layer")
+
+
+class OwnModel(Section):
+    """A network that a function of the user's builds, in a file of this repository."""
+
+    build: FunctionName = Field(description="<module>:<function> of your own network, which returns a keras.Model")
+    args: dict[str, Any] = Field({}, description="arguments of model.build")
+    source_sha256: Sha256 | None = Field(None, description="of the code that model.build uses; `compose` fills it in")
+
+
+def _kind_of_model(value: Any) -> str:
+    return "own" if isinstance(value, OwnModel) or (isinstance(value, dict) and "build" in value) else "built_in"
 
 
 class Optimizer(Section):
@@ -83,9 +99,11 @@ class Optimizer(Section):
     dense_partitions: int = Field(
         1, ge=1, le=1000, description="parallel parts of the first dense layer, by image rows"
     )
-    learning_rate: float = Field(gt=0, le=10, description="of Adam; the peak, for one_cycle")
-    schedule: Literal["constant", "one_cycle"]
-    warmup: Share = Field(description="share of the steps that rise to the peak, for one_cycle")
+    name: OptimizerName = Field("adam", description="one of Keras's optimizers")
+    args: dict[str, Any] = Field({}, description="arguments of the optimizer, by Keras's names: {momentum: 0.9}")
+    learning_rate: float = Field(gt=0, le=10, description="of every step; the peak, for one_cycle and cosine")
+    schedule: Literal["constant", "one_cycle", "cosine"]
+    warmup: Share = Field(description="share of the steps that rise to the peak, for one_cycle and cosine")
     weight_decay: Share = Field(description="decoupled: a step multiplies kernels by 1 - learning rate * weight_decay")
     label_smoothing: Share
 
@@ -111,12 +129,22 @@ class Train(Section):
     examples: Annotated[int, Field(ge=1, lt=2**31)] | None = Field(
         None, description="train on the first so many examples; null for all"
     )
+    patience: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+        None, description="stop after so many epochs in which train.monitor did not improve, and keep the best epoch"
+    )
+    monitor: Name = Field("val_accuracy", description="what patience and the ranking of a sweep go by")
+    metrics: dict[Name, FunctionName] = Field(
+        {}, description="metrics of your own on the validation examples, per epoch: {val_macro_f1: my_metrics:macro_f1}"
+    )
+    source_sha256: Sha256 | None = Field(None, description="of the code of train.metrics; `compose` fills it in")
 
 
 class Evaluate(Section):
     confidence: float = Field(ge=0.5, lt=1, description="level of the confidence intervals")
     calibration_bins: int = Field(ge=2, le=1000, description="bins of equal width over the predicted probability")
     tta_shifts: Literal[1, 5] = Field(1, description="5: mean logits of an image and its four one-pixel shifts (TTA)")
+    plots: dict[Name, FunctionName] = Field({}, description="plots of your own: {hardest: my_plots:hardest}")
+    source_sha256: Sha256 | None = Field(None, description="of the code of evaluate.plots; `compose` fills it in")
 
 
 class Config(Section):
@@ -129,7 +157,8 @@ class Config(Section):
     evaluate: Evaluate
     data: Data
     name: RecipeName = Field(description="of its file in conf/recipe")
-    model: Model
+    trackers: list[FunctionName] = Field([], description="classes that are told of every run, beside MLflow")
+    model: Annotated[Annotated[Model, Tag("built_in")] | Annotated[OwnModel, Tag("own")], Discriminator(_kind_of_model)]
     optimizer: Optimizer
     augment: Augment
 
@@ -138,91 +167,9 @@ class Config(Section):
         height, width = self.data.image_shape
         if self.optimizer.ghost_batches > self.optimizer.batch_size:
             raise ValueError(f"optimizer.ghost_batches: give at most the batch_size {self.optimizer.batch_size}")
-        for number, layer in enumerate(self.model.convolutions):
+        for number, layer in enumerate(self.model.convolutions if isinstance(self.model, Model) else []):
             border = layer.kernel_size - 1 if layer.padding == "valid" else 0
             height, width = (-(-(size - border) // layer.strides) // layer.pool for size in (height, width))
             if min(height, width) < 1:
                 raise ValueError(f"model.convolutions.{number} leaves no pixel: give fewer or smaller ones")
         return self
-
-
-AnySection = TypeVar("AnySection", bound=Section)
-
-
-def validate(schema: type[AnySection], values: Any) -> AnySection:
-    """Return `values` as a `schema`; the first that does not fit is a UserError that names its key and what does."""
-    try:
-        return schema.model_validate(values)
-    except ValidationError as error:
-        # A mistyped key is missing as well.
-        first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-        raise UserError(_in_words(schema, first)) from None
-
-
-def _in_words(schema: type[Section], first: Any) -> str:
-    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("constrained", "dict[", "list[")))
-    if first["type"] == "extra_forbidden":
-        return unknown_key(schema, key)
-    field = fields(schema).get(key)
-    meaning = f" ({field.description})" if field and field.description else ""
-    if first["type"] == "missing" or first["input"] == MISSING:
-        return f"{key} is missing: give it a value{meaning}"
-    said = first["msg"].removeprefix("Value error, ")
-    if not key:  # of values that do not fit together
-        return said
-    return f"{key}={shorten(first['input'])}: {said[0].lower()}{said[1:]}{meaning}"
-
-
-def unknown_key(schema: type[Section], key: str) -> str:
-    """Say that there is no such key, and which one may be meant."""
-    close = difflib.get_close_matches(key, [known for known in fields(schema) if known not in NAMES], 1, cutoff=0.5)
-    return f"{key} is no key: {f'did you mean {close[0]}?' if close else '--help lists the keys'}"
-
-
-def fields(schema: type[Section], prefix: str = "") -> dict[str, FieldInfo]:
-    """Return pydantic's FieldInfo of every key of a schema, dotted; a list of sections is one key."""
-    found: dict[str, FieldInfo] = {}
-    for name, field in schema.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            found |= fields(kind, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = field
-    return found
-
-
-def non_defaults(config: Section) -> dict[str, Any]:
-    """Return the values that are not their default, nested: what is written for DVC and hashed."""
-    return config.model_dump(exclude_defaults=True)
-
-
-def flatten(values: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict[str, str]:
-    """Nested values under dotted keys, as text; a list of plain values stays one value."""
-    flat: dict[str, str] = {}
-    for key, value in values.items() if isinstance(values, Mapping) else enumerate(values):
-        items = value if isinstance(value, list) else [value]
-        nested = any(isinstance(item, Mapping) for item in items)
-        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": str(value)}
-    return flat
-
-
-# Keys of recorded configurations that have another name now, or are gone.
-FORMER_KEYS = {
-    "optimizer.batch_shards": "ghost_batches",
-    "optimizer.row_strips": "dense_partitions",
-    "evaluate.views": "tta_shifts",
-    **dict.fromkeys(("train.profile_steps", "data.sha256_of", "data.sources", "data.files")),
-}
-
-
-def from_recorded(values: dict[str, Any], source: str) -> Config:
-    """Return the configuration that a run recorded, perhaps long ago; one that does not fit is a UserError."""
-    for old, new in FORMER_KEYS.items():
-        section, name = old.split(".")
-        if name in values.get(section, {}):
-            value = values[section].pop(name)
-            values[section] |= {new: value} if new else {}
-    try:
-        return validate(Config, values)
-    except UserError as error:
-        raise UserError(f"{source} was written by other code ({error}): check out its commit first") from None

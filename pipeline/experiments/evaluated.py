@@ -11,7 +11,8 @@ from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError
 from pipeline.base.files import link_or_copy, load_csv, load_yaml, require_file, save_yaml, sha256
 from pipeline.base.project import Project
-from pipeline.base.schema import Config, flatten, from_recorded
+from pipeline.base.schema import Config
+from pipeline.base.validation import flatten, from_recorded
 from pipeline.base.verb_schemas import RunConfig
 from pipeline.data.examples import Examples
 from pipeline.reports.tables import models_scored

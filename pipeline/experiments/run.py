@@ -20,7 +20,7 @@ from pipeline.base.files import link_or_copy, save_csv, save_json, save_yaml, sh
 from pipeline.base.project import Project
 from pipeline.base.schema import Config
 from pipeline.data.examples import Examples, save_predictions
-from pipeline.model.build import build_cnn, count_macs
+from pipeline.model.build import build_model, count_macs
 from pipeline.model.files import save_model, weights_sha256
 from pipeline.model.inference import predict, start
 from pipeline.reports import plots, sheets
@@ -72,7 +72,7 @@ def train_tracked(
     was killed continues after its last whole epoch.
     """
     start(config.seed)
-    model = build_cnn(config.model, config.data.image_shape, len(config.data.classes))
+    model = build_model(project, config)
     record = resume_or_create(project, _info(project, config, split, fingerprint, name, model, tags or {}))
     try:
         _describe(project, config, split, record)

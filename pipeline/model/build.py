@@ -10,9 +10,19 @@ from collections.abc import Sequence
 import keras
 from keras import layers
 
-from pipeline.base.schema import Model
+from pipeline.base import own
+from pipeline.base.project import Project
+from pipeline.base.schema import Config, Model
 
 BATCH_NORM_MOMENTUM = 0.95  # Keras's 0.99 is still near its start after the 50 steps of a quick try
+
+
+def build_model(project: Project, config: Config) -> keras.Model:
+    """Build the network of a configuration: that of its keys, or what the user's own function returns."""
+    shape = tuple(config.data.image_shape) + ((3,) if config.data.channels == 3 else ())
+    if isinstance(config.model, Model):
+        return build_cnn(config.model, shape, len(config.data.classes))
+    return own.load(project.root, config.model.build)(shape, len(config.data.classes), **config.model.args)
 
 
 def build_cnn(model: Model, image_shape: Sequence[int], classes: int) -> keras.Model:
@@ -45,7 +55,11 @@ def build_cnn(model: Model, image_shape: Sequence[int], classes: int) -> keras.M
     # [B, H', W', C] -> [B, features]
     x = layers.Flatten(**policy)(x) if model.pooling == "flatten" else layers.GlobalAveragePooling2D(**policy)(x)
     for number, units in enumerate(model.units, start=1):
+        if model.dropout:
+            x = layers.Dropout(model.dropout, **policy)(x)
         x = layers.Dense(units, activation="relu", name=f"hidden_{number}", **policy)(x)
+    if model.dropout:
+        x = layers.Dropout(model.dropout, **policy)(x)
     logits = layers.Dense(classes, name="logits")(x)  # [B, K]
     return keras.Model(images, logits)
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.metadata
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.base.files import sha256
+from pipeline.base.own import sha256_of
 from pipeline.base.project import Project
-from pipeline.base.schema import Config, flatten, non_defaults
+from pipeline.base.schema import Config
+from pipeline.base.validation import flatten, non_defaults
 from pipeline.tracking.environment import NUMERIC_PACKAGES, THREADS, compute_variables, processor, versions
 
 # Code that can change a trained model: the rooms that compute, and the module that wires them.
 TRAINING_MODULES = ("data", "model", "training", "experiments/run.py")
 # What decides nothing about a trained model: its name, how it is evaluated, what else `dvc repro` builds. The arrays
 # are hashed themselves, whatever they are called and wherever they came from.
-NON_TRAINING_KEYS = ("evaluate", "recipes", "dataset", "name")
+NON_TRAINING_KEYS = ("evaluate", "recipes", "dataset", "name", "trackers")
 NON_TRAINING_DATA_KEYS = ("name", "published", "files", "sources")
-DOCUMENTED = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 class Fingerprint(NamedTuple):
@@ -48,7 +48,7 @@ def fingerprint(project: Project, config: Config, data_files: Sequence[Path]) ->
     without_seed = {key: value for key, value in values.items() if key != "seed"}
     without_epochs = {"train": {key: value for key, value in values["train"].items() if key != "epochs"}}
     resume_key = {
-        "configuration": _sha256_of(values if depends_on_length(config) else values | without_epochs),
+        "configuration": sha256_of(values if depends_on_length(config) else values | without_epochs),
         "data": data,
         "code": code,
         "versions": versions(NUMERIC_PACKAGES),
@@ -57,8 +57,8 @@ def fingerprint(project: Project, config: Config, data_files: Sequence[Path]) ->
         "environment": environment,
     }
     # The g: Hydra, and whoever reads a ranking, would take 9447e1230643 for a number.
-    group = f"g{_sha256_of([without_seed, *shared])[:12]}"
-    return Fingerprint(_sha256_of(values), data, code, _sha256_of([values, *shared]), group, resume_key)
+    group = f"g{sha256_of([without_seed, *shared])[:12]}"
+    return Fingerprint(sha256_of(values), data, code, sha256_of([values, *shared]), group, resume_key)
 
 
 def training_values(config: Config) -> dict[str, Any]:
@@ -85,18 +85,4 @@ def code_sha256(root: Path) -> str:
     """
     package = root / "pipeline"
     files = [file for name in TRAINING_MODULES for file in (sorted((package / name).rglob("*.py")) or [package / name])]
-    return _sha256_of([ast.parse(file.read_text(encoding="utf-8")) for file in files])
-
-
-def _sha256_of(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_syntax).encode()).hexdigest()
-
-
-def _syntax(node: Any) -> Any:
-    """Return a node of a syntax tree as a list, the same for every Python that we support: empty fields differ."""
-    if not isinstance(node, ast.AST):
-        return repr(node)  # a constant that is no JSON
-    fields = {name: value for name, value in ast.iter_fields(node) if value not in (None, [])}
-    if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
-        fields["body"] = node.body[1:]
-    return [type(node).__name__, *fields.items()]
+    return sha256_of([ast.parse(file.read_text(encoding="utf-8")) for file in files])

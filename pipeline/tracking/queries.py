@@ -14,7 +14,8 @@ from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
 from pipeline.base.errors import UserError
 from pipeline.base.project import Project
-from pipeline.base.schema import Data, flatten
+from pipeline.base.schema import Data
+from pipeline.base.validation import flatten
 from pipeline.model.files import weights_sha256
 from pipeline.tracking.store import address, open_store, translate_errors
 

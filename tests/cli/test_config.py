@@ -16,7 +16,8 @@ from conftest import ROOT, run
 from pipeline.base import hydra
 from pipeline.base.errors import UserError
 from pipeline.base.project import open_project
-from pipeline.base.schema import Config, fields, from_recorded, non_defaults, validate
+from pipeline.base.schema import Config
+from pipeline.base.validation import fields, from_recorded, non_defaults, validate
 from pipeline.base.verb_schemas import PredictConfig, RunConfig
 
 RECIPES = sorted((ROOT / "conf" / "recipe").rglob("*.yaml"))

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from pipeline.base import hydra
 from pipeline.base.errors import one_line
 from pipeline.base.project import Project, open_project
-from pipeline.base.schema import Config, fields, validate
+from pipeline.base.schema import Config
+from pipeline.base.validation import fields, validate
 
 pytestmark = pytest.mark.faults
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import copy, dvc, run
 
-from pipeline.base.schema import flatten
+from pipeline.base.validation import flatten
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from conftest import ROOT, fresh_store, generated_digits
 from pipeline.base.errors import UserError
 from pipeline.base.files import load_yaml, sha256
 from pipeline.base.project import Project
-from pipeline.base.schema import Config, flatten, validate
+from pipeline.base.schema import Config
+from pipeline.base.validation import flatten, validate
 from pipeline.data.examples import Examples, save_arrays
 from pipeline.experiments import run as experiment_run
 from pipeline.experiments.evaluated import Evaluated, log_evaluation

@@ -17,7 +17,8 @@ import tensorflow as tf
 from conftest import ROOT, generated_digits, run
 
 from pipeline.base.errors import UserError
-from pipeline.base.schema import AnySection, Augment, Convolution, Model, Optimizer
+from pipeline.base.schema import Augment, Convolution, Model, Optimizer
+from pipeline.base.validation import AnySection
 from pipeline.data.examples import Examples
 from pipeline.metrics import metrics
 from pipeline.model import build, inference

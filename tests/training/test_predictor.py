@@ -12,7 +12,8 @@ from pipeline.apps.predictor import confidence_threshold, load_predictor
 from pipeline.base.errors import UserError
 from pipeline.base.files import save_json, write_text
 from pipeline.base.project import Project
-from pipeline.base.schema import Model, validate
+from pipeline.base.schema import Model
+from pipeline.base.validation import validate
 from pipeline.base.verb_schemas import PredictorConfig
 from pipeline.data.examples import split_record
 from pipeline.model.build import build_cnn

@@ -11,7 +11,8 @@ from conftest import ROOT, run
 from benchmarks import report
 from docs import generate
 from pipeline.base import verb_schemas
-from pipeline.base.schema import Config, fields
+from pipeline.base.schema import Config
+from pipeline.base.validation import fields
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
