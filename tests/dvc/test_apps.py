@@ -101,7 +101,7 @@ def test_predict_reads_a_file_whose_name_is_no_utf_8(clone, pages, tmp_path):
         ([], "give input=<image>"),
         (["input="], "give input=<image>"),
         (["input=[]"], "give input=<image>"),
-        (["input=1e3"], "give input=<image>"),
+        (["input=1e3"], "1e3 is no file"),
         (["input='~nobody/x.png'"], "~nobody/x.png is no file"),
         (["input={page}", "confidence=2"], "confidence=2: input should be less than or equal to 1"),
         (["input={page}", "confidence=nan"], "confidence=nan: input should be"),
