@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, get_type_hints
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,13 +20,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline.base.errors import UserError, one_line
 from pipeline.base.help import help_text
-from pipeline.base.hydra import check_composed, checked, explain, register
-from pipeline.base.project import Project, open_project, set_variables
+from pipeline.base.hydra import check_composed, check_outputs, checked, explain, register
+from pipeline.base.isolation import isolate, reader_gone
+from pipeline.base.project import Project, open_project
 from pipeline.base.schema import Config
 
 Verb = Callable[[Project, Any], float | None]  # what `python -m pipeline.<verb>` calls, once for each job of a sweep
 TEXT_KEYS = ("a", "b", "input", "path", "run")  # whose values name files or runs, as 9447e1230643, which is no number
-READER_GONE = 128 + signal.SIGPIPE  # as a shell shows it
 
 
 def main(verb: Verb) -> None:
@@ -83,7 +82,10 @@ def _task(verb: Verb, project: Project, schema: type[Config]) -> Callable[[DictC
             config = checked(project, composed, settings.runtime.choices, schema)
             if job.stage and verb.__name__ not in ("compose", "compare"):  # the one writes, the other has no recipe
                 check_composed(job, config)
-            return verb(job, config)
+            begin = time.time_ns()
+            value = verb(job, config)
+            check_outputs(job, config, begin)
+            return value
         except BrokenPipeError:
             reader_gone()  # the other jobs of a sweep would find no reader either
         except Exception as error:
@@ -108,21 +110,3 @@ def _quoted(word: str) -> str:
     if key not in TEXT_KEYS or value[:1] in ("", "[", "'", '"'):  # a list of paths, or quoted already
         return word
     return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
-
-
-def isolate() -> None:
-    """Make the process of a command independent of who starts it, before TensorFlow or Matplotlib is imported."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # By lines: whether anybody still reads is then known when it is printed, not when Python ends.
-            stream.reconfigure(errors="backslashreplace", line_buffering=True)
-    logging.raiseExceptions = False  # Hydra logs to stdout, and a traceback would follow where nobody reads it
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its cache of fonts
-    set_variables()
-    os.environ["MPLBACKEND"] = "agg"  # a notebook's kernel names one that exists in that kernel alone
-
-
-def reader_gone() -> NoReturn:
-    """End without a word, as after `… | head` nobody reads it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    sys.exit(READER_GONE)

@@ -109,3 +109,19 @@ def check_composed(project: Project, config: Config) -> None:
             f"{path.relative_to(project.root)} has {key}={seen.get(key)}, and conf/ with params.yaml now make it "
             f"{now.get(key)}: run `dvc repro`, or before a single stage `dvc repro compose compose_data`"
         )
+
+
+def check_outputs(project: Project, config: Config, begin_ns: int) -> None:
+    """Raise a UserError unless a stage has written all its outputs since `begin_ns`, nanoseconds since 1970.
+
+    DVC would keep the old file under the new parameters. What counts is when the file itself changed: one that is
+    linked here keeps the time of its content.
+    """
+    stage = (project.stage or "").partition("@")[0]
+    listed = load_yaml(project.root / "dvc.yaml")["stages"].get(stage, {}) if stage else {}
+    for entry in [entry for kind in ("outs", "metrics", "plots") for entry in listed.get(kind, [])]:
+        name = entry if isinstance(entry, str) else next(iter(entry))
+        name = name.replace("${item.recipe}", config.name).replace("${dataset}", config.data.name)
+        path = project.root / name
+        if not path.exists() or path.stat().st_ctime_ns < begin_ns:
+            raise UserError(f"the stage ended without writing {name}, which dvc.yaml promises")

@@ -8,18 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pipeline.base.files import process_name
-
-SET = {
-    "KERAS_BACKEND": "tensorflow",
-    "KERAS_HOME": os.devnull,  # no keras.json: float16, float64 and channels_first would be other models
-}
-DEFAULTS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # MLflow's own patience is minutes, while training waits
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
+from pipeline.base.isolation import set_variables
 
 
 @dataclass(frozen=True)
@@ -87,15 +76,6 @@ class Project:
     def output(self, stage_folder: Path) -> Path:
         """Return where this job writes: a stage of DVC into `stage_folder`, any other job into its own."""
         return stage_folder if self.stage else self.job_folder
-
-
-def set_variables() -> None:
-    """Set what TensorFlow, Keras and MLflow read when they are imported.
-
-    Variables that change results and that a user may set for a reason, such as TF_ENABLE_ONEDNN_OPTS, are kept.
-    """
-    os.environ |= DEFAULTS | os.environ | SET
-    os.environ.pop("TF_USE_LEGACY_KERAS", None)
 
 
 def open_project(root: Path | str = ".") -> Project:

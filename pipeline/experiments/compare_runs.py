@@ -89,7 +89,7 @@ def _side(runs: Sequence[Run], predictions: Mapping[str, Predictions], labels: N
     )
 
 
-@translate_errors()
+@translate_errors(OSError)
 def _log(
     project: Project, experiment_name: str, title: str, files: Sequence[Path], answer: str, compared: Sequence[Run]
 ) -> str:

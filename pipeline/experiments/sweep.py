@@ -34,10 +34,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 
-from pipeline.base.command import READER_GONE, reader_gone
 from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError, one_line, shorten
 from pipeline.base.hydra import compose
+from pipeline.base.isolation import READER_GONE, reader_gone
 from pipeline.base.project import Project, open_project
 from pipeline.base.schema import Config
 from pipeline.data.examples import check_split

@@ -156,7 +156,7 @@ def curve(run: Run, key: str) -> list[float]:
     return [metric.value for metric in sorted(history, key=lambda metric: metric.step)]
 
 
-@translate_errors()
+@translate_errors(OSError)
 def log_test_files(run: Run, folder: Path, name: str, figures: Mapping[str, float]) -> None:
     """Log what was made of the test examples: the files of a folder as `name` of a run, and figures that it lacks."""
     client = MlflowClient()

@@ -45,7 +45,7 @@ MAX_METRICS, MAX_PARAMS = 1000, 100  # what MLflow takes in one request
 class LiveLog:
     """Sends a record while it grows.
 
-    Where MLflow fails, training waits for that one request (5 s, base/project.py). The next try comes after
+    Where MLflow fails, training waits for that one request (5 s, base/isolation.py). The next try comes after
     RETRY_SECONDS, then after twice as long, and so on.
     """
 
@@ -154,8 +154,9 @@ def _log_all(client: MlflowClient, run_id: str, record: Record) -> None:
     _log_rows(client, run_id, record.rows)
     inputs = [(Dataset(**one), [InputTag("mlflow.data.context", one["name"])]) for one in record.info["inputs"]]
     client.log_inputs(run_id, [DatasetInput(*one) for one in inputs])
-    for path in record.artifacts():
-        client.log_artifact(run_id, str(record.folder / path), str(path.parent) if path.parent.parts else None)
+    with translate_errors(OSError):  # a full disk below mlruns/
+        for path in record.artifacts():
+            client.log_artifact(run_id, str(record.folder / path), str(path.parent) if path.parent.parts else None)
 
 
 def _log_rows(client: MlflowClient, run_id: str, rows: Sequence[Row]) -> None:
@@ -164,6 +165,7 @@ def _log_rows(client: MlflowClient, run_id: str, rows: Sequence[Row]) -> None:
         client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
 
 
+@translate_errors(OSError)
 def _log_model(client: MlflowClient, experiment: str, run_id: str, record: Record) -> None:
     """Log the record's model, once, with a signature that takes raw images."""
     for logged in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):

@@ -15,6 +15,7 @@ import filelock
 import mlflow
 import mlflow.store.db.utils
 import mlflow.store.tracking.sqlalchemy_store  # slow: before the lock, not under it
+import requests
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
@@ -42,11 +43,11 @@ def address() -> str:
 
 
 @contextmanager
-def translate_errors() -> Iterator[None]:
-    """Make a UserError of what the store answers: unreachable, locked, full, of another version, without its driver."""
+def translate_errors(*more: type[Exception]) -> Iterator[None]:
+    """Make a UserError of what the store answers (unreachable, locked, full, of another version), and of `more`."""
     try:
         yield
-    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, requests.RequestException, *more) as error:
         lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a result of")]
         first = _without_password((lines or [type(error).__name__])[0])[:200]
         if "database schema" in first:  # MLflow would advise to upgrade even a store that is newer than itself
@@ -59,7 +60,7 @@ def translate_errors() -> Iterator[None]:
         ) from None
 
 
-@translate_errors()
+@translate_errors(ImportError, OSError)  # a missing driver, a full disk
 def open_store(project: Project, experiment: str) -> tuple[MlflowClient, str]:
     """Open the store, and find or create the experiment: a client and the experiment's id.
 

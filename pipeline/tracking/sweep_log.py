@@ -59,7 +59,7 @@ def delete_runs(runs: Sequence[Run]) -> None:
         MlflowClient().delete_run(run.info.run_id)
 
 
-@translate_errors()
+@translate_errors(OSError)
 def log_sweep(parent: str, files: Sequence[Path], tags: Mapping[str, str], status: str | None = None) -> None:
     """Renew a sweep's files and tags, and end it where a status is given."""
     client = MlflowClient()

@@ -14,6 +14,7 @@ from conftest import ROOT, git
 
 from pipeline.base.command import main
 from pipeline.base.errors import UserError
+from pipeline.base.isolation import isolate
 from pipeline.base.project import open_project
 from pipeline.base.schema import Config
 from pipeline.base.verb_schemas import AdoptConfig, PredictConfig, RunConfig
@@ -21,12 +22,38 @@ from pipeline.reproduce import differences
 from pipeline.tracking import environment
 from pipeline.tracking.fingerprint import fingerprint
 
+ISOLATED = "import os, sys, warnings; from pipeline.base.isolation import isolate; isolate()\n"
 
-def test_a_terminal_without_a_character_gets_an_escape():
-    code = "from pipeline.base.command import isolate; isolate(); print('val – é')"
-    variables = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "iso-8859-1:strict"}
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | variables, capture_output=True)
-    assert (done.stdout, done.stderr) == (b"val \\u2013 \xe9\n", b"")
+
+def shell(line: str, code: str, *words: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a line of bash, in which $P stands for this Python with `code`."""
+    python = {"P": sys.executable, "CODE": ISOLATED + code, "PYTHONPATH": str(ROOT)}
+    line = line.replace("$P", '"$P" -c "$CODE"')
+    return subprocess.run(
+        ["bash", "-c", line, "bash", *words], env=os.environ | python | variables, capture_output=True
+    )
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_the_first_file_that_is_opened_does_not_take_the_place_of_a_closed_stream(closed, tmp_path):
+    code = (
+        "file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)\n"
+        "os.write(file, str(file).encode())\n"
+        "print('said'); print('said', file=sys.stderr)\n"
+        "sys.exit(os.system('echo said; echo said >&2'))"
+    )
+    done = shell(f'$P "$1" {closed}', code, str(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "3"
+    assert done.returncode == 0  # the other program could write too
+    assert done.stdout == (b"" if ">&-" in closed.split() else b"said\nsaid\n")
+    assert done.stderr == (b"" if "2>&-" in closed.split() else b"said\nsaid\n")
+
+
+def test_a_terminal_without_a_character_gets_an_escape_and_a_warning_of_others_is_no_error():
+    code = "print('val – é'); warnings.warn('old', DeprecationWarning); print(os.environ['PYTHONWARNINGS'])"
+    done = shell("$P", code, PYTHONIOENCODING="iso-8859-1:strict", PYTHONWARNINGS="error")
+    assert done.stdout == b"val \\u2013 \xe9\ndefault\n"  # and the programs that it starts only warn, too
+    assert done.stderr.endswith(b"DeprecationWarning: old\n") and b"Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("words", [["--help"], ["seed=3"]])
@@ -48,6 +75,26 @@ def test_a_command_that_nobody_reads_ends_without_a_word(words, tmp_path):
 def environ():
     with mock.patch.dict(os.environ):
         yield os.environ
+
+
+def test_a_user_without_a_name_and_a_home_has_no_home_to_write_to(environ, monkeypatch):
+    monkeypatch.setattr("pwd.getpwuid", mock.Mock(side_effect=KeyError))
+    del environ["HOME"]
+    with pytest.raises(RuntimeError):
+        Path.home()
+    isolate()
+    assert Path.home() == Path(os.devnull)
+
+
+def test_variables_of_git_name_no_other_repository(environ, tmp_path):
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "commit", "--quiet", "--allow-empty", "--message", "elsewhere")
+    elsewhere, ours = git(tmp_path, "rev-parse", "HEAD").strip(), git(ROOT, "rev-parse", "HEAD").strip()
+    environ |= {"GIT_DIR": str(tmp_path / ".git"), "GIT_WORK_TREE": str(tmp_path), "GIT_INDEX_FILE": "none"}
+    assert environment.git(ROOT, "rev-parse", "HEAD") == elsewhere
+    isolate()
+    assert environment.git(ROOT, "rev-parse", "HEAD") == ours
+    assert environment.git(ROOT, "ls-files", "pyproject.toml") == "pyproject.toml"
 
 
 PATHS = [

@@ -1,14 +1,15 @@
-"""That DVC sees what a stage will read, however a value came to its recipe."""
+"""That DVC sees what a stage will read, however a value came to its recipe; and that a stage keeps its word to DVC."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import copy, dvc, run
+from conftest import copy, dvc, run, write_composed
 
 from pipeline.base.validation import flatten
 
@@ -97,6 +98,32 @@ def test_edits_that_cannot_change_a_result_run_nothing_again(own, digits):
     assert status.returncode == 0 and "up to date" in status.stdout
     replace(own / "pipeline/training/optimizer.py", "beta1=0.9,", "beta1=0.8,")
     assert stale(own, digits) == {"train@accurate", "train@baseline"}
+
+
+LAZY = """
+from pipeline.base.command import main
+from pipeline.base.project import Project
+from pipeline.base.schema import Config
+
+def train(project: Project, config: Config) -> None:
+    print(config.name)
+
+main(train)
+"""
+
+
+def test_a_stage_that_leaves_old_outputs_fails_by_their_name(repository, tmp_path):
+    folder = copy(repository, tmp_path)
+    write_composed(folder, "recipe=accurate")
+    shutil.copy(folder / "data/processed/split.json", folder / "model.keras")  # anything
+    (folder / "models/accurate").mkdir(parents=True, exist_ok=True)
+    (folder / "model.keras").rename(folder / "models/accurate/model.keras")
+    (folder / "pipeline/lazy.py").write_text(LAZY)
+    done = run("python", "-m", "pipeline.lazy", "recipe=accurate", cwd=folder, DVC_STAGE="train@accurate")
+    assert (done.returncode, done.stdout) == (1, "accurate\n")
+    assert done.stderr == (
+        "error: the stage ended without writing models/accurate/model.keras, which dvc.yaml promises\n"
+    )
 
 
 def test_what_is_composed_names_the_shared_values_that_a_recipe_sets_itself(repository, tmp_path):

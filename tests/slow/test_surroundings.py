@@ -28,6 +28,7 @@ PROMISE = "the same bits in other surroundings"
 
 
 NOTEBOOK = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+ELSEWHERE = {"GIT_DIR": "/nowhere/.git", "GIT_WORK_TREE": "/nowhere", "GIT_INDEX_FILE": "/nowhere/index"}
 KERAS = {"KERAS_BACKEND": "torch", "TF_USE_LEGACY_KERAS": "1"}
 LATIN = {"PYTHONIOENCODING": "iso-8859-1:strict"}
 MATPLOTLIBRC = (
@@ -68,7 +69,13 @@ ALL = {
     "a keras.json with float64": Surroundings(keras_json={"floatx": "float64"}),
     "a keras.json with float16": Surroundings(keras_json={"floatx": "float16"}),
     "a terminal of ISO-8859-1": Surroundings(variables=LATIN),
+    "warnings as errors": Surroundings(variables={"PYTHONWARNINGS": "error"}),
+    "git's variables of elsewhere": Surroundings(variables=ELSEWHERE),
+    "a closed stdout": Surroundings(shell='"$@" >&-'),
+    "a closed stderr": Surroundings(shell='"$@" 2>&-'),
+    "all streams closed": Surroundings(shell='"$@" <&- >&- 2>&-'),
     "nobody who reads, and the same command again": Surroundings(shell='"$@" | true; "$@"'),
+    "a user without a name or a home": Surroundings(other_user=True, shell='unset HOME; "$@"'),
 }
 
 
@@ -129,7 +136,8 @@ def made(prepared: Path, place: Path, around: Surroundings) -> dict[str, str]:
     with nullcontext() if around.home else read_only(home):
         for stage, words in COMMANDS.items():
             done = python(folder, *words, DVC_STAGE=stage, **options)
-            assert (done.returncode, done.stderr) == (0, ""), (around, done)
+            said = done.stderr if "PYTHONWARNINGS" not in around.variables else ""  # then all of others' is shown
+            assert (done.returncode, said) == (0, ""), (around, done)
     assert around.home or {path.name for path in home.iterdir()} <= {".keras"}
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -171,6 +179,7 @@ TOGETHER = Surroundings(  # several that cannot hide one another: each but adds 
     name="Übung 1 – мои цифры",
     variables={"TZ": "Pacific/Kiritimati", "PYTHONHASHSEED": "4321", "LC_ALL": "C", "LANG": "C"}
     | NOTEBOOK
+    | ELSEWHERE
     | KERAS
     | LATIN,
     umask=0o077,
