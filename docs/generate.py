@@ -19,6 +19,7 @@ from docs import robustness
 from docs.count_lines import line_table
 from pipeline.base import schema, verb_schemas
 from pipeline.base.help import described
+from pipeline.base.validation import fields
 from pipeline.metrics.metrics import wilson_interval
 from pipeline.metrics.significance import mean_interval
 
@@ -103,7 +104,7 @@ def fault_table(recorded: str) -> str:
 
 def configuration() -> str:
     """Return docs/configuration.md: every key with type, range and meaning, a table per section."""
-    sections, common = defaultdict(list), set(schema.fields(schema.Config))
+    sections, common = defaultdict(list), set(fields(schema.Config))
     for row in described(schema.Config):
         sections[row[0].rpartition(".")[0]].append(row)
     sections["Each of data.sources"] = list(described(schema.Source))

@@ -12,7 +12,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import link_or_copy, load_csv, load_yaml, require_file, save_yaml, sha256
 from pipeline.base.project import Project
 from pipeline.base.schema import Config
-from pipeline.base.validation import flatten, from_recorded
+from pipeline.base.validation import flatten, from_recorded, validate
 from pipeline.base.verb_schemas import RunConfig
 from pipeline.data.examples import Examples
 from pipeline.reports.tables import models_scored
@@ -42,7 +42,8 @@ def find_model(project: Project, config: RunConfig, folder: Path) -> Evaluated:
         model_file = require_file(project.model(config.name))
         history_file = project.recipe_results(config.name) / "history.csv"
         load_csv(history_file, HISTORY)
-        return Evaluated(config, model_file, sha256(model_file), history_file, None)
+        recorded = validate(Config, config.model_dump(include=set(Config.model_fields)))  # without the verb's own key
+        return Evaluated(recorded, model_file, sha256(model_file), history_file, None)
     if others := [one for one in project.overrides if not one.startswith(("run=", "data="))]:
         raise UserError(f"{others[0]} beside run={config.run}: a run is evaluated with its own configuration")
     with quiet_import():

@@ -16,7 +16,7 @@ from conftest import ROOT, run
 from pipeline.base import hydra
 from pipeline.base.errors import UserError
 from pipeline.base.project import open_project
-from pipeline.base.schema import Config
+from pipeline.base.schema import DERIVED, Config
 from pipeline.base.validation import fields, from_recorded, non_defaults, validate
 from pipeline.base.verb_schemas import PredictConfig, RunConfig
 
@@ -76,7 +76,7 @@ def test_every_value_has_one_source(recipe):
     assert len(sources) == len(set(sources))
     whole = {key.partition(".sha256.")[0].partition(".files.")[0] for key in sources}
     missing = {key for key, field in fields(Config).items() if field.is_required()} - whole
-    assert missing <= {"name", "data.name", "data.sha256"}
+    assert missing <= {"name", "data.name", "data.sha256", "model.build"}
 
 
 def test_the_keys_of_one_verb_are_no_keys_of_another(compose):
@@ -104,6 +104,19 @@ AS_BEFORE = {
     "augment.stretch": 0.0,
     "augment.full_until": 0.0,
     "augment.last": 1.0,  # the amounts do not fall
+    "trackers": [],
+    "data.channels": 1,
+    "model.dropout": 0.0,
+    "model.args": {},
+    "model.source_sha256": None,
+    "optimizer.name": "adam",
+    "optimizer.args": {},
+    "train.patience": None,
+    "train.monitor": "val_accuracy",
+    "train.metrics": {},
+    "train.source_sha256": None,
+    "evaluate.plots": {},
+    "evaluate.source_sha256": None,
 }
 
 
@@ -116,8 +129,8 @@ def test_a_recorded_configuration_lacks_keys_that_came_later_and_has_some_that_w
     config = compose("optimizer.dense_partitions=2")
     old = config.model_dump()
     for key in AS_BEFORE:
-        section, _, name = key.partition(".")
-        del old[section][name]
+        section, _, name = key.rpartition(".")
+        (old[section] if section else old).pop(name, None)
     old["train"]["profile_steps"] = 0
     old["optimizer"] |= {"batch_shards": 4, "row_strips": 3}
     old["evaluate"]["views"] = 5
@@ -185,7 +198,17 @@ OUT_OF_RANGE = [
     ("optimizer.ghost_batches=17", "optimizer.ghost_batches=17", "16"),
     ("optimizer.dense_partitions=0", "optimizer.dense_partitions=0", "1"),
     ("optimizer.learning_rate=nan", "optimizer.learning_rate=nan", "10"),
-    ("optimizer.schedule=cosine", "optimizer.schedule=cosine", "'constant' or 'one_cycle'"),
+    ("optimizer.schedule=linear", "optimizer.schedule=linear", "'constant', 'one_cycle' or 'cosine'"),
+    ("optimizer.name=sdg", "optimizer.name=sdg", "'sgd'"),
+    ("optimizer.args=3", "optimizer.args=3", "dictionary"),
+    ("trackers=[os]", "trackers.0=os", ":"),
+    ("data.channels=2", "data.channels=2", "1 or 3"),
+    ("model.dropout=1.0", "model.dropout=1.0", "1"),
+    ("model.build=my_network", "model.build=my_network", ":"),
+    ("train.patience=0", "train.patience=0", "1"),
+    ("train.monitor=/x", "train.monitor=/x", "A-Za-z0-9"),
+    ("train.metrics={a: b}", "train.metrics.a=b", ":"),
+    ("evaluate.plots={a: b}", "evaluate.plots.a=b", ":"),
     ("optimizer.warmup=1.0", "optimizer.warmup=1.0", "1"),
     ("optimizer.weight_decay=-0.1", "optimizer.weight_decay=-0.1", "0"),
     ("optimizer.label_smoothing=1.0", "optimizer.label_smoothing=1.0", "1"),
@@ -214,7 +237,7 @@ def test_a_value_out_of_range_is_named_with_what_is_accepted(compose, override, 
 def test_every_key_of_the_schema_is_tried_above():
     tried = {named.partition("=")[0] for _, named, _ in OUT_OF_RANGE}
     untried = [key for key in fields(Config) if not any(name == key or name.startswith(f"{key}.") for name in tried)]
-    assert untried == ["data.name", "name"], "they are those of their files"
+    assert set(untried) == {*DERIVED, "model.args"}
 
 
 ON_THE_EDGE = """data.fraction=1 data.val_size=0 evaluate.confidence=0.5 evaluate.calibration_bins=2 seed=2147483647
@@ -392,7 +415,7 @@ def test_help_lists_every_key_with_its_value_range_and_meaning(copy):
     done = run("python", "-m", "pipeline.evaluate", "--help", "recipe=fast", cwd=copy)
     assert done.returncode == 0, done.stderr
     listed = {line.partition("=")[0] for line in done.stdout.splitlines() if line and not line.startswith(" ")}
-    assert set(fields(RunConfig)) - {"name", "data.name"} <= listed
+    assert set(fields(RunConfig)) - set(DERIVED) <= listed
     assert "optimizer.batch_size=64\n    examples; whole number from 1 to 65,536\n" in done.stdout
     assert "  recipe=<name>  accurate, baseline, debug/one_batch, debug/overfit, fast\n" in done.stdout
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -40,7 +41,9 @@ TYPED = [  # what a person types, rightly or wrongly
 KEYS = [*fields(Config), "recipe", "data", "train", "model", "train.epoch", "lr", "model.convolutions.0.pool", "seed.x"]
 WORDS = st.builds(
     "{}{}={}".format, st.sampled_from(["", "", "", "+", "++"]), st.sampled_from(KEYS), st.sampled_from(TYPED)
-) | st.sampled_from(["~seed", "~recipe", "seed", "train.epochs", "=1", ".", "model.units[0]=1", "-x"])
+).filter(lambda word: not word.lstrip("+").startswith(("recipe=[", "data=["))) | st.sampled_from(
+    ["~seed", "~recipe", "seed", "train.epochs", "=1", ".", "model.units[0]=1", "-x"]
+)
 FILES = ["params.yaml", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "conf").glob("[dr]*/*.yaml"))]
 
 
@@ -59,7 +62,7 @@ def edits(draw: st.DrawFn) -> Edit:
     number = draw(st.integers(0, len(lines) - 1))
     key, colon, rest = lines[number].partition(":")
     slips = [f"{key}{colon} {draw(st.sampled_from(TYPED))}\n", f"{key}x{colon}{rest}", f" {lines[number]}"]
-    slip = draw(st.sampled_from([*slips, lines[number] * 2, "", lines[number].replace(" ", "\t"), None]))
+    slip = draw(st.sampled_from([*slips, lines[number] * 2, "", re.sub("^ ", "\t", lines[number]), None]))
     return Edit(file, "".join([*lines[:number], *([] if slip is None else [slip, *lines[number + 1 :]])]))
 
 

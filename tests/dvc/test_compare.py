@@ -121,7 +121,7 @@ def test_other_code_and_another_environment_are_named_where_a_run_is_trained_aga
 
 @pytest.mark.slow
 def test_a_run_is_reproduced_by_its_folder(clone, groups):
-    [found] = runs(clone, f"tags.group = '{groups[1]}' and params.seed = '2'")
+    found, *_ = runs(clone, f"tags.group = '{groups[1]}' and params.seed = '2'")
     folder = store(clone).download_artifacts(found.info.run_id, "")
     same = pipeline(clone, "reproduce", f"run={folder}")
     assert "identical bits: model.keras has the SHA-256 of the run" in same.stdout, same.stderr
