@@ -59,7 +59,7 @@ def test_a_ranking_is_renewed_now_and_then_and_always_at_the_end(tmp_path, monke
 @pytest.mark.parametrize("digits", ["9447e1230643", "012345678901", "1e0000000000", "abcdef012345"])
 def test_the_id_of_a_group_is_never_a_number(compose, tmp_path, monkeypatch, digits):
     """9447e1230643 was drawn by a real sweep: pandas and Hydra made infinity of it."""
-    monkeypatch.setattr(fingerprint, "_sha256_of", lambda _: digits.ljust(64, "0"))
+    monkeypatch.setattr(fingerprint, "sha256_of", lambda _: digits.ljust(64, "0"))
     group = fingerprint.fingerprint(open_project(ROOT), compose(), []).group
     assert group == f"g{digits}"
     assert OverridesParser.create().parse_override(f"a={group}").value() == group

@@ -98,7 +98,13 @@ def test_parameters_are_every_value_of_the_configuration(trained):
     model = load_model(trained.model_file)
     assert params["model.num_params"] == str(model.count_params()) and params["model.macs"] == str(count_macs(model))
     settings = trained.config.model_dump()
-    for key in ("evaluate", "recipes", "dataset", "name"):  # the evaluation logs the first; the others decide nothing
+    for key in (
+        "evaluate",
+        "recipes",
+        "dataset",
+        "name",
+        "trackers",
+    ):  # the evaluation logs the first; the others decide nothing
         settings.pop(key)
     assert set(flatten(settings)) < set(params) and "recipes" not in params
     assert not any(key.startswith("evaluate.") for key in params)
