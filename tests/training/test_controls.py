@@ -88,7 +88,8 @@ def begun_again(values: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
 
 def without(part: str, config: Config, state: State, patch: pytest.MonkeyPatch) -> Fitted:
     """Continue with one part of what a checkpoint holds left out."""
-    zeros = [np.zeros_like(moment) for moment in state.first]
+    moments, count = state.optimizer, len(state.optimizer) // 2
+    zeros = [np.zeros_like(moment) for moment in moments]
     if part == "seed":
         config = config.model_copy(update={"seed": config.seed + 1})
     elif part == "random state":
@@ -97,11 +98,11 @@ def without(part: str, config: Config, state: State, patch: pytest.MonkeyPatch) 
     elif part == "position":
         return Fitted(config, 0, state, EPOCHS - DONE)
     elif part == "first moments":
-        state = state._replace(first=zeros)
+        state = state._replace(optimizer=[*zeros[:count], *moments[count:]])
     elif part == "second moments":
-        state = state._replace(second=zeros)
+        state = state._replace(optimizer=[*moments[:count], *zeros[count:]])
     elif part == "step count":
-        patch.setattr(loop, "Adam", Forgetful)
+        patch.setattr(optimizer, "Adam", Forgetful)
     elif part == "schedule":
         patch.setattr(loop, "learning_rates", begun_again(optimizer.learning_rates))
     elif part == "variables":
@@ -130,7 +131,9 @@ RESUME_KEY = dict(zip(KEYS, "abcdefg", strict=True))
 def of_epoch(epoch: int) -> Checkpoint:
     drawn = np.random.default_rng(epoch)
     arrays = [drawn.normal(size=(64, 128)).astype(np.float32), drawn.normal(size=9).astype(np.float32)]
-    return Checkpoint([{"epoch": i + 1, "val_loss": drawn.random()} for i in range(epoch)], State(*[arrays] * 3))
+    return Checkpoint(
+        [{"epoch": i + 1, "val_loss": drawn.random()} for i in range(epoch)], State(arrays, arrays), arrays
+    )
 
 
 @pytest.fixture
@@ -149,7 +152,7 @@ def loaded(folder: Path, capsys: pytest.CaptureFixture[str], key: dict[str, str]
     epoch = len(newest.history)
     expected = of_epoch(epoch)
     assert newest.history == expected.history
-    for arrays, saved in zip(newest.state, expected.state, strict=True):
+    for arrays, saved in zip([*newest.state, newest.best], [*expected.state, expected.best], strict=True):
         assert all(np.array_equal(one, other) for one, other in zip(arrays, saved, strict=True))
     return epoch, lines
 
