@@ -55,8 +55,6 @@ def compose(project: Project, *overrides: str, schema: type[AnySection] = Config
 def explain(error: Exception, schema: type[Section]) -> str | None:
     """Return in words what is wrong with an override, where Hydra's own words do not help; None for another error."""
     if key := re.match(r"Could not override '([\w.]+)'", str(error)):
-        if key[1] in fields(schema):  # a mapping that is empty
-            return f"{key[1]}: add a name to it with a plus, +{key[1]}.<name>=<value>, or in the recipe's file"
         return unknown_key(schema, key[1])
     if str(error).startswith("Config group override must be a string"):
         return "recipe, data and sweep take the name of a file: give recipe=baseline, or in quotes recipe=\"'7'\""

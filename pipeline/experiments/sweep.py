@@ -126,10 +126,7 @@ def _open(project: Project, hydra: Any) -> None:
     print(f"{name}: {count}{finished}; MLflow run {parent}{', begun before' if again else ''}", flush=True)
     epochs = {config.train.epochs for config in configs}
     if len(epochs) > 1 and any(map(depends_on_length, configs)):
-        print(
-            "schedule, augmentation or patience depend on the number of epochs: each number is trained by itself",
-            flush=True,
-        )
+        print("schedule, augmentation or patience depend on train.epochs: each number is trained by itself", flush=True)
     os.environ |= {PARENT: parent, KEYS: " ".join(keys), EPOCHS: " ".join(map(str, sorted(epochs)))}
     os.environ[FOLDER] = str(Path(hydra.sweep.dir).absolute())
 

@@ -4,6 +4,8 @@ read."""
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import random
 import shutil
 from collections.abc import Callable
@@ -204,6 +206,17 @@ def test_a_checkpoint_of_another_training_is_named_and_not_used(
         epoch, lines = loaded(folder, capsys)
         assert epoch == 1 and len(lines) == 1 and key in lines[0]
     record(f"a checkpoint of other {', '.join(RESUME_KEY)} is not used", len(RESUME_KEY), len(RESUME_KEY))
+
+
+def test_a_checkpoint_in_the_form_of_earlier_code_is_passed_over_with_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header = json.dumps({"resume_key": {**RESUME_KEY, "code": "former"}, "history": [{"epoch": 1}]}).encode()
+    content = io.BytesIO()
+    np.savez(content, header=np.frombuffer(header, np.uint8), variables_0=np.ones(2), first_0=np.ones(2))
+    file = checkpoint.checkpoint_path(tmp_path, 1)
+    file.write_bytes(hashlib.sha256(content.getvalue()).digest() + content.getvalue())
+    assert loaded(tmp_path, capsys) == (0, [f"checkpoint {file.name} is of another training (code differ): not used"])
 
 
 def test_whatever_decides_the_bits_decides_whose_a_checkpoint_is(

@@ -266,11 +266,16 @@ def test_variables_and_moments_are_all_that_is_needed_to_continue(settings, part
     assert same_bits(after.model.get_weights(), through.model.get_weights())
 
 
-@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_partitions_are_the_same_model_in_parts(count):
+SGD = replace(ADAM, name="sgd", args={"momentum": 0.9}, weight_decay=0.02)
+
+
+@pytest.mark.parametrize(
+    ("count", "settings"), [*(pytest.param(2, one, marks=pytest.mark.slow) for one in (ADAM, SGD)), (3, ADAM)]
+)
+def test_partitions_are_the_same_model_in_parts(count, settings):
     one, cut = built(PUBLISHED), built(PUBLISHED)
     figures = [
-        trained(cnn, replace(ADAM, dense_partitions=n), epochs=2, rate=0.001) for cnn, n in ((one, 1), (cut, count))
+        trained(cnn, replace(settings, dense_partitions=n), epochs=2, rate=0.001) for cnn, n in ((one, 1), (cut, count))
     ]
     np.testing.assert_allclose(*figures, rtol=1e-5)
     assert_close(one.get_weights(), cut.get_weights(), rtol=1e-3, atol=1e-5)
