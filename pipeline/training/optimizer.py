@@ -47,8 +47,10 @@ class Adam:
     def apply(self, gradients: Gradients, rate: tf.Tensor, step: tf.Tensor) -> None:
         """Move the variables; `rate` is float32, `step` int32, counted from 0 over the whole training."""
         power = tf.cast(step + 1, tf.float32)
-        moved = zip(self.variables, gradients, self.first, self.second, strict=True)
-        for variable, gradient, first, second in ((v.value, *rest) for v, *rest in moved if rest[0] is not None):
+        for moved, gradient, first, second in zip(self.variables, gradients, self.first, self.second, strict=True):
+            if gradient is None:
+                continue
+            variable = moved.value
             if self.weight_decay and variable.shape.rank > 1:
                 variable.assign(variable * (1.0 - rate * self.weight_decay))
             tf.raw_ops.ResourceApplyAdam(
@@ -63,9 +65,9 @@ class Adam:
                 epsilon=1e-7,
                 grad=gradient,
             )
-        for constrained in self.variables:
-            if constrained.constraint is not None:
-                constrained.assign(constrained.constraint(constrained))
+        for moved in self.variables:
+            if moved.constraint is not None:
+                moved.assign(moved.constraint(moved))
 
 
 class KerasOptimizer:
