@@ -81,9 +81,9 @@ class KerasOptimizer:
         decay = {"weight_decay": settings.weight_decay or None}
         if settings.name == "muon":  # of what it leaves to AdamW
             decay["adam_weight_decay"] = decay["weight_decay"]
+        kinds = {name.lower(): kind for name, kind in vars(keras.optimizers).items()}  # `get` does not know lamb (3.15)
         try:
-            kind = type(keras.optimizers.get(settings.name))
-            self.optimizer = kind(learning_rate=settings.learning_rate, **decay, **settings.args)
+            self.optimizer = kinds[settings.name](learning_rate=settings.learning_rate, **decay, **settings.args)
         except ValueError as error:  # of values: names and types are the schema's
             raise UserError(f"optimizer.args: {str(error).partition(chr(10))[0]}") from None
         self.optimizer.exclude_from_weight_decay([variable for variable in variables if len(variable.shape) < 2])
