@@ -71,8 +71,7 @@ def reproduce(project: Project, config: RunConfig) -> None:
     if again == tags["model_sha256"]:
         print(f"identical bits: model.keras has the SHA-256 of the run, {again}; {trained.tracked}")
         return
-    train = recorded.config.train
-    last, ours = recorded.history[kept_epoch(train, recorded.history) - 1], trained.kept
+    last, ours = recorded.history[kept_epoch(recorded.config.train, recorded.history) - 1], trained.kept
     predictions = load_csv(trained.model_file.with_name("val_predictions.csv"), ["index", "prediction"])
     pairs = zip(recorded.val_predictions, predictions, strict=True)
     changed = sum(before["prediction"] != now["prediction"] for before, now in pairs)

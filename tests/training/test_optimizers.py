@@ -64,7 +64,7 @@ def fitted(model: keras.Model, reference: keras.Optimizer) -> float:
     reference.exclude_from_weight_decay(var_list=[one for one in model.trainable_variables if len(one.shape) < 2])
     model.compile(reference, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
     order = np.random.default_rng([SEED, 0]).permutation(50)
-    rate = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda i, _: reference.learning_rate.assign(RATES[i]))
+    rate = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda i, logs: reference.learning_rate.assign(RATES[i]))
     shuffled = IMAGES[order], LABELS[order]
     return model.fit(*shuffled, batch_size=5, shuffle=False, verbose=0, callbacks=[rate]).history["loss"][0]
 
@@ -155,8 +155,9 @@ def test_adam_as_it_is_stays_our_own_and_with_arguments_it_is_kerass():
 
 def test_what_is_said_of_the_arguments_is_what_the_constructors_take():
     assert set(ARGUMENTS) == set(get_args(OptimizerName))
+    kinds = {name.lower(): kind for name, kind in vars(keras.optimizers).items()}
     for name, ours in ARGUMENTS.items():
-        signature = inspect.signature(type(keras.optimizers.get(name)).__init__).parameters
+        signature = inspect.signature(kinds[name].__init__).parameters
         theirs = {key: one.default for key, one in signature.items() if key not in ("self", "kwargs", *REFUSED)}
         assert ours | CLIPPING == {key: [] if key == "exclude_layers" else value for key, value in theirs.items()}, name
         assert [type(value) for value in (ours | CLIPPING).values() if value == 1] == [float] * (name == "muon")
