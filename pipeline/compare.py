@@ -39,12 +39,15 @@ def compare(project: Project, config: CompareConfig) -> None:
     if config.data.published:
         histories[recipe_table.PUBLISHED] = load_csv(project.published_log, ["epoch", "train_accuracy", "val_accuracy"])
         rows.append(recipe_table.published_row(histories[recipe_table.PUBLISHED], config.evaluate.confidence))
-    histories |= {name: load_csv(project.recipe_results(name) / "history.csv", ["epoch"]) for name in config.recipes}
+    for name, of_recipe in metrics.items():
+        history = load_csv(project.recipe_results(name) / "history.csv", ["epoch"])
+        histories[name] = history[: of_recipe.get("best_epoch")]  # the last one drawn is that of the test figures
     rows += [recipe_table.recipe_row(name, of_recipe) for name, of_recipe in metrics.items()]
     files = {name: project.recipe_results(name) / "predictions.csv" for name in config.recipes}
     predictions = {name: verdicts.read_predictions(file) for name, file in files.items()}
     pairs = verdicts.compare_predictions(predictions, config.evaluate.confidence, "test") if predictions else []
     sentences = [recipe_table.verdict(rows), *(f"{verdict.sentence}." for verdict in pairs)]
+    sentences += [f"{name}: {one['kept']}." for name, one in metrics.items() if "kept" in one]
 
     from pipeline.reports import plots  # Matplotlib reads the environment when it is imported: after `isolate`
 

@@ -19,6 +19,7 @@ from pipeline.base.verb_schemas import RunConfig
 from pipeline.data.examples import Examples, load_split, save_predictions
 from pipeline.experiments.evaluated import HISTORY, Evaluated, find_model, log_evaluation
 from pipeline.metrics import metrics
+from pipeline.model.kept import in_words, kept_epoch
 from pipeline.reports.card import model_card
 
 
@@ -39,7 +40,8 @@ def _evaluate(project: Project, evaluated: Evaluated, test: Examples) -> None:
     model = load_model(evaluated.model_file)
     history = load_csv(evaluated.history_file, HISTORY)
     probabilities = metrics.softmax(predict(model, test.images, config.evaluate.tta_shifts))
-    figures = test_metrics(config, test, probabilities, history[-1])
+    epoch, kept = kept_epoch(config.train, history), in_words(config.train, history)
+    figures = test_metrics(config, test, probabilities, history[epoch - 1])
     figures["test_errors_no_tta"] = int(np.sum(predict(model, test.images).argmax(1) != test.labels))
     confusion = metrics.confusion_matrix(test.labels, probabilities.argmax(1), len(config.data.classes))
     per_class = metrics.class_figures(confusion)
@@ -48,14 +50,15 @@ def _evaluate(project: Project, evaluated: Evaluated, test: Examples) -> None:
     save_csv(results / "per_class.csv", {"class": config.data.classes, **per_class})
     num_params, epochs = model.count_params(), len(history)
     facts = {"recipe": config.name, "data": config.data.name, "num_params": num_params, "epochs": epochs}
+    facts |= {"best_epoch": epoch, "kept": kept} if kept else {}
     save_json(results / "metrics.json", {**facts, **figures, "model_sha256": evaluated.model_sha256})
     recall = dict(zip(config.data.classes, per_class["recall"], strict=True))
-    write_text(results / "model_card.md", model_card(config, num_params, epochs, figures, recall))
-    drawn = _draw(results / "plots", config, test, probabilities, confusion, history)
+    write_text(results / "model_card.md", model_card(config, num_params, epochs, kept, figures, recall))
+    drawn = _draw(results / "plots", config, test, probabilities, confusion, history, kept)
 
     files = [results / name for name in ("predictions.csv", "per_class.csv", "metrics.json", "model_card.md")] + drawn
     of_test = {key: value for key, value in figures.items() if key.startswith("test_")}
-    tracked = log_evaluation(project, evaluated, num_params, test, of_test, epochs, files)
+    tracked = log_evaluation(project, evaluated, num_params, test, of_test, epoch, files)
     print(
         f"{config.name}: test accuracy {100 * figures['test_accuracy']:.2f} %, {figures['test_errors']} errors "
         f"of {len(test.labels):,}; {tracked}"
@@ -63,15 +66,15 @@ def _evaluate(project: Project, evaluated: Evaluated, test: Examples) -> None:
 
 
 def test_metrics(
-    config: Config, test: Examples, probabilities: NDArray[np.float64], last_epoch: dict[str, float]
+    config: Config, test: Examples, probabilities: NDArray[np.float64], epoch: dict[str, float]
 ) -> dict[str, Any]:
-    """Return what metrics.json holds of the test examples, beside the last epoch of training."""
+    """Return what metrics.json holds of the test examples, beside the epoch that is kept."""
     predictions = probabilities.argmax(1)
     errors, size = int(np.sum(predictions != test.labels)), len(test.labels)
     low, high = metrics.wilson_interval(size - errors, size, config.evaluate.confidence)
     bins = config.evaluate.calibration_bins
     return {
-        **{key: last_epoch[key] for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")},
+        **{key: epoch[key] for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")},
         "test_loss": metrics.cross_entropy(test.labels, probabilities),
         "test_accuracy": metrics.accuracy(test.labels, predictions),
         "test_accuracy_low": low,
@@ -91,6 +94,7 @@ def _draw(
     probabilities: NDArray[np.float64],
     confusion: NDArray[np.int64],
     history: Sequence[dict[str, float]],
+    kept: str,
 ) -> list[Path]:
     """Draw everything into `folder`: the files drawn."""
     from pipeline.reports import plots, sheets  # Matplotlib reads the environment when it is imported: after `isolate`
@@ -106,7 +110,7 @@ def _draw(
     wrong = [predictions[i] != labels[i] for i in first]
     both = f"{name}: the first test examples, prediction and truth"
     figures = {
-        "learning_curves": plots.plot_history(history, name),
+        "learning_curves": plots.plot_history(history, f"{name}: {kept}" if kept else name),
         "confusion_matrix": plots.plot_confusion_matrix(confusion, classes, f"{name}, {len(labels):,} test examples"),
         "reliability": plots.plot_reliability(reliability, error),
         "worst_mistakes": sheets.plot_examples(test.images[worst], mistakes, 6, most_wrong),

@@ -20,6 +20,7 @@ from pipeline.base.schema import Config
 from pipeline.base.validation import from_recorded
 from pipeline.base.verb_schemas import RunConfig
 from pipeline.data.examples import head, load_split
+from pipeline.model.kept import kept_epoch
 from pipeline.reports.tables import percent, plain, points
 from pipeline.tracking import environment
 from pipeline.tracking.fingerprint import fingerprint
@@ -70,7 +71,7 @@ def reproduce(project: Project, config: RunConfig) -> None:
     if again == tags["model_sha256"]:
         print(f"identical bits: model.keras has the SHA-256 of the run, {again}; {trained.tracked}")
         return
-    last, ours = recorded.history[-1], trained.history[-1]
+    last, ours = recorded.history[kept_epoch(recorded.config.train, recorded.history) - 1], trained.kept
     predictions = load_csv(trained.model_file.with_name("val_predictions.csv"), ["index", "prediction"])
     pairs = zip(recorded.val_predictions, predictions, strict=True)
     changed = sum(before["prediction"] != now["prediction"] for before, now in pairs)

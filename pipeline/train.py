@@ -15,7 +15,7 @@ from pipeline.tracking.fingerprint import fingerprint
 
 
 def train(project: Project, config: Config) -> float:
-    """Return the validation accuracy after the last epoch, a share from 0 to 1, or NaN without validation examples."""
+    """Return the validation accuracy of the model that is kept, 0 to 1, or NaN without validation examples."""
     project = project.job()
     examples = head(load_split(project, "train", config.data), config.train.examples)
     val = load_split(project, "val", config.data)
@@ -34,7 +34,7 @@ def train(project: Project, config: Config) -> float:
     if config.train.examples and config.train.epochs > 1:
         print(memorization_report(trained.history, len(examples.labels)))
     print(f"wrote {trained.model_file}; {trained.tracked}")
-    return trained.history[-1].val_accuracy
+    return trained.kept.val_accuracy
 
 
 if __name__ == "__main__":

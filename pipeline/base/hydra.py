@@ -31,6 +31,8 @@ def register(project: Project, schema: type[Section]) -> None:
     for key, field in fields(schema).items():
         if key not in DERIVED:
             OmegaConf.update(defaults, key, MISSING if field.is_required() else field.get_default())
+            if field.default == {}:  # a mapping whose keys the user names
+                OmegaConf.set_struct(OmegaConf.select(defaults, key), False)
     ConfigStore.instance().store(name="schema", node=defaults)
     OmegaConf.register_new_resolver("root", lambda: str(project.root), replace=True)
     OmegaConf.clear_resolver("oc.env")  # no environment variable may end in what is logged

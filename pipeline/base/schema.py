@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from pipeline.base.optimizers import check_optimizer
+
 ArrayName = Literal["train_images", "train_labels", "test_images", "test_labels"]
 ARRAYS = get_args(ArrayName)  # what a data set consists of
 NAMES = ("name", "data.name")  # the names of the files that were chosen
@@ -102,9 +104,14 @@ class Optimizer(Section):
     name: OptimizerName = Field("adam", description="one of Keras's optimizers")
     args: dict[str, Any] = Field({}, description="arguments of the optimizer, by Keras's names: {momentum: 0.9}")
     learning_rate: float = Field(gt=0, le=10, description="of every step; the peak, for one_cycle and cosine")
-    schedule: Literal["constant", "one_cycle", "cosine"]
+    schedule: Literal["constant", "one_cycle", "cosine"] = Field(
+        description="one_cycle rises and falls linearly; cosine rises linearly, and falls to 0 as half a cosine"
+    )
     warmup: Share = Field(description="share of the steps that rise to the peak, for one_cycle and cosine")
-    weight_decay: Share = Field(description="decoupled: a step multiplies kernels by 1 - learning rate * weight_decay")
+    weight_decay: Share = Field(
+        description="decoupled, for every optimizer: a step multiplies kernels, not biases or scales, by "
+        "1 - learning rate * weight_decay"
+    )
     label_smoothing: Share
 
 
@@ -122,6 +129,11 @@ class Augment(Section):
     @property
     def is_on(self) -> bool:
         return any((self.rotation, self.scale, self.stretch, self.shear, self.shift))
+
+
+def better(monitor: str, value: float) -> float:
+    """Return a value of train.monitor so that more is better: the negative of a loss or an error."""
+    return -value if "loss" in monitor or "error" in monitor else value
 
 
 class Train(Section):
@@ -167,9 +179,25 @@ class Config(Section):
         height, width = self.data.image_shape
         if self.optimizer.ghost_batches > self.optimizer.batch_size:
             raise ValueError(f"optimizer.ghost_batches: give at most the batch_size {self.optimizer.batch_size}")
+        check_optimizer(
+            self.optimizer.name, self.optimizer.args, self.optimizer.weight_decay, self.optimizer.dense_partitions
+        )
+        self._patience_fits()
         for number, layer in enumerate(self.model.convolutions if isinstance(self.model, Model) else []):
             border = layer.kernel_size - 1 if layer.padding == "valid" else 0
             height, width = (-(-(size - border) // layer.strides) // layer.pool for size in (height, width))
             if min(height, width) < 1:
                 raise ValueError(f"model.convolutions.{number} leaves no pixel: give fewer or smaller ones")
         return self
+
+    def _patience_fits(self) -> None:
+        train = self.train
+        if train.patience is None:
+            return
+        if not self.data.val_size:
+            raise ValueError(f"train.patience={train.patience} needs validation examples: give data.val_size above 0")
+        if self.optimizer.schedule != "constant":
+            raise ValueError(
+                f"train.patience={train.patience} with optimizer.schedule={self.optimizer.schedule}: the rate would "
+                "stop near its peak: give constant, or leave out train.patience"
+            )

@@ -15,6 +15,7 @@ from pipeline.base.schema import Config
 from pipeline.base.validation import flatten, from_recorded, validate
 from pipeline.base.verb_schemas import RunConfig
 from pipeline.data.examples import Examples
+from pipeline.model.kept import best_figures, in_words
 from pipeline.reports.tables import models_scored
 from pipeline.tracking.environment import run_tags
 from pipeline.tracking.fingerprint import training_params
@@ -107,19 +108,22 @@ def _keep_training(project: Project, evaluated: Evaluated, num_params: int, fold
         "dvc_stage": f"train@{config.name}",
         "adopted": "trained elsewhere; hardware, versions and commit are those of the evaluation",
     }
+    rows = load_csv(history_file, HISTORY)
+    kept = in_words(config.train, rows)
     info = {
         "experiment": config.data.name,
         "name": config.name,
         "tags": run_tags(project, "pipeline.evaluate") | tags,
         "params": training_params(config) | {"model.num_params": str(num_params)},
         "inputs": [],
-        "result_tags": {"weights_sha256": weights_sha256(model_file), "model_sha256": model_sha256},
+        "result_tags": ({"kept": kept} if kept else {})
+        | {"weights_sha256": weights_sha256(model_file), "model_sha256": model_sha256},
         "status": "FINISHED",
         "end": now(),
     }
     record = Record.begin(folder, info)
-    rows = load_csv(history_file, HISTORY)
-    record.add_rows([{"step": int(row.pop("epoch")), "time": now(), "values": row} for row in rows])
+    best = {"step": len(rows), "time": now(), "values": best_figures(config.train, rows)}
+    record.add_rows([*({"step": int(row.pop("epoch")), "time": now(), "values": row} for row in rows), best])
     save_yaml(folder / "config.yaml", config.model_dump())
     link_or_copy(model_file, folder / "model.keras")
     for name in ("history.csv", "val_predictions.csv"):  # runs are compared by these predictions

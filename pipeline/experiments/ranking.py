@@ -37,7 +37,7 @@ MAX_NOTE = 5_000  # characters of the note that a run's page opens with
 
 
 class Child(NamedTuple):
-    """A line of the ranking. Accuracies are shares of the last epoch, NaN where there is none."""
+    """A line of the ranking. Accuracies are shares of the epoch that is kept, NaN where there is none."""
 
     name: str
     values: dict[str, str]  # by swept key, as they were given
@@ -90,14 +90,14 @@ def rank(runs: Sequence[Run]) -> list[Child]:
     """
     children: dict[str, Child] = {}  # by content
     for run in sorted(runs, key=lambda run: run.info.status == "FINISHED"):
-        params, metrics, tags = run.data.params, run.data.metrics, run.data.tags
+        params, tags = run.data.params, run.data.tags
         values = json.loads(tags["swept"])
         children[tags["content_sha256"]] = Child(
             plain(" ".join(f"{key}={value}" for key, value in values.items()) or run.info.run_name),
             values,
             run.info.status,
-            metrics.get("val_accuracy", math.nan),
-            metrics.get("train_accuracy", math.nan),
+            queries.final(run, "val_accuracy"),
+            queries.final(run, "train_accuracy"),
             sum(queries.curve(run, "epoch_seconds")),
             int(params.get("model.num_params", 0)),
             int(params.get("data.val_examples", 0)),
@@ -134,7 +134,8 @@ def markdown(children: Sequence[Child], expected_of_best: Mean | None = None) ->
         if child.status == "FINISHED":
             common = [f"{key}={value}" for key, value in child.values.items() if key != "seed"]
             groups[" ".join([*common, f"group {child.group}"])].append(child.val_accuracy)
-    text = f"{markdown_table(rows)}\n\nLast epoch, ranked by validation accuracy. The test examples were not read.\n"
+    epoch = "Best epoch" if any("kept" in child.run.data.tags for child in children) else "Last epoch"
+    text = f"{markdown_table(rows)}\n\n{epoch}, ranked by validation accuracy. The test examples were not read.\n"
     confidence = f"{100 * CONFIDENCE:g} %"
     if expected_of_best:
         mean, low, high = map(percent, (expected_of_best.mean, expected_of_best.low, expected_of_best.high))

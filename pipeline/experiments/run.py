@@ -23,6 +23,7 @@ from pipeline.data.examples import Examples, save_predictions
 from pipeline.model.build import build_model, count_macs
 from pipeline.model.files import save_model, weights_sha256
 from pipeline.model.inference import predict, start
+from pipeline.model.kept import best_figures, in_words, is_over, kept_epoch
 from pipeline.reports import plots, sheets
 from pipeline.tracking.environment import git_diff, packages, run_tags
 from pipeline.tracking.fingerprint import Fingerprint, training_params
@@ -53,6 +54,7 @@ class SharedCheckpoints(NamedTuple):
 class Trained(NamedTuple):
     tracked: str  # the MLflow run, or why it waits, in words
     history: list[Epoch]
+    kept: Epoch  # of `history`, the one whose model was written
     model_file: Path
 
 
@@ -91,8 +93,9 @@ def train_tracked(
     record.finish("FINISHED")
     sent, left = send_pending(project)
     model_file = project.model(config.name) if project.stage else record.folder / "model.keras"
+    kept = history[kept_epoch(config.train, [epoch._asdict() for epoch in history]) - 1]
     run_id = sent.get(record.info["id"])
-    return Trained(f"MLflow run {run_id}" if run_id else "\n".join([*left, SYNC]), history, model_file)
+    return Trained(f"MLflow run {run_id}" if run_id else "\n".join([*left, SYNC]), history, kept, model_file)
 
 
 def _info(
@@ -146,19 +149,26 @@ def _train(
     bar: bool,
     shared: SharedCheckpoints | None,
 ) -> list[Epoch]:
-    """Train what is left to train; after each epoch the checkpoint comes first, then the record, then MLflow."""
+    """Train what is left to train; after each epoch the checkpoint comes first, then the record, then MLflow.
+
+    With train.patience the model has the variables of the best epoch in the end.
+    """
     record, size, name = log.record, len(split.train.labels), log.record.info["name"]
     folders = [record.folder, *([shared.folder] if shared else [])]
     resumed = checkpoint.newest(folders, fingerprint.resume_key, config.train.epochs)
-    rows, state = (resumed.history, resumed.state) if resumed else ([], None)
+    rows, state, best = resumed or ([], None, ())
     if rows:
         print(f"{name}: continues after epoch {len(rows)}", flush=True)
     record.add_rows([metrics_row(row, size) for row in rows])
     system_metrics()  # from here on
     with TrainingProgress(name, config.train.epochs, size, len(rows), bar) as progress:
-        for epoch, seconds, current_state in fit(model, config, *split, progress.batch, len(rows), state):
+        epochs = fit(model, config, *split, progress.batch, len(rows), state, lambda: is_over(config.train, rows))
+        for epoch, seconds, state_of in epochs:
             rows.append({**epoch._asdict(), "epoch_seconds": seconds, "time": now()})
-            file = checkpoint.save(record.folder, fingerprint.resume_key, checkpoint.Checkpoint(rows, current_state()))
+            state = state_of()
+            if config.train.patience and kept_epoch(config.train, rows) == len(rows):
+                best = state.variables
+            file = checkpoint.save(record.folder, fingerprint.resume_key, checkpoint.Checkpoint(rows, state, best))
             if shared and epoch.epoch in shared.epochs:
                 link_or_copy(file, shared.folder / file.name)
             row = metrics_row(rows[-1], size)
@@ -166,6 +176,11 @@ def _train(
             record.update(process=process_tag())
             log.send()
             progress.epoch_done(epoch.train_accuracy, epoch.val_accuracy, seconds)
+    if best:
+        for variable, value in zip(model.variables, best, strict=True):
+            variable.assign(value)
+        record.add_rows([{"step": len(rows), "time": rows[-1]["time"], "values": best_figures(config.train, rows)}])
+        print(f"{name}: keeps {in_words(config.train, rows)}", flush=True)
     return [Epoch(*(row[key] for key in Epoch._fields)) for row in rows]
 
 
@@ -186,7 +201,9 @@ def _write_results(
     save_csv(folder / "history.csv", dict(zip(Epoch._fields, zip(*history, strict=True), strict=True)))
     probabilities = softmax(predict(model, split.val.images).astype(np.float64), axis=1)
     save_predictions(folder / "val_predictions.csv", split.val, probabilities)
-    result_tags = {"weights_sha256": weights_sha256(model_file), "model_sha256": sha256(model_file)}
+    kept = in_words(config.train, [epoch._asdict() for epoch in history])
+    result_tags = {"kept": kept} if kept else {}
+    result_tags |= {"weights_sha256": weights_sha256(model_file), "model_sha256": sha256(model_file)}
     tags = {key: value for key, value in record.info["tags"].items() if not key.startswith("mlflow.")}
     save_json(folder / "tags.json", tags | result_tags)
     record.update(result_tags=result_tags)

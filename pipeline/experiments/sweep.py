@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 import os
 import re
 import shlex
@@ -127,7 +126,7 @@ def _open(project: Project, hydra: Any) -> None:
     print(f"{name}: {count}{finished}; MLflow run {parent}{', begun before' if again else ''}", flush=True)
     epochs = {config.train.epochs for config in configs}
     if len(epochs) > 1 and any(map(depends_on_length, configs)):
-        print("schedule or augmentation depend on the number of epochs: each number is trained by itself", flush=True)
+        print("schedule, augmentation or patience depend on train.epochs: each number is trained by itself", flush=True)
     os.environ |= {PARENT: parent, KEYS: " ".join(keys), EPOCHS: " ".join(map(str, sorted(epochs)))}
     os.environ[FOLDER] = str(Path(hydra.sweep.dir).absolute())
 
@@ -151,7 +150,7 @@ def train_job(project: Project, config: Config, split: Split, identity: Fingerpr
     """Train a job, or answer from the store what was trained already; return the validation accuracy, 0 to 1 or NaN."""
     from pipeline.experiments import ranking
     from pipeline.experiments.run import SharedCheckpoints, train_tracked
-    from pipeline.tracking import sweep_log
+    from pipeline.tracking import queries, sweep_log
 
     parent, keys = os.environ[PARENT], os.environ[KEYS].split()
     swept = _swept(project.overrides, keys)
@@ -162,14 +161,14 @@ def train_job(project: Project, config: Config, split: Split, identity: Fingerpr
             if run := _find_completed(project, config.data.name, identity, name):
                 sweep_log.join_sweep(parent, run, values)
                 print(f"{name}: found finished, MLflow run {run.info.run_id}", flush=True)
-                return float(run.data.metrics.get("val_accuracy", math.nan))
+                return queries.final(run, "val_accuracy")
             shared, epochs = None, [int(number) for number in os.environ[EPOCHS].split()]
             if len(epochs) > 1 and not depends_on_length(config):  # with those that differ in this number alone
                 folder = project.sweeps / ".shared" / parent / identity.resume_key["configuration"][:16]
                 shared = SharedCheckpoints(folder, epochs)
             tags, bar = sweep_log.child_tags(parent, values), project.jobs_at_once == 1
             trained = train_tracked(project, config, split, identity, name, tags, bar, shared)
-            return trained.history[-1].val_accuracy
+            return trained.kept.val_accuracy
     finally:
         with _unless_unreachable():
             ranking.renew(project, parent, keys, Path(os.environ[FOLDER]), partial=True)

@@ -70,7 +70,7 @@ def markdown(sides: Sequence[Side], verdicts: Sequence[Verdict], confidence: flo
     parts = [f"**{as_text(verdict.sentence)}.**" for verdict in verdicts]
     parts += [
         markdown_table(rows),
-        f"Compared on the {looked}. Accuracies of the last epoch; seconds are medians, each on its run's hardware.",
+        f"Compared on the {looked}. Accuracies of the epoch kept; seconds are medians, each on its run's hardware.",
     ]
     discordant = [
         f"- {as_text(verdict.a)} alone is correct on {verdict.test.only_a}, {as_text(verdict.b)} alone on "

@@ -41,10 +41,11 @@ def published_row(log: Sequence[dict[str, float]], confidence: float) -> Row:
 
 
 def recipe_row(name: str, figures: dict[str, Any]) -> Row:
-    """Return the row of a recipe, from its metrics.json."""
+    """Return the row of a recipe, from its metrics.json; `epochs` are those up to the one that was kept."""
     missing = [field for field in Row._fields[1:] if field not in figures]
     if missing:
         raise UserError(f"results/recipes/{name}/metrics.json lacks {missing[0]}: run `dvc repro` to make it again")
+    figures = figures | {"epochs": figures.get("best_epoch", figures["epochs"])}
     return Row(name, **{field: figures[field] for field in Row._fields[1:]})
 
 

@@ -74,7 +74,12 @@ def training_params(config: Config) -> dict[str, str]:
 
 
 def depends_on_length(config: Config) -> bool:
-    """Return whether the weights after an epoch depend on how many epochs are to follow."""
+    """Return whether the weights after an epoch depend on how many epochs are to follow.
+
+    With train.patience they do not, but which ones are kept is each training's own.
+    """
+    if config.train.patience is not None:
+        return True
     return config.optimizer.schedule != "constant" or (config.augment.is_on and config.augment.last < 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -147,6 +148,11 @@ def recorded_model(run: Run, folder: Path) -> Path:
     if weights_sha256(file) != run.data.tags.get("weights_sha256"):
         raise UserError(f"{run.info.run_id} holds another model than it trained: bring it back, or train again")
     return file
+
+
+def final(run: Run, key: str) -> float:
+    """Return a metric of the model that a run kept, of its last epoch or with train.patience the best; NaN for none."""
+    return float(run.data.metrics.get(f"best_{key}", run.data.metrics.get(key, math.nan)))
 
 
 def curve(run: Run, key: str) -> list[float]:

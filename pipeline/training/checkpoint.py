@@ -1,7 +1,7 @@
 """Checkpoints: what the next epoch of a training starts from, in files that are whole and belong to this training.
 
 They never decide a result: the training loop draws all that is random from (seed, epoch) and (seed, step), so the
-model's variables and Adam's moments after an epoch are all there is to keep.
+variables of the model and of the optimizer after an epoch are all there is to keep, beside the best epoch's model.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ DIGEST = hashlib.sha256().digest_size
 class State(NamedTuple):
     """What the loop carries from one epoch to the next, besides the seed and the number of the epoch."""
 
-    variables: list[NDArray[np.float32]]  # of the model, in Keras's order; a dropout's seed among them is int64
-    first: list[NDArray[np.float32]]  # Adam's moments, in the order of the trainer's variables
-    second: list[NDArray[np.float32]]
+    variables: list[NDArray[Any]]  # of the model, in Keras's order: float32, a dropout's seed int64
+    optimizer: list[NDArray[Any]]  # its variables, as the moments of Adam
 
 
 class Checkpoint(NamedTuple):
     history: list[dict[str, Any]]  # a row per epoch: that of history.csv, epoch_seconds and time
     state: State
+    best: Sequence[NDArray[Any]] = ()  # with train.patience: the model's variables after the best epoch
 
 
 class UnusableError(Exception):
@@ -51,7 +51,8 @@ def save(folder: Path, resume_key: Mapping[str, str], checkpoint: Checkpoint) ->
     what decides its bits, is never read.
     """
     header = json.dumps({"resume_key": dict(resume_key), "history": checkpoint.history}).encode()
-    arrays = {f"{name}_{i}": array for name, part in checkpoint.state._asdict().items() for i, array in enumerate(part)}
+    parts = {**checkpoint.state._asdict(), "best": checkpoint.best}
+    arrays = {f"{name}_{i}": array for name, part in parts.items() for i, array in enumerate(part)}
     content = io.BytesIO()
     np.savez(content, header=np.frombuffer(header, np.uint8), **arrays)
     number = len(checkpoint.history)
@@ -72,13 +73,15 @@ def load(path: Path, resume_key: Mapping[str, str]) -> Checkpoint:
         raise UnusableError("damaged")
     with np.load(io.BytesIO(content[DIGEST:])) as archive:
         header = json.loads(archive["header"].tobytes())
-        parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in State._fields}
+        # First, as earlier code wrote other arrays.
+        if differing := [key for key in resume_key if header["resume_key"].get(key) != resume_key[key]]:
+            raise UnusableError(f"of another training ({', '.join(differing)} differ)")
+        parts: dict[str, list[NDArray[Any]]] = {name: [] for name in (*State._fields, "best")}
         for key in archive.files:
             if key != "header":
                 parts[key.rpartition("_")[0]].append(archive[key])
-    if differing := [key for key in resume_key if header["resume_key"].get(key) != resume_key[key]]:
-        raise UnusableError(f"of another training ({', '.join(differing)} differ)")
-    return Checkpoint(header["history"], State(**parts))
+    best = parts.pop("best")
+    return Checkpoint(header["history"], State(**parts), best)
 
 
 def newest(folders: Sequence[Path], resume_key: Mapping[str, str], last_epoch: int) -> Checkpoint | None:

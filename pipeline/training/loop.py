@@ -7,10 +7,10 @@ a layer keeps, as the seed of a dropout, is among the model's variables.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import NamedTuple
 
 import keras
@@ -25,7 +25,7 @@ from pipeline.model.inference import inference, loss_and_accuracy
 from pipeline.training.accelerate import accelerated, merge_partitions
 from pipeline.training.augment import random_affine, strengths
 from pipeline.training.checkpoint import State
-from pipeline.training.optimizer import Adam, learning_rates
+from pipeline.training.optimizer import learning_rates, make_optimizer
 
 CHUNKS = 20  # calls of the compiled loop per epoch, so that the progress bar moves
 
@@ -70,17 +70,18 @@ class Trainer:
         self.last_loss = math.nan  # of the last batch whose loss was finite
         self.trained = accelerated(model, optimizer.dense_partitions)  # what steps run, on the variables of `model`
         self.variables = [variable.value for variable in self.trained.trainable_variables]
-        self.optimizer = Adam(self.variables, optimizer.weight_decay)
+        self.optimizer = make_optimizer(optimizer, self.trained.trainable_variables)
         if state:
-            self.optimizer.restore(state.first, state.second)
+            for variable, value in zip(self.optimizer.state, state.optimizer, strict=True):
+                variable.assign(value)
 
     def state(self) -> State:
         """Return what the next epoch starts from; to be called after run_epoch."""
-        return State([variable.numpy() for variable in self.model.variables], *self.optimizer.moments())
+        return State(*([one.numpy() for one in part] for part in (self.model.variables, self.optimizer.state)))
 
     def _gradients(
         self, images: tf.Tensor, labels: tf.Tensor, batch_size: tf.Tensor
-    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+    ) -> tuple[list[tf.Tensor | None], tf.Tensor, tf.Tensor]:
         """Return of one ghost batch its share of the gradients, its summed cross-entropy, and its number correct.
 
         Batch norm sees the ghost batch alone, and moves its averages once for each. The loss is written out, as the
@@ -96,9 +97,7 @@ class Trainer:
             if self.trained.losses:  # regularisation, once per batch
                 loss += tf.add_n(self.trained.losses) / self.settings.ghost_batches
         correct = tf.argmax(logits, 1, tf.int32) == labels
-        # Zero for a variable that the loss does not depend on, which Keras leaves out.
-        gradients = tape.gradient(loss, self.variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        return gradients, tf.reduce_sum(losses), tf.reduce_sum(tf.cast(correct, tf.int32))
+        return tape.gradient(loss, self.variables), tf.reduce_sum(losses), tf.reduce_sum(tf.cast(correct, tf.int32))
 
     def _step(
         self, images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor, strength: tf.Tensor, step: tf.Tensor
@@ -110,10 +109,8 @@ class Trainer:
         ghosts = self.settings.ghost_batches
         parts = [self._gradients(images[part::ghosts], labels[part::ghosts], batch_size) for part in range(ghosts)]
         gradients, losses, correct = zip(*parts, strict=True)
-        self.optimizer.apply([tf.add_n(shares) for shares in zip(*gradients, strict=True)], rate, step)
-        for variable in self.trained.trainable_variables:
-            if variable.constraint is not None:
-                variable.assign(variable.constraint(variable))
+        summed = [None if shares[0] is None else tf.add_n(shares) for shares in zip(*gradients, strict=True)]
+        self.optimizer.apply(summed, rate, step)
         return tf.add_n(losses), tf.add_n(correct)
 
     @tf.function
@@ -161,7 +158,7 @@ class Trainer:
         edges = np.linspace(0, steps, min(CHUNKS, steps) + 1).astype(np.int32)
         before = np.int32(epoch * steps)
         loss, correct = 0.0, 0
-        for first, last in pairwise(edges):
+        for first, last in itertools.pairwise(edges):
             losses, hits, bad, good = self.run_steps(images, labels, order, schedule, first, last, before)
             self.last_loss = self.last_loss if tf.math.is_nan(good) else float(good)
             if bad >= 0:
@@ -189,11 +186,13 @@ def fit(
     on_progress: Callable[[int, float], None],
     done: int = 0,
     state: State | None = None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[Epoch, float, Callable[[], State]]]:
     """Train `model` in place. Yield after each epoch its metrics, its seconds (without validation), and a function that
     returns its state.
 
     With `done` epochs behind it, and the state after them, training continues with the next; the bits are the same.
+    `is_over` is asked before each epoch.
     """
     size = config.optimizer.batch_size
     steps = math.ceil(len(train.labels) / size)
@@ -207,7 +206,7 @@ def fit(
     whole = steps * config.train.epochs
     schedule = Schedule(learning_rates(config.optimizer, whole), strengths(config.augment, whole))
     infer = inference(model)
-    for epoch in range(done, config.train.epochs):
+    for epoch in itertools.takewhile(lambda _: not is_over(), range(done, config.train.epochs)):
         begin = time.perf_counter()
         this_epoch = Schedule(*(values[epoch * steps : (epoch + 1) * steps] for values in schedule))
         loss, accuracy = trainer.run_epoch(images, labels, this_epoch, epoch, on_progress)

@@ -1,21 +1,34 @@
-"""Adam, and its learning rate over the steps of a whole training."""
+"""The optimizers, and the learning rate over the steps of a whole training."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from pipeline.base.errors import UserError
 from pipeline.base.schema import Optimizer
+
+Gradients = Sequence[tf.Tensor | None]  # None for a variable that the loss does not depend on: it stays as it is
 
 
 def learning_rates(optimizer: Optimizer, steps: int) -> NDArray[np.float32]:
-    """Return the rate of every step, float32 [steps]: constant, or one cycle (Smith 2018, arXiv 1803.09820), linear."""
+    """Return the rate of every step, float32 [steps].
+
+    It is constant; or one cycle (Smith 2018, arXiv 1803.09820), linear; or rises linearly and falls to 0 as half a
+    cosine (Loshchilov and Hutter 2017, arXiv 1608.03983).
+    """
     if optimizer.schedule == "constant":
         return np.full(steps, optimizer.learning_rate, np.float32)
     position = (np.arange(steps) + 0.5) / steps  # 0..1, the middle of the step
     rise = position / max(optimizer.warmup, 1 / steps)
     fall = (1 - position) / (1 - optimizer.warmup)
+    if optimizer.schedule == "cosine":
+        rise = position / optimizer.warmup if optimizer.warmup else np.ones(steps)
+        fall = (1 - np.cos(np.pi * np.minimum(fall, 1))) / 2
     return (optimizer.learning_rate * np.minimum(np.minimum(rise, fall), 1)).astype(np.float32)
 
 
@@ -25,25 +38,19 @@ class Adam:
     Weight decay is decoupled (Loshchilov and Hutter 2019, arXiv 1711.05101) and moves kernels alone.
     """
 
-    def __init__(self, variables: list[tf.Variable], weight_decay: float) -> None:
+    def __init__(self, variables: Sequence[keras.Variable], weight_decay: float) -> None:
         self.variables = variables
         self.weight_decay = weight_decay
-        self.first = [tf.Variable(tf.zeros_like(variable)) for variable in variables]
-        self.second = [tf.Variable(tf.zeros_like(variable)) for variable in variables]
+        self.first, self.second = ([tf.Variable(tf.zeros_like(one.value)) for one in variables] for _ in range(2))
+        self.state = [*self.first, *self.second]  # the variables that the next step depends on, beside the model's
 
-    def moments(self) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
-        """Return the first and the second moments, in the order of the variables."""
-        return [moment.numpy() for moment in self.first], [moment.numpy() for moment in self.second]
-
-    def restore(self, first: list[NDArray[np.float32]], second: list[NDArray[np.float32]]) -> None:
-        """Continue with what `moments` returned."""
-        for moment, value in zip([*self.first, *self.second], [*first, *second], strict=True):
-            moment.assign(value)
-
-    def apply(self, gradients: list[tf.Tensor], rate: tf.Tensor, step: tf.Tensor) -> None:
+    def apply(self, gradients: Gradients, rate: tf.Tensor, step: tf.Tensor) -> None:
         """Move the variables; `rate` is float32, `step` int32, counted from 0 over the whole training."""
         power = tf.cast(step + 1, tf.float32)
-        for variable, gradient, first, second in zip(self.variables, gradients, self.first, self.second, strict=True):
+        for moved, gradient, first, second in zip(self.variables, gradients, self.first, self.second, strict=True):
+            if gradient is None:
+                continue
+            variable = moved.value
             if self.weight_decay and variable.shape.rank > 1:
                 variable.assign(variable * (1.0 - rate * self.weight_decay))
             tf.raw_ops.ResourceApplyAdam(
@@ -58,3 +65,40 @@ class Adam:
                 epsilon=1e-7,
                 grad=gradient,
             )
+        for moved in self.variables:
+            if moved.constraint is not None:
+                moved.assign(moved.constraint(moved))
+
+
+class KerasOptimizer:
+    """One of Keras's optimizers, with its own arguments; it counts its steps itself.
+
+    Weight decay means what it means for Adam above: the same formula, on kernels alone.
+    """
+
+    def __init__(self, variables: Sequence[keras.Variable], settings: Optimizer) -> None:
+        self.variables = variables
+        decay = {"weight_decay": settings.weight_decay or None}
+        if settings.name == "muon":  # of what it leaves to AdamW
+            decay["adam_weight_decay"] = decay["weight_decay"]
+        kinds = {name.lower(): kind for name, kind in vars(keras.optimizers).items()}  # `get` does not know lamb (3.15)
+        try:
+            self.optimizer = kinds[settings.name](learning_rate=settings.learning_rate, **decay, **settings.args)
+        except ValueError as error:  # of values: names and types are the schema's
+            raise UserError(f"optimizer.args: {str(error).partition(chr(10))[0]}") from None
+        self.optimizer.exclude_from_weight_decay([variable for variable in variables if len(variable.shape) < 2])
+        self.optimizer.build(variables)
+        self.state = self.optimizer.variables
+
+    def apply(self, gradients: Gradients, rate: tf.Tensor, step: tf.Tensor) -> None:
+        """Move the variables as `Adam.apply` does."""
+        self.optimizer.learning_rate = rate
+        pairs = zip(gradients, self.variables, strict=True)
+        self.optimizer.apply_gradients([(gradient, variable) for gradient, variable in pairs if gradient is not None])
+
+
+def make_optimizer(settings: Optimizer, variables: Sequence[keras.Variable]) -> Adam | KerasOptimizer:
+    """Return what moves the variables: our own Adam where it computes the same as the one that is asked for."""
+    if settings.name == "adam" and not settings.args:
+        return Adam(variables, settings.weight_decay)
+    return KerasOptimizer(variables, settings)

@@ -100,7 +100,7 @@ def test_runs_that_differ_in_their_length_alone_share_their_first_epochs_and_end
 def test_where_the_length_decides_the_schedule_each_is_trained_by_itself_and_it_says_so(clone):
     words = ("recipe=baseline", "seed=7", "optimizer.schedule=one_cycle")
     done = pipeline(clone, "train", "-m", *words, "train.epochs=2,1")
-    assert "depend on the number of epochs: each number is trained by itself" in done.stdout
+    assert "depend on train.epochs: each number is trained by itself" in done.stdout
     trained = re.findall(r"^train.epochs=(\d) epoch (\d)/", done.stdout, re.MULTILINE)
     assert trained == [("2", "1"), ("2", "2"), ("1", "1")] and "continues" not in done.stdout
 

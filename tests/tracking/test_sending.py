@@ -250,7 +250,7 @@ def test_a_sweep_that_ends_while_mlflow_is_unreachable_says_so_in_one_line(proje
 
 
 def test_checkpoints_of_later_epochs_that_are_not_used_do_not_outlive_new_ones(tmp_path):
-    state, folder = checkpoint.State([], [], []), tmp_path / "kept"
+    state, folder = checkpoint.State([], []), tmp_path / "kept"
 
     def save(epoch: int) -> None:
         checkpoint.save(folder, {"processor": "p"}, checkpoint.Checkpoint([{"epoch": 0.0}] * epoch, state))

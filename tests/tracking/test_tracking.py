@@ -82,7 +82,7 @@ def trained(project, compose) -> Trained:
 
     def fit(*_: object) -> Iterator[Any]:
         for epoch in HISTORY:
-            yield epoch, 0.5, lambda: State([], [], [])
+            yield epoch, 0.5, lambda: State([], [])
 
     done = train(project, config, split, "accurate", fit)
     run = mlflow.MlflowClient().get_run(done.tracked.removeprefix("MLflow run "))
@@ -265,7 +265,7 @@ def test_a_run_that_ends_by_an_error_says_so_and_continues_unless_it_would_come_
     name = f"a name {status} {error}"
 
     def fit(*_: object) -> Iterator[Any]:
-        yield HISTORY[0], 0.5, lambda: State([], [], [])
+        yield HISTORY[0], 0.5, lambda: State([], [])
         raise error
 
     first = dataclasses.replace(project, job_folder=tmp_path / "first")

@@ -4,6 +4,8 @@ read."""
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import random
 import shutil
 from collections.abc import Callable
@@ -88,7 +90,8 @@ def begun_again(values: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
 
 def without(part: str, config: Config, state: State, patch: pytest.MonkeyPatch) -> Fitted:
     """Continue with one part of what a checkpoint holds left out."""
-    zeros = [np.zeros_like(moment) for moment in state.first]
+    moments, count = state.optimizer, len(state.optimizer) // 2
+    zeros = [np.zeros_like(moment) for moment in moments]
     if part == "seed":
         config = config.model_copy(update={"seed": config.seed + 1})
     elif part == "random state":
@@ -97,11 +100,11 @@ def without(part: str, config: Config, state: State, patch: pytest.MonkeyPatch) 
     elif part == "position":
         return Fitted(config, 0, state, EPOCHS - DONE)
     elif part == "first moments":
-        state = state._replace(first=zeros)
+        state = state._replace(optimizer=[*zeros[:count], *moments[count:]])
     elif part == "second moments":
-        state = state._replace(second=zeros)
+        state = state._replace(optimizer=[*moments[:count], *zeros[count:]])
     elif part == "step count":
-        patch.setattr(loop, "Adam", Forgetful)
+        patch.setattr(optimizer, "Adam", Forgetful)
     elif part == "schedule":
         patch.setattr(loop, "learning_rates", begun_again(optimizer.learning_rates))
     elif part == "variables":
@@ -130,7 +133,9 @@ RESUME_KEY = dict(zip(KEYS, "abcdefg", strict=True))
 def of_epoch(epoch: int) -> Checkpoint:
     drawn = np.random.default_rng(epoch)
     arrays = [drawn.normal(size=(64, 128)).astype(np.float32), drawn.normal(size=9).astype(np.float32)]
-    return Checkpoint([{"epoch": i + 1, "val_loss": drawn.random()} for i in range(epoch)], State(*[arrays] * 3))
+    return Checkpoint(
+        [{"epoch": i + 1, "val_loss": drawn.random()} for i in range(epoch)], State(arrays, arrays), arrays
+    )
 
 
 @pytest.fixture
@@ -149,7 +154,7 @@ def loaded(folder: Path, capsys: pytest.CaptureFixture[str], key: dict[str, str]
     epoch = len(newest.history)
     expected = of_epoch(epoch)
     assert newest.history == expected.history
-    for arrays, saved in zip(newest.state, expected.state, strict=True):
+    for arrays, saved in zip([*newest.state, newest.best], [*expected.state, expected.best], strict=True):
         assert all(np.array_equal(one, other) for one, other in zip(arrays, saved, strict=True))
     return epoch, lines
 
@@ -201,6 +206,17 @@ def test_a_checkpoint_of_another_training_is_named_and_not_used(
         epoch, lines = loaded(folder, capsys)
         assert epoch == 1 and len(lines) == 1 and key in lines[0]
     record(f"a checkpoint of other {', '.join(RESUME_KEY)} is not used", len(RESUME_KEY), len(RESUME_KEY))
+
+
+def test_a_checkpoint_in_the_form_of_earlier_code_is_passed_over_with_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header = json.dumps({"resume_key": {**RESUME_KEY, "code": "former"}, "history": [{"epoch": 1}]}).encode()
+    content = io.BytesIO()
+    np.savez(content, header=np.frombuffer(header, np.uint8), variables_0=np.ones(2), first_0=np.ones(2))
+    file = checkpoint.checkpoint_path(tmp_path, 1)
+    file.write_bytes(hashlib.sha256(content.getvalue()).digest() + content.getvalue())
+    assert loaded(tmp_path, capsys) == (0, [f"checkpoint {file.name} is of another training (code differ): not used"])
 
 
 def test_whatever_decides_the_bits_decides_whose_a_checkpoint_is(

@@ -135,8 +135,9 @@ def test_learning_rates_constant_and_one_cycle_by_hand():
 
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 0.99])
 @pytest.mark.parametrize("steps", [1, 7, 1000])
-def test_one_cycle_rises_once_falls_once_and_never_passes_its_peak(warmup, steps):
-    rates = optimizer.learning_rates(replace(ADAM, schedule="one_cycle", learning_rate=0.3, warmup=warmup), steps)
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
+def test_a_schedule_rises_once_falls_once_and_never_passes_its_peak(warmup, steps, schedule):
+    rates = optimizer.learning_rates(replace(ADAM, schedule=schedule, learning_rate=0.3, warmup=warmup), steps)
     peak = int(rates.argmax())
     assert rates.dtype == np.float32 and len(rates) == steps
     assert rates.min() > 0 and rates.max() <= np.float32(0.3)
@@ -144,12 +145,21 @@ def test_one_cycle_rises_once_falls_once_and_never_passes_its_peak(warmup, steps
     assert abs(peak - warmup * steps) <= 1
     if steps == 1000:
         assert rates.max() > 0.29 and rates[-1] <= 0.3 / 1000 / (1 - warmup)
-    if warmup == 0.5:
+    if warmup == 0.5 and schedule == "one_cycle":
         np.testing.assert_allclose(rates, rates[::-1], rtol=1e-5)
 
 
+def test_cosine_by_hand():
+    cosine = replace(ADAM, schedule="cosine", learning_rate=0.8, warmup=0.25)
+    # The middles of 8 steps: two up to the peak at 4/16, then six at (2 i + 1)/12 of half a cosine.
+    expected = [0.2, 0.6, *(0.4 * (1 + math.cos(math.pi * (2 * i + 1) / 12)) for i in range(6))]
+    np.testing.assert_allclose(optimizer.learning_rates(cosine, 8), expected, rtol=1e-6)
+    falling = [0.4 * (1 + math.cos(math.pi * (2 * i + 1) / 8)) for i in range(4)]
+    np.testing.assert_allclose(optimizer.learning_rates(replace(cosine, warmup=0.0), 4), falling, rtol=1e-6)
+
+
 def test_one_step_of_adam_by_hand():
-    kernel, bias = tf.Variable([[1.0, -2.0]]), tf.Variable([3.0])
+    kernel, bias = keras.Variable([[1.0, -2.0]]), keras.Variable([3.0])
     optimizer.Adam([kernel, bias], weight_decay=0.5).apply(
         [tf.constant([[0.25, -8.0]]), tf.constant([0.0])], tf.constant(0.125), tf.constant(0)
     )
@@ -163,7 +173,7 @@ def test_adam_is_kerass_with_decay_of_kernels_alone(decay):
     generator = np.random.default_rng(0)
     shapes = [(3, 3, 1, 2), (2,), (8, 4), (4,)]
     begin = [generator.normal(size=shape).astype(np.float32) for shape in shapes]
-    ours = [tf.Variable(value) for value in begin]
+    ours = [keras.Variable(value) for value in begin]
     theirs = [keras.Variable(value, name="bias" if value.ndim == 1 else "kernel") for value in begin]
     adam, reference = optimizer.Adam(ours, decay), keras.optimizers.Adam(0.05, weight_decay=decay or None)
     reference.exclude_from_weight_decay(var_names=["bias"])
@@ -256,11 +266,16 @@ def test_variables_and_moments_are_all_that_is_needed_to_continue(settings, part
     assert same_bits(after.model.get_weights(), through.model.get_weights())
 
 
-@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_partitions_are_the_same_model_in_parts(count):
+SGD = replace(ADAM, name="sgd", args={"momentum": 0.9}, weight_decay=0.02)
+
+
+@pytest.mark.parametrize(
+    ("count", "settings"), [*(pytest.param(2, one, marks=pytest.mark.slow) for one in (ADAM, SGD)), (3, ADAM)]
+)
+def test_partitions_are_the_same_model_in_parts(count, settings):
     one, cut = built(PUBLISHED), built(PUBLISHED)
     figures = [
-        trained(cnn, replace(ADAM, dense_partitions=n), epochs=2, rate=0.001) for cnn, n in ((one, 1), (cut, count))
+        trained(cnn, replace(settings, dense_partitions=n), epochs=2, rate=0.001) for cnn, n in ((one, 1), (cut, count))
     ]
     np.testing.assert_allclose(*figures, rtol=1e-5)
     assert_close(one.get_weights(), cut.get_weights(), rtol=1e-3, atol=1e-5)

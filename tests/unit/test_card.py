@@ -24,7 +24,7 @@ FIGURES = {
 def test_a_card_says_every_figure_with_what_it_is_of(compose):
     config = compose("recipe=accurate", "data=fashion_mnist", "seed=7")
     recall = {"Bag": 0.5, "Coat": 0.25, "Shirt": math.nan}
-    text = model_card(config, 1234, 3, FIGURES, recall)
+    text = model_card(config, 1234, 3, "", FIGURES, recall)
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
     assert "97.50 %" in lines["test accuracy"] and "200 test images" in lines["test accuracy"]
     assert "90.00 % to 98.77 %" in lines["its 90 % interval"]
@@ -37,5 +37,14 @@ def test_a_card_says_every_figure_with_what_it_is_of(compose):
 
 
 def test_a_plain_recipe_is_not_said_to_move_its_images(compose):
-    text = model_card(compose("recipe=baseline"), 1, 1, FIGURES | {"test_tta_shifts": 1}, {})
+    text = model_card(compose("recipe=baseline"), 1, 1, "", FIGURES | {"test_tta_shifts": 1}, {})
     assert "moved" not in text and "Weakest" not in text
+
+
+def test_a_card_says_that_its_epoch_was_chosen_on_the_validation_examples(compose):
+    kept = "epoch 2 of 3, the best by val_accuracy on the validation examples"
+    text = model_card(compose("recipe=baseline"), 1, 3, kept, FIGURES, {})
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    assert f"trained 3 epochs with seed 0.\nIts weights are those of {kept}.\n" in text
+    assert "chosen on them, so it is biased upward" in lines["validation accuracy"]
+    assert "averaged over that epoch" in lines["training accuracy"]

@@ -185,7 +185,7 @@ def test_the_hash_of_the_code_is_of_what_it_does_in_the_rooms_that_compute(tmp_p
     assert changed("training/optimizer.py", "beta1=0.9,", "beta1=0.8,")
     assert changed("model/build.py", "BATCH_NORM_MOMENTUM = 0.95", "BATCH_NORM_MOMENTUM = 0.9")
     assert changed("experiments/run.py", "start(config.seed)", "start(config.seed + 1)")
-    assert not changed("training/optimizer.py", '"""Adam, and', '"""ADAM, and')
+    assert not changed("training/optimizer.py", '"""The optimizers, and', '"""THE optimizers, and')
     assert not changed("training/optimizer.py", "import numpy as np\n", "import numpy as np\n\n# A comment.\n")
     assert not changed("serve.py", "import", "\nimport")
     (tmp_path / "pipeline/model/layers").mkdir()
