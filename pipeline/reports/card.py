@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.base.errors import shorten
 from pipeline.base.schema import Config
 from pipeline.reports.tables import as_text, markdown_table, percent
+
+MOST_NAMED = 256  # classes
 
 
 def model_card(
@@ -14,7 +17,8 @@ def model_card(
 ) -> str:
     """Return the card in Markdown. `figures` are those of metrics.json; `recall` is by class, NaN without examples."""
     data, tta = config.data, "with" if figures["test_tta_shifts"] > 1 else "without"
-    height, width = data.image_shape
+    shape = ", ".join(map(str, ["N", *data.shape]))
+    form = "grey" if data.channels == 1 else "in colour"
     interval = f"{percent(figures['test_accuracy_low'])} to {percent(figures['test_accuracy_high'])}"
     rows = [
         ["", "", "measured on"],
@@ -30,10 +34,12 @@ def model_card(
     worst = min(known, key=known.__getitem__) if known else None
     weakest = f" Weakest class: {as_text(worst)}, {percent(known[worst])} of its test images correct." if worst else ""
     moved, names = ", on randomly moved images" if config.augment.is_on else "", ", ".join(map(as_text, data.classes))
+    if len(data.classes) > MOST_NAMED:
+        names = shorten(names)
     return f"""# {as_text(config.name)}, a model for {as_text(data.name)}
 
 {num_params:,} parameters, trained {epochs} epochs with seed {config.seed}{moved}.
-It takes uint8 [N, {height}, {width}], grey like its training images, and returns a logit for each of
+It takes uint8 [{shape}], {form} like its training images, and returns a logit for each of
 {len(data.classes)} classes: {names}.
 
 {markdown_table(rows)}
