@@ -70,6 +70,8 @@ def build_app(predictor: Predictor, hosts: list[str]) -> FastAPI:
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def drawing_page() -> Response:
+        if not finds_classes_of(predictor.data):
+            raise UserError("nothing is drawn for this model, which is not of MNIST's digits: POST images to /predict")
         return HTMLResponse(PAGE)
 
     @app.get("/health")

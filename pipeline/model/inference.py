@@ -18,7 +18,7 @@ from pipeline.data.blocks import give_back
 
 # Test-time augmentation: pixels down and right. The first is the image unmodified.
 SHIFTS = ((0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))
-BATCH = 500
+BATCH, BATCH_VALUES = 500, 4_000_000  # images, and values of pixels, that are looked at together at most
 INTRA_OP, INTER_OP = 1, 2
 
 
@@ -53,9 +53,9 @@ def inference(model: keras.Model, tta_shifts: int = 1) -> Callable[[NDArray[np.u
         if not len(images):  # TensorFlow fails on an empty batch (2.21): the graph tells the number of classes
             graph = mean_logits.get_concrete_function(tf.TensorSpec((None, *images.shape[1:]), tf.uint8))
             return np.empty((0, graph.structured_outputs.shape[-1]), np.float32)
-        logits = []
-        for start in range(0, len(images), BATCH):
-            logits.append(mean_logits(images[start : start + BATCH]).numpy())
+        logits, size = [], min(BATCH, max(1, BATCH_VALUES // math.prod(images.shape[1:])))
+        for start in range(0, len(images), size):
+            logits.append(mean_logits(images[start : start + size]).numpy())
             give_back(images)
         return np.concatenate(logits)
 

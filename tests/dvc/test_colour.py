@@ -23,7 +23,7 @@ def mobilenet(image_shape, classes, alpha=0.25):
     return keras.Model(images, keras.layers.Dense(classes)(body(pixels)))
 """
 RECIPE = """# @package _global_
-defaults: [baseline, _self_]
+defaults: [/recipe/baseline, _self_]
 model: {build: "networks:mobilenet"}
 optimizer: {dense_partitions: 1}
 """
