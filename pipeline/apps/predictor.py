@@ -18,7 +18,7 @@ from pipeline.base.files import load_csv, require_file
 from pipeline.base.project import Project
 from pipeline.base.schema import Data
 from pipeline.base.verb_schemas import ExportConfig, PredictorConfig
-from pipeline.data.examples import check_split
+from pipeline.data.examples import SMALL_LABELS, check_split
 from pipeline.metrics import metrics
 
 
@@ -65,7 +65,8 @@ def load_predictor(project: Project, config: PredictorConfig) -> Predictor:
         start(seed=0)
         model = load_model(model_file)
         has_examples = len(predictions.read_bytes().splitlines()) > 1
-        rows = load_csv(predictions, ["label", "prediction"]) if has_examples else []
+        highest_of = "probability_0" if len(config.data.classes) <= SMALL_LABELS else "probability_top_0"
+        rows = load_csv(predictions, ["label", "prediction", highest_of]) if has_examples else []
     if (shape := list(model.input_shape[1:])) != config.data.shape:
         raise UserError(f"{description} takes images of {shape}, expected {config.data.shape}: name another")
     infer = inference(model)
