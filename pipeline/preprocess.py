@@ -15,6 +15,8 @@ from pipeline.data.examples import save_arrays, split_record
 from pipeline.data.readers import Arrays, load_raw
 from pipeline.data.split import positions
 
+MOST_DRAWN = 256  # classes
+
 
 def preprocess(project: Project, config: Config) -> None:
     """Write train.npz, val.npz, test.npz and split.json of the fetched arrays, and samples.png."""
@@ -29,12 +31,13 @@ def preprocess(project: Project, config: Config) -> None:
 
 
 def _draw_samples(raw: Arrays, classes: list[str], path: Path) -> None:
-    """Draw the first training example and the first of each class, grey and upright, as the files hold them."""
+    """Draw the first training example and the first of each class (of MOST_DRAWN), upright, as the files hold them."""
     from pipeline.reports import plots, sheets
 
-    labels, positions = np.unique(raw["train_labels"], return_index=True)  # the first position of each label
+    labels, firsts = np.unique(raw["train_labels"], return_index=True)  # the first position of each label
+    labels, firsts = labels[:MOST_DRAWN], firsts[:MOST_DRAWN]
     titles = ["the first", *(f"label {classes[label]}" for label in labels)]
-    plots.save_figure(path, sheets.plot_examples(raw["train_images"][[0, *positions]], titles, 6, "training examples"))
+    plots.save_figure(path, sheets.plot_examples(raw["train_images"][[0, *firsts]], titles, 6, "training examples"))
 
 
 if __name__ == "__main__":
