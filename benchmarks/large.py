@@ -59,10 +59,12 @@ def make(folder: Path, images: int, side: int, channels: int) -> int:
     return path.stat().st_size
 
 
-def measured(folder: Path, *words: str) -> dict[str, float]:
-    """Run a command: its seconds, and the most memory that it held at once, mapped pages included."""
+def measured(folder: Path, *words: str, stage: str = "") -> dict[str, float]:
+    """Run a command, as a stage of DVC or not: its seconds, and the most memory that it held at once, mapped pages
+    included."""
     begin = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", *words], cwd=folder)
+    variables = os.environ | ({"DVC_STAGE": stage} if stage else {})
+    process = subprocess.Popen([sys.executable, "-m", *words], cwd=folder, env=variables)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -79,7 +81,8 @@ def main() -> None:
         shutil.copy(ROOT / "params.yaml", folder)
         size = make(folder, images, side, channels)
         row: dict[str, Any] = {"images": images, "shape": [side, side, channels], "gb": round(size / 1e9, 2)}
-        row["preprocess"] = measured(folder, "pipeline.preprocess", "data=large")
+        measured(folder, "pipeline.compose", "data=large", stage="compose_data")
+        row["preprocess"] = measured(folder, "pipeline.preprocess", "data=large", stage="preprocess")
         row["train"] = measured(folder, "pipeline.train", "data=large", "recipe=baseline", *TINY)
         [history] = (folder / "outputs").glob("*/metrics.jsonl")
         values = json.loads(history.read_text().split("\n")[1])["values"]
