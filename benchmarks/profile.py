@@ -23,6 +23,7 @@ from pipeline.data.examples import Examples, load_split
 from pipeline.model.build import build_cnn
 from pipeline.model.inference import start
 from pipeline.training.augment import strengths
+from pipeline.training.feed import Chunk
 from pipeline.training.loop import Schedule, Trainer
 from pipeline.training.optimizer import learning_rates
 
@@ -42,12 +43,13 @@ def profile(config: Config, examples: Examples, steps: int = 50) -> str:
     order = np.resize(np.arange(len(examples.labels), dtype=np.int32), (steps + 1) * config.optimizer.batch_size)
     schedule = Schedule(learning_rates(config.optimizer, steps + 1), strengths(config.augment, steps + 1))
     images, labels = tf.constant(examples.images), tf.constant(examples.labels, tf.int32)
-    trainer.run_steps(images, labels, order, schedule, np.int32(steps), np.int32(steps + 1), np.int32(0))  # compiles
+    chunk = Chunk(images, labels, order, np.int32(0), np.int32(0), np.int32(steps))
+    trainer.run_steps(chunk._replace(first=chunk.last, last=np.int32(steps + 1)), schedule, np.int32(0))  # compiles
     space, spent, calls = xplane_pb2.XSpace(), Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
         with tf.profiler.experimental.Profile(folder):
-            trainer.run_steps(images, labels, order, schedule, np.int32(0), np.int32(steps), np.int32(0))
+            trainer.run_steps(chunk, schedule, np.int32(0))
         passed = (time.perf_counter() - begin) * 1000 / steps
         for file in Path(folder).rglob("*.xplane.pb"):
             space.MergeFromString(file.read_bytes())

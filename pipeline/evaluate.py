@@ -16,11 +16,13 @@ from pipeline.base.files import load_csv, save_csv, save_json, write_text
 from pipeline.base.project import Project
 from pipeline.base.schema import Config
 from pipeline.base.verb_schemas import RunConfig
-from pipeline.data.examples import Examples, load_split, save_predictions
+from pipeline.data.examples import SMALL_LABELS, Examples, load_split, save_predictions
 from pipeline.experiments.evaluated import HISTORY, Evaluated, find_model, log_evaluation
 from pipeline.metrics import metrics
 from pipeline.model.kept import in_words, kept_epoch
 from pipeline.reports.card import model_card
+
+MOST_DRAWN = 40  # classes of a confusion matrix, where there are more than SMALL_LABELS
 
 
 def evaluate(project: Project, config: RunConfig) -> None:
@@ -43,8 +45,7 @@ def _evaluate(project: Project, evaluated: Evaluated, test: Examples) -> None:
     epoch, kept = kept_epoch(config.train, history), in_words(config.train, history)
     figures = test_metrics(config, test, probabilities, history[epoch - 1])
     figures["test_errors_no_tta"] = int(np.sum(predict(model, test.images).argmax(1) != test.labels))
-    confusion = metrics.confusion_matrix(test.labels, probabilities.argmax(1), len(config.data.classes))
-    per_class = metrics.class_figures(confusion)
+    per_class = metrics.class_figures(test.labels, probabilities.argmax(1), len(config.data.classes))
     results = project.output(project.recipe_results(config.name))
     save_predictions(results / "predictions.csv", test, probabilities)
     save_csv(results / "per_class.csv", {"class": config.data.classes, **per_class})
@@ -54,7 +55,7 @@ def _evaluate(project: Project, evaluated: Evaluated, test: Examples) -> None:
     save_json(results / "metrics.json", {**facts, **figures, "model_sha256": evaluated.model_sha256})
     recall = dict(zip(config.data.classes, per_class["recall"], strict=True))
     write_text(results / "model_card.md", model_card(config, num_params, epochs, kept, figures, recall))
-    drawn = _draw(results / "plots", config, test, probabilities, confusion, history, kept)
+    drawn = _draw(results / "plots", config, test, probabilities, history, kept)
 
     files = [results / name for name in ("predictions.csv", "per_class.csv", "metrics.json", "model_card.md")] + drawn
     of_test = {key: value for key, value in figures.items() if key.startswith("test_")}
@@ -92,7 +93,6 @@ def _draw(
     config: Config,
     test: Examples,
     probabilities: NDArray[np.float64],
-    confusion: NDArray[np.int64],
     history: Sequence[dict[str, float]],
     kept: str,
 ) -> list[Path]:
@@ -100,6 +100,14 @@ def _draw(
     from pipeline.reports import plots, sheets  # Matplotlib reads the environment when it is imported: after `isolate`
 
     name, classes, labels, predictions = config.name, config.data.classes, test.labels, probabilities.argmax(1)
+    drawn = np.arange(len(classes))
+    counted = f"{name}, {len(labels):,} test examples"
+    if len(classes) > SMALL_LABELS:  # nobody could read them all
+        drawn = metrics.most_confused(labels, predictions, len(classes), MOST_DRAWN)
+        counted = f"{counted}: the {len(drawn)} classes with the most mistakes"
+    both_drawn = np.isin(labels, drawn) & np.isin(predictions, drawn)
+    true, predicted = (np.searchsorted(drawn, values[both_drawn]) for values in (labels, predictions))
+    confusion = metrics.confusion_matrix(true, predicted, len(drawn))
     reliability = metrics.calibration(labels, probabilities, config.evaluate.calibration_bins)
     error = f"{name}: calibration error {100 * reliability.error:.2f} points"
     worst = metrics.worst_mistakes(labels, probabilities, most=24)
@@ -111,7 +119,7 @@ def _draw(
     both = f"{name}: the first test examples, prediction and truth"
     figures = {
         "learning_curves": plots.plot_history(history, f"{name}: {kept}" if kept else name),
-        "confusion_matrix": plots.plot_confusion_matrix(confusion, classes, f"{name}, {len(labels):,} test examples"),
+        "confusion_matrix": plots.plot_confusion_matrix(confusion, [classes[k] for k in drawn], counted),
         "reliability": plots.plot_reliability(reliability, error),
         "worst_mistakes": sheets.plot_examples(test.images[worst], mistakes, 6, most_wrong),
         "gallery": sheets.plot_examples(test.images[first], answers, 4, both, wrong),

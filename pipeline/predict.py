@@ -1,4 +1,7 @@
-"""Read the digits of photographs, scans or drawings: input=<file>, a folder, or 'input=[a.png,b.png]'."""
+"""Read the digits of photographs, scans or drawings: input=<file>, a folder, or 'input=[a.png,b.png]'.
+
+Where the model is of other pictures than MNIST's digits, each input is one picture.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.apps.digit_finder import Page, find_digits, finds_classes_of
-from pipeline.apps.images import read_image
+from pipeline.apps.images import fitted, read_image
 from pipeline.apps.predictor import Predictor, load_predictor
 from pipeline.base.command import main
 from pipeline.base.errors import UserError
@@ -16,10 +19,8 @@ from pipeline.reports.tables import percent, plain
 
 
 def predict(project: Project, config: PredictConfig) -> None:
-    """Print the digits of each image, a line for each digit, and with `show` draw them."""
+    """Print the digits of each image, a line for each digit, or else the class of each; with `show` draw them."""
     project = project.job()
-    if not finds_classes_of(config.data):
-        raise UserError(f"predict finds MNIST's digits, and {config.data.name} has other classes: give data=mnist")
     files = _files(config.input)
     predictor = load_predictor(project, config)
     abstains = f"abstains below {percent(predictor.threshold)}" if predictor.threshold <= 1 else "always abstains"
@@ -28,7 +29,11 @@ def predict(project: Project, config: PredictConfig) -> None:
     for number, file in enumerate(files, 1):
         name = plain(str(file))
         try:
-            page = find_digits(read_image(file, name))
+            pixels = read_image(file, name, config.data.channels)
+            if finds_classes_of(config.data):
+                page = find_digits(pixels)
+            else:  # fitted as `adopt` fits the pictures to train on
+                page = Page(pixels, [], fitted(pixels, config.data.shape)[None])
         except UserError as error:
             errors.append(str(error) if name in str(error) else f"{name}: {error}")
             continue
@@ -63,9 +68,13 @@ def _show(name: str, page: Page, predictor: Predictor, picture: Path | None) -> 
     print(f"{name}: {' '.join(captions)}", *lines, sep="\n")
     if picture:
         from pipeline.reports.plots import save_figure
-        from pipeline.reports.sheets import plot_page
+        from pipeline.reports.sheets import plot_examples, plot_page
 
-        save_figure(picture, plot_page(page.image, page.boxes, page.digits, captions))
+        if page.boxes:
+            figure = plot_page(page.image, page.boxes, page.digits, captions)
+        else:
+            figure = plot_examples(page.digits, captions, 1, "")
+        save_figure(picture, figure)
         print(f"wrote {picture}")
 
 

@@ -29,6 +29,8 @@ SUSPECTS = 50  # examples with the least probable labels, of validation and of t
 def robustness(project: Project, config: Config) -> None:
     """Write robustness.json and corrupted.png, and the suspects as tables and pictures; log them to MLflow."""
     project = project.job()
+    if config.data.channels > 1:
+        raise UserError(f"robustness draws grey images, and those of {config.data.name} are in colour: give other data")
     test, val = load_split(project, "test", config.data), load_split(project, "val", config.data)
     folder = project.output(project.results / "robustness" / config.name)
     predictor = load_predictor(project, validate(PredictorConfig, config.model_dump()))

@@ -55,7 +55,7 @@ class Page(NamedTuple):
 
 def finds_classes_of(data: Data) -> bool:
     """Return whether a model of these data takes the digits that are found here."""
-    return data.classes == DIGITS and data.image_shape == [FIELD, FIELD]
+    return data.classes == DIGITS and data.shape == [FIELD, FIELD]
 
 
 def find_digits(image: NDArray[np.uint8]) -> Page:

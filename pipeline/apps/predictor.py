@@ -18,12 +18,12 @@ from pipeline.base.files import load_csv, require_file
 from pipeline.base.project import Project
 from pipeline.base.schema import Data
 from pipeline.base.verb_schemas import ExportConfig, PredictorConfig
-from pipeline.data.examples import check_split
+from pipeline.data.examples import SMALL_LABELS, check_split
 from pipeline.metrics import metrics
 
 
 class Predictor(NamedTuple):
-    probabilities: Callable[[NDArray[np.uint8]], NDArray[np.float64]]  # uint8 [N, H, W] to [N, K]
+    probabilities: Callable[[NDArray[np.uint8]], NDArray[np.float64]]  # uint8 [N, H, W] or [N, H, W, 3] to [N, K]
     threshold: float  # the model abstains where its highest probability is lower; infinite: it always abstains
     description: str
     data: Data  # the data set that it was trained on
@@ -65,9 +65,10 @@ def load_predictor(project: Project, config: PredictorConfig) -> Predictor:
         start(seed=0)
         model = load_model(model_file)
         has_examples = len(predictions.read_bytes().splitlines()) > 1
-        rows = load_csv(predictions, ["label", "prediction", "probability_0"]) if has_examples else []
-    if (shape := list(model.input_shape[1:])) != config.data.image_shape:
-        raise UserError(f"{description} takes images of {shape}, expected {config.data.image_shape}: name another")
+        highest_of = "probability_0" if len(config.data.classes) <= SMALL_LABELS else "probability_top_0"
+        rows = load_csv(predictions, ["label", "prediction", highest_of]) if has_examples else []
+    if (shape := list(model.input_shape[1:])) != config.data.shape:
+        raise UserError(f"{description} takes images of {shape}, expected {config.data.shape}: name another")
     infer = inference(model)
     highest = np.array([max(value for key, value in row.items() if key.startswith("probability_")) for row in rows])
     correct = np.array([row["label"] == row["prediction"] for row in rows], bool)

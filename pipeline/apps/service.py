@@ -1,9 +1,12 @@
-"""A model behind HTTP: a page to draw digits on, and POST /predict for an image or for arrays."""
+"""A model behind HTTP: a page to draw digits on, and POST /predict for an image or for arrays.
+
+A model of other pictures than MNIST's digits takes an image whole, fitted as `adopt` fits those to train on.
+"""
 
 from __future__ import annotations
 
 from importlib import resources
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import Body, FastAPI, Request
@@ -13,7 +16,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, FailFast, Field
 
 from pipeline.apps.digit_finder import Box, find_digits, finds_classes_of
-from pipeline.apps.images import read_image
+from pipeline.apps.images import fitted, read_image
 from pipeline.apps.predictor import Predictor
 from pipeline.base.errors import UserError
 
@@ -21,7 +24,9 @@ MAX_BYTES = 16_000_000  # of a request: 5,000 images of 28 x 28 as JSON, or a la
 PAGE = resources.files("pipeline.apps").joinpath("page.html").read_text(encoding="utf-8")
 
 Pixel = Annotated[int, Field(strict=True, ge=0, le=255)]
-Image = Annotated[list[Annotated[list[Pixel], FailFast()]], FailFast()]
+Row = Annotated[list[Pixel], FailFast()]
+Image = Annotated[list[Row], FailFast()]
+ColourImage = Annotated[list[Annotated[list[Row], FailFast()]], FailFast()]
 
 
 class Arrays(BaseModel):
@@ -29,6 +34,14 @@ class Arrays(BaseModel):
 
     inputs: Annotated[list[Image], FailFast()] = Field(
         min_length=1, description="N x H x W whole numbers, from 0 for paper to 255 for ink"
+    )
+
+
+class ColourArrays(BaseModel):
+    """The same in colour."""
+
+    inputs: Annotated[list[ColourImage], FailFast()] = Field(
+        min_length=1, description="N x H x W x 3 whole numbers from 0 to 255: red, green and blue"
     )
 
 
@@ -57,34 +70,41 @@ def build_app(predictor: Predictor, hosts: list[str]) -> FastAPI:
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def drawing_page() -> Response:
+        if not finds_classes_of(predictor.data):
+            raise UserError("nothing is drawn for this model, which is not of MNIST's digits: POST images to /predict")
         return HTMLResponse(PAGE)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
         return {"model": predictor.description}
 
-    @app.post("/predict", response_model_exclude_none=True)
-    def predict(body: Annotated[Arrays | bytes, Body()]) -> Answer:
-        """Predict the class of every image of the arrays, or of every digit on the page that an image shows."""
+    data = predictor.data
+
+    def predict(body: Any) -> Answer:
+        """Predict the class of every image of the arrays, of an image, or of every digit on the page that it shows."""
         page = None
-        if isinstance(body, Arrays):
-            height, width = predictor.data.image_shape
-            if any([len(image), *map(len, image)] != [height] + [width] * height for image in body.inputs):
-                raise UserError(f"inputs is not N x {height} x {width}: give images of that shape")
-            images = np.array(body.inputs, np.uint8)
-        elif not finds_classes_of(predictor.data):
-            raise UserError("this model is not of MNIST's digits: give arrays, as application/json")
+        if not isinstance(body, bytes):
+            try:
+                images = np.array(body.inputs, np.uint8)
+            except ValueError:  # rows of several lengths
+                images = np.empty(0, np.uint8)
+            if list(images.shape[1:]) != data.shape:
+                raise UserError(f"inputs is not {' x '.join(map(str, ['N', *data.shape]))}: give images of that shape")
         else:
-            page = find_digits(read_image(body, "the body, which is not application/json,"))
-            images = page.digits
+            pixels = read_image(body, "the body, which is not application/json,", data.channels)
+            page = find_digits(pixels) if finds_classes_of(data) else None
+            images = page.digits if page else fitted(pixels, data.shape)[None]
         probabilities = predictor.probabilities(images)
         return Answer(
             digits=probabilities.argmax(1).tolist(),
             abstains=predictor.abstains(probabilities).tolist(),
             probabilities=probabilities.round(6).tolist(),
-            classes=predictor.data.classes,
+            classes=data.classes,
             boxes=page and page.boxes,
             seen=page and page.digits.tolist(),
         )
 
+    arrays = Arrays if data.channels == 1 else ColourArrays
+    predict.__annotations__["body"] = Annotated[arrays | bytes, Body()]
+    app.post("/predict", response_model_exclude_none=True)(predict)
     return app

@@ -9,8 +9,8 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,26 @@ def load_csv(path: Path, columns: Iterable[str]) -> list[dict[str, float]]:
 def sha256(path: Path) -> str:
     with require_file(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remembered(path: Path, name: str, compute: Callable[[], str]) -> str:
+    """Return what `compute` reads from a file, as a hash, taken once for all processes while the file stays the same.
+
+    That is while its size, time and inode do, as Git and DVC tell it too. It is kept in a hidden file beside, which
+    belongs to no stage of DVC.
+    """
+    state, kept = path.stat(), path.with_name(f".{path.name}.known.json")
+    stamp = [state.st_size, state.st_mtime_ns, state.st_ino]
+    values: dict[str, Any] = {}
+    with suppress(OSError, ValueError):  # none yet, or cut short
+        values = json.loads(kept.read_text(encoding="utf-8"))
+    if values.get("stamp") != stamp:
+        values = {"stamp": stamp}
+    if name not in values:
+        values[name] = compute()
+        with suppress(OSError):  # of a folder that is read-only: it is taken again
+            save_json(kept, values)
+    return str(values[name])
 
 
 def require_file(path: Path) -> Path:

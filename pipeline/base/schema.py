@@ -52,14 +52,19 @@ class Data(Section):
     name: Name = Field(description="of its file in conf/data")
     image_shape: list[Size] = Field(min_length=2, max_length=2, description="height and width in pixels")
     channels: Literal[1, 3] = Field(1, description="1 for grey images, 3 for colour")
-    classes: list[ClassName] = Field(min_length=2, max_length=256, description="names, in the order of the labels")
+    classes: list[ClassName] = Field(min_length=2, max_length=65_535, description="names, in the order of the labels")
     published: bool = Field(description="whether the original was trained on it; `compare` then shows its results")
     val_size: int = Field(ge=0, lt=2**31, description="training examples held out for validation, stratified")
     split_seed: Seed = Field(description="seed of the split only; all values of `seed` share one split")
     fraction: float = Field(gt=0, le=1, description="share of training and test examples to use, for quick tries")
     files: dict[ArrayName, Name] = Field({}, description="names of the IDX files, without .gz")
     sources: list[Source] = Field([], description="tried in this order")
-    sha256: dict[ArrayName, Sha256] = Field(min_length=4, description="of the arrays' bytes (uint8, C order)")
+    sha256: dict[ArrayName, Sha256] = Field(min_length=4, description="of the arrays' bytes (C order)")
+
+    @property
+    def shape(self) -> list[int]:
+        """Of an image: [H, W], or [H, W, 3] in colour."""
+        return [*self.image_shape, *([self.channels] if self.channels > 1 else [])]
 
 
 class Convolution(Section):
@@ -77,6 +82,10 @@ class Model(Section):
     pooling: Literal["flatten", "average"] = Field(description="between the convolutions and the dense layers")
     units: list[Units] = Field(max_length=50, description="of the hidden dense layers")
     pixel_scale: float = Field(gt=0, le=1, description="the network sees pixel * pixel_scale")
+    pixel_mean: list[float] = Field([], description="of each channel, subtracted after pixel_scale")
+    pixel_std: list[Annotated[float, Field(gt=0)]] = Field(
+        [], description="of each channel, divided by after pixel_mean"
+    )
     precision: Literal["float32", "mixed_bfloat16"] = Field(
         "float32", description="Keras dtype policy of all layers except the logits; mixed_bfloat16 is for GPUs"
     )
@@ -183,6 +192,12 @@ class Config(Section):
             self.optimizer.name, self.optimizer.args, self.optimizer.weight_decay, self.optimizer.dense_partitions
         )
         self._patience_fits()
+        mean, std = (self.model.pixel_mean, self.model.pixel_std) if isinstance(self.model, Model) else ([], [])
+        if {len(mean), len(std)} not in ({0}, {self.data.channels}):
+            raise ValueError(
+                f"model.pixel_mean={mean} and model.pixel_std={std}: give both a number for each of the "
+                f"{self.data.channels} channels of the images"
+            )
         for number, layer in enumerate(self.model.convolutions if isinstance(self.model, Model) else []):
             border = layer.kernel_size - 1 if layer.padding == "valid" else 0
             height, width = (-(-(size - border) // layer.strides) // layer.pool for size in (height, width))

@@ -20,6 +20,7 @@ class CompareConfig(Config):
 
 class AdoptConfig(Config):
     path: str | None = Field(None, description="folder of this repository, with a folder of pictures per class")
+    skip_damaged: bool = Field(False, description="leave out pictures that cannot be read")
 
 
 class PredictorConfig(RunConfig):

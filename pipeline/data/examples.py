@@ -1,11 +1,14 @@
 """Examples: images with their labels, as they are checked, stored and loaded.
 
-N examples, H rows, W columns, K classes: images uint8 [N, H, W], 0 (paper) to 255 (ink); labels uint8 [N], 0 to K - 1.
+N examples, H rows, W columns, K classes: images uint8 [N, H, W], 0 (paper) to 255 (ink), or [N, H, W, 3] in colour;
+labels [N], 0 to K - 1, uint8 for up to 256 classes and uint16 for more. Large arrays are mapped: see blocks.py.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import math
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +20,15 @@ from pipeline.base.errors import UserError, shorten
 from pipeline.base.files import REMAKE, load_json, replacing, require_file, save_csv
 from pipeline.base.project import Project
 from pipeline.base.schema import Data
+from pipeline.data.blocks import IN_MEMORY, Rows, blocks, map_member
+
+TOP = 5  # classes of an example that predictions.csv holds where there are more than SMALL_LABELS
+SMALL_LABELS = 256  # classes whose labels are uint8
 
 
 class Examples(NamedTuple):
-    images: NDArray[np.uint8]  # [N, H, W]
-    labels: NDArray[np.uint8]  # [N]
+    images: NDArray[np.uint8]  # [N, H, W] or [N, H, W, 3]
+    labels: NDArray[np.uint8] | NDArray[np.uint16]  # [N]
     source_index: NDArray[np.int32]  # [N], the position among the published training or test examples
 
 
@@ -30,21 +37,47 @@ def head(examples: Examples, count: int | None) -> Examples:
     return Examples(examples.images[:count], examples.labels[:count], examples.source_index[:count])
 
 
-def save_arrays(path: Path, **arrays: NDArray) -> None:
-    """Write an .npz whose bytes depend on the arrays alone; np.savez's depend on Python, compressed ones on zlib."""
+def save_arrays(path: Path, **arrays: NDArray | Rows) -> dict[str, str]:
+    """Write an .npz whose bytes depend on the arrays alone; np.savez's depend on Python, compressed ones on zlib.
+
+    It is written block by block. Return the SHA-256 of each array's bytes, in C order.
+    """
+    digests = {}
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, array in arrays.items():
-            content = io.BytesIO()
-            np.lib.format.write_array(content, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue())
+            dtype = array.array.dtype if isinstance(array, Rows) else array.dtype
+            header, digest = io.BytesIO(), hashlib.sha256()
+            form = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": array.shape}
+            np.lib.format.write_array_header_1_0(header, form)
+            member = zipfile.ZipInfo(f"{name}.npy")
+            member.file_size = len(header.getvalue()) + dtype.itemsize * math.prod(array.shape)
+            with archive.open(member, "w") as file:
+                file.write(header.getvalue())
+                for block in blocks(array):
+                    file.write(block.data)
+                    digest.update(block.data)
+            digests[name] = digest.hexdigest()
+    return digests
 
 
 def load_arrays(path: Path) -> dict[str, NDArray]:
-    """Return the arrays of an .npz file by name; a missing or damaged file, or one with pickles, is a UserError."""
+    """Return the arrays of an .npz file by name, those mapped that are large and not packed.
+
+    A missing or damaged file, or one with pickles, is a UserError. A changed pixel of a mapped array is not noticed.
+    """
     with require_file(path).open("rb") as file:
         try:
             with np.load(file, allow_pickle=False) as archive:
-                return {name: np.asarray(archive[name]) for name in archive.files}
+                members = {member.filename.removesuffix(".npy"): member for member in archive.zip.infolist()}
+                large = {
+                    name: member
+                    for name, member in members.items()
+                    if member.file_size > IN_MEMORY and member.compress_type == zipfile.ZIP_STORED
+                }
+                return {
+                    name: map_member(path, large[name]) if name in large else np.asarray(archive[name])
+                    for name in archive.files
+                }
         except Exception:  # damaged bytes make NumPy, zipfile and zlib raise nearly anything
             raise UserError(f"{path} is damaged, or no .npz file of plain arrays") from None
 
@@ -54,12 +87,16 @@ def check_arrays(arrays: dict[str, NDArray], names: tuple[str, ...], data: Data)
     if missing := [name for name in names if name not in arrays]:
         raise UserError(f"the arrays {', '.join(missing)} are missing")
     labels = arrays[names[1]]
-    shapes = [labels.size, *data.image_shape], [labels.size], [labels.size]
-    for name, dtype, shape in zip(names, ("uint8", "uint8", "int32"), shapes, strict=False):
+    shapes = [labels.size, *data.shape], [labels.size], [labels.size]
+    for name, dtype, shape in zip(names, ("uint8", label_type(data), "int32"), shapes, strict=False):
         if arrays[name].dtype != dtype or list(arrays[name].shape) != shape:
             raise UserError(f"{name} is {arrays[name].dtype}{list(arrays[name].shape)}, expected {dtype}{shape}")
     if labels.size and labels.max() >= len(data.classes):
         raise UserError(f"{names[1]} has the label {labels.max()}, expected 0 to {len(data.classes) - 1}")
+
+
+def label_type(data: Data) -> str:
+    return "uint8" if len(data.classes) <= SMALL_LABELS else "uint16"
 
 
 def load_examples(path: Path, data: Data) -> Examples:
@@ -97,7 +134,17 @@ def load_split(project: Project, name: str, data: Data) -> Examples:
 
 
 def save_predictions(path: Path, examples: Examples, probabilities: NDArray[np.float64]) -> None:
-    """Write a CSV row per example: its index, label, prediction, and probabilities [N, K] to six significant digits."""
+    """Write a CSV row per example: its index, label, prediction, and probabilities [N, K] to six significant digits.
+
+    Of more than SMALL_LABELS classes these are the TOP highest, each with its class, and that of the label.
+    """
     columns = {"index": examples.source_index, "label": examples.labels, "prediction": probabilities.argmax(1)}
-    rounded = {f"probability_{k}": [f"{value:.6g}" for value in column] for k, column in enumerate(probabilities.T)}
+    chosen = {f"probability_{k}": column for k, column in enumerate(probabilities.T)}
+    if probabilities.shape[1] > SMALL_LABELS:
+        rows = np.arange(len(probabilities))
+        top = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP].T  # [TOP, N]
+        columns |= {f"top_{k}": classes for k, classes in enumerate(top)}
+        chosen = {f"probability_top_{k}": probabilities[rows, classes] for k, classes in enumerate(top)}
+        chosen["probability_label"] = probabilities[rows, examples.labels]
+    rounded = {key: [f"{value:.6g}" for value in column] for key, column in chosen.items()}
     save_csv(path, columns | rounded)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from pipeline.base.errors import UserError
 from pipeline.base.files import REMAKE, require_file
 from pipeline.base.schema import ARRAYS, Data
+from pipeline.data.blocks import array_sha256
 from pipeline.data.examples import check_arrays, load_arrays
 
-Arrays = dict[str, NDArray[np.uint8]]  # by the names in ARRAYS
+Arrays = dict[str, NDArray[Any]]  # by the names in ARRAYS: uint8, labels of more than 256 classes uint16
 KERAS_NAMES = dict(zip(("x_train", "y_train", "x_test", "y_test"), ARRAYS, strict=True))
 
 
@@ -68,11 +69,6 @@ def verify(arrays: Arrays, data: Data) -> None:
     for key in ARRAYS:
         if (actual := array_sha256(arrays[key])) != data.sha256[key]:
             raise UserError(f"{key} has SHA-256 {actual[:12]}…, expected {data.sha256[key][:12]}…")
-
-
-def array_sha256(array: NDArray[np.uint8]) -> str:
-    """Return the SHA-256 of the array's bytes in C order, in hex."""
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def load_raw(path: Path, data: Data) -> Arrays:

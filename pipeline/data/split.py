@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
 from pipeline.base.schema import Data
+from pipeline.data.blocks import gather
 from pipeline.data.examples import Examples
 
 
-def stratified_split(labels: NDArray[np.uint8], size: int, seed: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def stratified_split(labels: NDArray[np.integer], size: int, seed: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Split the positions of `labels` [N] into (rest, drawn), with `size` drawn; more than N is a UserError.
 
     Each class gives its share of `size`, rounded so that the shares add up (largest remainders first).
@@ -28,15 +32,16 @@ def stratified_split(labels: NDArray[np.uint8], size: int, seed: int) -> tuple[N
     return np.flatnonzero(~drawn).astype(np.int32), np.flatnonzero(drawn).astype(np.int32)
 
 
-def stratified_fraction(labels: NDArray[np.uint8], fraction: float, seed: int) -> NDArray[np.int32]:
+def stratified_fraction(labels: NDArray[np.integer], fraction: float, seed: int) -> NDArray[np.int32]:
     """Return the positions of a share of the examples, 0 to 1, drawn by class."""
     return stratified_split(labels, round(len(labels) * fraction), seed)[1]
 
 
-def split(raw: dict[str, NDArray[np.uint8]], data: Data) -> dict[str, Examples]:
-    """Return the examples "train", "val" and "test"; a split without training or test examples is a UserError.
+def positions(raw: Mapping[str, NDArray[Any]], data: Data) -> dict[str, tuple[str, NDArray[np.int32]]]:
+    """Return of "train", "val" and "test" where they are drawn from, "train" or "test", and which examples.
 
-    A `fraction` below 1 draws from training and test first, and validation from the training examples that are left.
+    A `fraction` below 1 draws from training and test first, and validation from the training examples that are left. A
+    split without training or test examples is a UserError.
     """
     kept = stratified_fraction(raw["train_labels"], data.fraction, data.split_seed)
     test = stratified_fraction(raw["test_labels"], data.fraction, data.split_seed)
@@ -46,8 +51,12 @@ def split(raw: dict[str, NDArray[np.uint8]], data: Data) -> dict[str, Examples]:
             f"data.fraction={data.fraction} and data.val_size={data.val_size} leave {len(rest)} training and "
             f"{len(test)} test examples: give a larger fraction, or a smaller val_size"
         )
-    positions = {"train": ("train", kept[rest]), "val": ("train", kept[drawn]), "test": ("test", test)}
+    return {"train": ("train", kept[rest]), "val": ("train", kept[drawn]), "test": ("test", test)}
+
+
+def split(raw: Mapping[str, NDArray[Any]], data: Data) -> dict[str, Examples]:
+    """Return the examples "train", "val" and "test", in memory."""
     return {
-        name: Examples(raw[f"{source}_images"][index], raw[f"{source}_labels"][index], index)
-        for name, (source, index) in positions.items()
+        name: Examples(gather(raw[f"{source}_images"], index), raw[f"{source}_labels"][index], index)
+        for name, (source, index) in positions(raw, data).items()
     }

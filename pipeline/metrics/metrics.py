@@ -56,9 +56,17 @@ def confusion_matrix(labels: Labels, predictions: Labels, classes: int) -> NDArr
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
-def class_figures(confusion: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+def most_confused(labels: Labels, predictions: Labels, classes: int, most: int) -> NDArray[np.int64]:
+    """The classes with the most mistakes, at most so many, in ascending order."""
+    wrong = labels != predictions
+    mistakes = np.bincount(labels[wrong], minlength=classes) + np.bincount(predictions[wrong], minlength=classes)
+    return np.sort(np.argsort(-mistakes, kind="stable")[:most])
+
+
+def class_figures(labels: Labels, predictions: Labels, classes: int) -> dict[str, NDArray[Any]]:
     """Precision, recall, F1 and examples (support) of every class [K], NaN where there is nothing to divide by."""
-    right, support, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    found = (labels[labels == predictions], labels, predictions)
+    right, support, predicted = (np.bincount(values, minlength=classes) for values in found)
     with np.errstate(invalid="ignore"):
         shares = {"precision": right / predicted, "recall": right / support, "f1": 2 * right / (support + predicted)}
     return shares | {"support": support}

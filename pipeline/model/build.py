@@ -6,6 +6,7 @@ Shapes: B batch, H rows, W columns, C channels, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import layers
@@ -19,24 +20,24 @@ BATCH_NORM_MOMENTUM = 0.95  # Keras's 0.99 is still near its start after the 50 
 
 def build_model(project: Project, config: Config) -> keras.Model:
     """Build the network of a configuration: that of its keys, or what the user's own function returns."""
-    shape = tuple(config.data.image_shape) + ((3,) if config.data.channels == 3 else ())
+    shape = tuple(config.data.shape)
     if isinstance(config.model, Model):
         return build_cnn(config.model, shape, len(config.data.classes))
     return own.load(project.root, config.model.build)(shape, len(config.data.classes), **config.model.args)
 
 
 def build_cnn(model: Model, image_shape: Sequence[int], classes: int) -> keras.Model:
-    """Build convolutions, pooling, hidden dense layers and one logit per class.
+    """Build convolutions, pooling, hidden dense layers and one logit per class. `image_shape` is (H, W) or (H, W, 3).
 
-    The model takes raw images, uint8 [B, H, W] in 0..255, and returns logits, float32 [B, K]: scaling is inside.
+    The model takes raw images of that shape, uint8 in 0..255, and returns logits, float32 [B, K]: scaling is inside.
     Logits and variables are float32 whatever the precision, which is a Keras policy for the layers in between.
     Another network can be returned instead: docs/architecture.md says what is asked of it.
     With one 'valid' convolution of 64 filters, no batch norm, 'flatten' and units 64, 64 it is the published model.
     """
-    images = layers.Input(tuple(image_shape), dtype="uint8", name="images")  # [B, H, W]
-    x = layers.Reshape((*image_shape, 1), name="channel")(images)  # [B, H, W, 1]
+    images = layers.Input(tuple(image_shape), dtype="uint8", name="images")
+    x = images if len(image_shape) == 3 else layers.Reshape((*image_shape, 1), name="channel")(images)  # [B, H, W, C]
     policy = {} if model.precision == "float32" else {"dtype": model.precision}  # float32 is Keras's own choice
-    x = layers.Rescaling(model.pixel_scale, name="pixels", **policy)(x)
+    x = layers.Rescaling(*_pixel_scale(model), name="pixels", **policy)(x)
     for number, layer in enumerate(model.convolutions, start=1):
         x = layers.Conv2D(
             model.filters * layer.multiple,
@@ -62,6 +63,14 @@ def build_cnn(model: Model, image_shape: Sequence[int], classes: int) -> keras.M
         x = layers.Dropout(model.dropout, **policy)(x)
     logits = layers.Dense(classes, name="logits")(x)  # [B, K]
     return keras.Model(images, logits)
+
+
+def _pixel_scale(model: Model) -> list[Any]:
+    """Return what a pixel is multiplied by, and with `pixel_mean` what is added to it then, a number a channel."""
+    if not model.pixel_mean:
+        return [model.pixel_scale]
+    pairs = list(zip(model.pixel_mean, model.pixel_std, strict=True))
+    return [[model.pixel_scale / std for _, std in pairs], [-mean / std for mean, std in pairs]]
 
 
 def count_macs(model: keras.Model) -> int:

@@ -1,6 +1,6 @@
 """Inference, with test-time augmentation: the same bits on every machine of one kind.
 
-Shapes: N images, B batch, H rows, W columns, K classes.
+Shapes: N images, B batch, H rows, W columns, K classes. Images [B, H, W] may as well be [B, H, W, 3], in colour.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
+from pipeline.data.blocks import give_back
 
 # Test-time augmentation: pixels down and right. The first is the image unmodified.
 SHIFTS = ((0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))
-BATCH = 500
+BATCH, BATCH_VALUES = 500, 4_000_000  # images, and values of pixels, that are looked at together at most
 INTRA_OP, INTER_OP = 1, 2
 
 
@@ -52,7 +53,11 @@ def inference(model: keras.Model, tta_shifts: int = 1) -> Callable[[NDArray[np.u
         if not len(images):  # TensorFlow fails on an empty batch (2.21): the graph tells the number of classes
             graph = mean_logits.get_concrete_function(tf.TensorSpec((None, *images.shape[1:]), tf.uint8))
             return np.empty((0, graph.structured_outputs.shape[-1]), np.float32)
-        return np.concatenate([mean_logits(images[i : i + BATCH]).numpy() for i in range(0, len(images), BATCH)])
+        logits, size = [], min(BATCH, max(1, BATCH_VALUES // math.prod(images.shape[1:])))
+        for start in range(0, len(images), size):
+            logits.append(mean_logits(images[start : start + size]).numpy())
+            give_back(images)
+        return np.concatenate(logits)
 
     return infer
 
@@ -62,7 +67,7 @@ def predict(model: keras.Model, images: NDArray[np.uint8], tta_shifts: int = 1) 
     return inference(model, tta_shifts)(images)
 
 
-def loss_and_accuracy(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> tuple[float, float]:
+def loss_and_accuracy(logits: NDArray[np.float32], labels: NDArray[np.integer]) -> tuple[float, float]:
     """Return mean cross-entropy in nats and accuracy, 0 to 1; NaN for no images."""
     if not len(labels):
         return math.nan, math.nan
@@ -91,7 +96,8 @@ def affine(
     Rotation is in radians, scale a factor of the size, stretch one of the width and the inverse of one of the height,
     shear and shifts are in pixels. Bilinear between pixels, rounded, 0 outside.
     """
-    height, width = images.shape[1:]
+    height, width = images.shape[1:3]
+    is_grey = len(images.shape) == 3
     # The operation wants the inverse map, from a pixel of the result (column x, row y) to one of the source:
     # undo the shift, then shear, rotate, shrink and squeeze about the centre.
     cosine, sine = tf.cos(rotation) / scale, tf.sin(rotation) / scale
@@ -103,11 +109,11 @@ def affine(
     zero = tf.zeros_like(xx)
     transforms = tf.stack([xx, xy, start_x, yx, yy, start_y, zero, zero], axis=1)  # [B, 8]
     moved = tf.raw_ops.ImageProjectiveTransformV3(
-        images=tf.cast(images, tf.float32)[..., None],
+        images=tf.cast(images, tf.float32)[..., None] if is_grey else tf.cast(images, tf.float32),
         transforms=transforms,
         output_shape=[height, width],
         fill_value=0.0,
         interpolation="BILINEAR",
         fill_mode="CONSTANT",
     )
-    return tf.cast(tf.round(moved[..., 0]), tf.uint8)
+    return tf.cast(tf.round(moved[..., 0] if is_grey else moved), tf.uint8)

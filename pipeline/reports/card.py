@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.base.errors import shorten
 from pipeline.base.schema import Config
 from pipeline.reports.tables import as_text, markdown_table, percent
+
+MOST_NAMED = 256  # classes
 
 
 def model_card(
@@ -17,7 +20,8 @@ def model_card(
     `kept` says which epoch's model it is, where it is not that of the last.
     """
     data, tta = config.data, "with" if figures["test_tta_shifts"] > 1 else "without"
-    height, width = data.image_shape
+    shape = ", ".join(map(str, ["N", *data.shape]))
+    form = "grey" if data.channels == 1 else "in colour"
     interval = f"{percent(figures['test_accuracy_low'])} to {percent(figures['test_accuracy_high'])}"
     chosen = "; the epoch was chosen on them, so it is biased upward" if kept else ""
     rows = [
@@ -39,10 +43,12 @@ def model_card(
     weakest = f" Weakest class: {as_text(worst)}, {percent(known[worst])} of its test images correct." if worst else ""
     moved, names = ", on randomly moved images" if config.augment.is_on else "", ", ".join(map(as_text, data.classes))
     epoch = f"\nIts weights are those of {kept}." if kept else ""
+    if len(data.classes) > MOST_NAMED:
+        names = shorten(names)
     return f"""# {as_text(config.name)}, a model for {as_text(data.name)}
 
 {num_params:,} parameters, trained {epochs} epochs with seed {config.seed}{moved}.{epoch}
-It takes uint8 [N, {height}, {width}], grey like its training images, and returns a logit for each of
+It takes uint8 [{shape}], {form} like its training images, and returns a logit for each of
 {len(data.classes)} classes: {names}.
 
 {markdown_table(rows)}

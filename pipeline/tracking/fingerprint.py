@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.base.files import sha256
+from pipeline.base.files import remembered, require_file, sha256
 from pipeline.base.own import sha256_of
 from pipeline.base.project import Project
 from pipeline.base.schema import Config
 from pipeline.base.validation import flatten, non_defaults
+from pipeline.data.blocks import IN_MEMORY
 from pipeline.tracking.environment import NUMERIC_PACKAGES, THREADS, compute_variables, processor, versions
 
 # Code that can change a trained model: the rooms that compute, and the module that wires them.
@@ -41,7 +42,7 @@ class Fingerprint(NamedTuple):
 def fingerprint(project: Project, config: Config, data_files: Sequence[Path]) -> Fingerprint:
     """Return what decides the model that this process would train on these files, the training and validation data."""
     values = training_values(config)
-    data = hashlib.sha256("".join(map(sha256, data_files)).encode()).hexdigest()
+    data = hashlib.sha256("".join(map(_file_sha256, data_files)).encode()).hexdigest()
     code = code_sha256(project.root)
     environment = compute_variables()
     shared = [data, code, [importlib.metadata.version(name) for name in NUMERIC_PACKAGES], environment]
@@ -59,6 +60,12 @@ def fingerprint(project: Project, config: Config, data_files: Sequence[Path]) ->
     # The g: Hydra, and whoever reads a ranking, would take 9447e1230643 for a number.
     group = f"g{sha256_of([without_seed, *shared])[:12]}"
     return Fingerprint(sha256_of(values), data, code, sha256_of([values, *shared]), group, resume_key)
+
+
+def _file_sha256(path: Path) -> str:
+    if require_file(path).stat().st_size <= IN_MEMORY:
+        return sha256(path)
+    return remembered(path, "sha256", lambda: sha256(path))
 
 
 def training_values(config: Config) -> dict[str, Any]:

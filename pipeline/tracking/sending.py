@@ -11,6 +11,8 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
+from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -27,8 +29,9 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
 
 from pipeline.base.errors import UserError
-from pipeline.base.files import HOST
+from pipeline.base.files import HOST, remembered
 from pipeline.base.project import Project
+from pipeline.data.blocks import blocks, is_large
 from pipeline.data.examples import Examples
 from pipeline.model.files import load_model
 from pipeline.tracking import queries
@@ -216,6 +219,19 @@ def describe(splits: Iterable[tuple[str, Examples]]) -> list[dict[str, str]]:
     described = []
     for name, examples in splits:
         source = CodeDatasetSource({"file": f"data/processed/{name}.npz"})
-        digest = hashlib.sha256(examples.images.tobytes() + examples.labels.tobytes()).hexdigest()[:32]
-        described.append(NumpyDataset(examples.images, source, examples.labels, name, digest).to_dict())
+        described.append(NumpyDataset(examples.images, source, examples.labels, name, _digest(examples)).to_dict())
     return described
+
+
+def _digest(examples: Examples) -> str:
+    """Return 32 digits of the SHA-256 of the images and labels."""
+
+    def digest() -> str:
+        found = hashlib.sha256()
+        for block in chain(blocks(examples.images), blocks(examples.labels)):
+            found.update(block.data)
+        return found.hexdigest()[:32]
+
+    if is_large(examples.images) and (file := getattr(examples.images, "filename", None)):  # mapped
+        return remembered(Path(file), f"first {len(examples.labels)} examples", digest)
+    return digest()

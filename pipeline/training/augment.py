@@ -30,13 +30,13 @@ def random_affine(images: tf.Tensor, seed: tf.Tensor, augment: Augment, strength
     """Rotate, scale, stretch, shear and shift every image by random amounts of its own, about its centre.
 
     Args:
-      images: uint8 [B, H, W].
+      images: uint8 [B, H, W] or [B, H, W, 3].
       seed: int32 [2]; the same seed gives the same images.
       augment: the largest amounts, each drawn uniformly from minus to plus it.
       strength: a share of these, 0 to 1.
 
     Returns:
-      uint8 [B, H, W]: bilinear between pixels, rounded, 0 outside.
+      uint8, of the same shape: bilinear between pixels, rounded, 0 outside.
     """
     largest = [
         math.radians(augment.rotation),

@@ -1,6 +1,7 @@
 """The training loop, compiled: one step, one epoch, one training. It trains any Keras model from images to logits.
 
-Shapes: N images, B batch, H rows, W columns, K classes, S steps of one epoch or of all.
+Shapes: N images, B batch, H rows, W columns, K classes, S steps of one epoch or of all. Images of shape [B, H, W] may
+as well be [B, H, W, 3], in colour.
 All randomness of ours comes from (seed, epoch) and (seed, step), so nothing random has to be kept between epochs; what
 a layer keeps, as the seed of a dropout, is among the model's variables.
 """
@@ -25,9 +26,8 @@ from pipeline.model.inference import inference, loss_and_accuracy
 from pipeline.training.accelerate import accelerated, merge_partitions
 from pipeline.training.augment import random_affine, strengths
 from pipeline.training.checkpoint import State
+from pipeline.training.feed import Chunk, Images, chunks, in_memory
 from pipeline.training.optimizer import learning_rates, make_optimizer
-
-CHUNKS = 20  # calls of the compiled loop per epoch, so that the progress bar moves
 
 
 class Epoch(NamedTuple):
@@ -54,7 +54,7 @@ class Schedule(NamedTuple):
 
 
 class Trainer:
-    """Trains `model` in place on examples held in memory."""
+    """Trains `model` in place."""
 
     def __init__(
         self, model: keras.Model, optimizer: Optimizer, augment: Augment, seed: int, state: State | None = None
@@ -116,22 +116,19 @@ class Trainer:
     @tf.function
     def run_steps(
         self,
-        images: tf.Tensor,  # uint8 [N, H, W]
-        labels: tf.Tensor,  # int32 [N]
-        order: tf.Tensor,  # int32 [N], the epoch's shuffle
-        schedule: Schedule,
-        first: tf.Tensor,  # int32, the steps from `first` to below `last` of this epoch
-        last: tf.Tensor,
+        chunk: Chunk,
+        schedule: Schedule,  # of this epoch
         before: tf.Tensor,  # int32, steps of all epochs before
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Run some steps. Return summed cross-entropy, number correct, the first step whose loss is not finite (or -1),
-        and the loss of the step before that one (or NaN)."""
+        """Run the steps of a chunk. Return summed cross-entropy, number correct, the first step whose loss is not
+        finite (or -1), and the loss of the step before that one (or NaN)."""
         losses, correct, bad, good = tf.constant(0.0), tf.constant(0), tf.constant(-1), tf.constant(math.nan)
+        images, labels, order, start, first, last = chunk
         size = self.settings.batch_size
         for step in tf.range(first, last):
             if bad >= 0:
                 break
-            batch = order[step * size : (step + 1) * size]
+            batch = order[(step - start) * size : (step - start + 1) * size]
             rate, strength = schedule.learning_rate[step], schedule.strength[step]
             loss, hits = self._step(tf.gather(images, batch), tf.gather(labels, batch), rate, strength, before + step)
             bad = tf.where(tf.math.is_finite(loss), bad, step)
@@ -142,7 +139,7 @@ class Trainer:
 
     def run_epoch(
         self,
-        images: tf.Tensor,
+        images: Images,
         labels: tf.Tensor,
         schedule: Schedule,
         epoch: int,
@@ -155,21 +152,27 @@ class Trainer:
         """
         size, steps = len(labels), len(schedule.learning_rate)
         order = np.random.default_rng([self.seed, epoch]).permutation(size).astype(np.int32)
-        edges = np.linspace(0, steps, min(CHUNKS, steps) + 1).astype(np.int32)
+        run_steps = self.run_steps if isinstance(images, tf.Tensor) else self._for_any_size(images)
         before = np.int32(epoch * steps)
         loss, correct = 0.0, 0
-        for first, last in itertools.pairwise(edges):
-            losses, hits, bad, good = self.run_steps(images, labels, order, schedule, first, last, before)
+        for chunk in chunks(images, labels, order, self.settings.batch_size):
+            losses, hits, bad, good = run_steps(chunk, schedule, before)
             self.last_loss = self.last_loss if tf.math.is_nan(good) else float(good)
             if bad >= 0:
                 raise self._not_finite("loss", epoch, int(bad), steps)
             loss, correct = loss + float(losses), correct + int(hits)
-            seen = min(int(last) * self.settings.batch_size, size)
+            seen = min(int(chunk.last) * self.settings.batch_size, size)
             on_progress(seen, correct / seen)
         merge_partitions(self.model, self.trained)
         if not all(np.isfinite(weight).all() for weight in self.model.get_weights()):
             raise self._not_finite("model", epoch, steps - 1, steps)
         return loss / size, correct / size
+
+    def _for_any_size(self, images: NDArray[np.uint8]) -> Callable[..., tuple[tf.Tensor, ...]]:
+        """Return `run_steps` compiled once for chunks of every size."""
+        many, one, rates = (tf.TensorSpec(*form) for form in (([None], tf.int32), ([], tf.int32), ([None], tf.float32)))
+        chunk = Chunk(tf.TensorSpec([None, *images.shape[1:]], tf.uint8), many, many, one, one, one)
+        return self.run_steps.get_concrete_function(chunk, Schedule(rates, rates), one)
 
     def _not_finite(self, what: str, epoch: int, step: int, steps: int) -> UserError:
         return UserError(
@@ -202,7 +205,7 @@ def fit(
             f"optimizer.ghost_batches={config.optimizer.ghost_batches}: give another optimizer.batch_size than {size}"
         )
     trainer = Trainer(model, config.optimizer, config.augment, config.seed, state)
-    images, labels = tf.constant(train.images), tf.constant(train.labels, tf.int32)
+    images, labels = in_memory(train.images), tf.constant(train.labels, tf.int32)
     whole = steps * config.train.epochs
     schedule = Schedule(learning_rates(config.optimizer, whole), strengths(config.augment, whole))
     infer = inference(model)

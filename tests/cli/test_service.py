@@ -8,6 +8,8 @@ import random
 import socket
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -36,9 +38,8 @@ def by_ink(images: np.ndarray) -> np.ndarray:
     return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
 
-@pytest.fixture(scope="module")
-def address():
-    predictor = Predictor(by_ink, 0.3, "a test's model", compose(open_project(ROOT)).data)
+@contextmanager
+def served(predictor: Predictor) -> Iterator[str]:
     app = service.build_app(predictor, ["127.0.0.1", "localhost"])
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as in serve.py: an answer would wait 40 ms
@@ -49,6 +50,12 @@ def address():
     server.should_exit = True
     thread.join()
     listener.close()
+
+
+@pytest.fixture(scope="module")
+def address():
+    with served(Predictor(by_ink, 0.3, "a test's model", compose(open_project(ROOT)).data)) as at:
+        yield at
 
 
 def post(address, body, kind="application/json", **more):
@@ -207,3 +214,32 @@ def test_a_client_that_leaves_leaves_no_traceback(address, capfd):
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n[1,")
     good(address)
     assert capfd.readouterr().err == ""
+
+
+def by_colour(images: np.ndarray) -> np.ndarray:
+    """Instead of a model: a share for each of red, green and blue."""
+    sums = images.astype(float).sum((1, 2)) + 1
+    return sums / sums.sum(1, keepdims=True)
+
+
+def test_a_model_of_pictures_in_colour_takes_them_as_files_and_as_arrays():
+    data = compose(open_project(ROOT)).data.model_copy(
+        update={"image_shape": [4, 6], "channels": 3, "classes": ["red", "green", "blue"]}
+    )
+    picture = io.BytesIO()
+    Image.new("RGB", (40, 10), (10, 20, 200)).save(picture, "PNG")  # fitted into 6 x 4: 6 x 2 of it, black around
+    arrays = np.zeros((2, 4, 6, 3), np.uint8)
+    arrays[0, ..., 1] = arrays[1, ..., 0] = 255
+    with served(Predictor(by_colour, 0.5, "colours", data)) as at:
+        answer = post(at, picture.getvalue(), "image/png").json()
+        assert answer["digits"] == [2] and answer["classes"] == ["red", "green", "blue"] and "boxes" not in answer
+        # Of 4 rows 1 or 2 hold the picture: 6 or 12 pixels of (10, 20, 200), and 1 more of each colour.
+        assert answer["probabilities"][0] == pytest.approx(
+            [(12 * value + 1) / (12 * 230 + 3) for value in (10, 20, 200)], abs=0.01
+        )
+        assert post(at, json.dumps({"inputs": arrays.tolist()})).json()["digits"] == [1, 0]
+        assert "POST images to /predict" in requests.get(at, timeout=300).json()["detail"]
+        for wrong in (arrays[..., 0], arrays[:, :3], arrays[0], [[[[1, 2, 3]], []]]):
+            refused = post(at, json.dumps({"inputs": np.asarray(wrong, object).tolist()}))
+            assert refused.status_code in (400, 422) and len(refused.json()["detail"].splitlines()) == 1
+        assert "N x 4 x 6 x 3" in post(at, json.dumps({"inputs": arrays[:, :3].tolist()})).json()["detail"]

@@ -22,7 +22,7 @@ from pipeline.base.validation import AnySection
 from pipeline.data.examples import Examples
 from pipeline.metrics import metrics
 from pipeline.model import build, inference
-from pipeline.training import loop, optimizer
+from pipeline.training import feed, loop, optimizer
 
 
 def replace(section: AnySection, **values: object) -> AnySection:
@@ -332,7 +332,7 @@ def test_number_of_threads_and_a_busy_machine_change_no_bit(elsewhere):
 
 
 def test_a_learning_rate_too_large_is_an_error_where_the_loss_is_no_longer_finite(monkeypatch):
-    monkeypatch.setattr(loop, "CHUNKS", 1)
+    monkeypatch.setattr(feed, "CHUNKS", 1)
     cnn = built(LINEAR)
     first = np.random.default_rng([0, 0]).permutation(46)[:5]
     expected = metrics.cross_entropy(LABELS[first], metrics.softmax(inference.predict(cnn, IMAGES[first])))

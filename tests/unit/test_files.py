@@ -18,6 +18,7 @@ from pipeline.base.files import (
     load_csv,
     load_json,
     process_name,
+    remembered,
     replacing,
     require_file,
     save_csv,
@@ -153,3 +154,20 @@ def test_sha256_is_that_of_the_bytes(tmp_path):
     assert sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     (tmp_path / "long").write_bytes(bytes(3_000_000))
     assert sha256(tmp_path / "long") == hashlib.sha256(bytes(3_000_000)).hexdigest()
+
+
+def test_a_hash_of_a_large_file_is_taken_once_until_the_file_changes(tmp_path):
+    path, taken = tmp_path / "data", []
+
+    def compute() -> str:
+        taken.append(path.read_text())
+        return f"hash of {taken[-1]}"
+
+    path.write_text("one")
+    assert [remembered(path, "sha256", compute) for _ in range(2)] == ["hash of one"] * 2 and taken == ["one"]
+    assert remembered(path, "other", compute) == "hash of one" and len(taken) == 2
+    path.write_text("three")
+    assert remembered(path, "sha256", compute) == "hash of three" and taken[2:] == ["three"]
+    kept = tmp_path / ".data.known.json"
+    kept.write_text(kept.read_text()[:-9])  # cut short
+    assert remembered(path, "sha256", compute) == "hash of three" and len(taken) == 4

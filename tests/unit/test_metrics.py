@@ -55,7 +55,7 @@ def test_confusion_matrix_has_truth_in_rows():
 
 
 def test_class_figures_are_nan_where_there_is_nothing_to_divide_by():
-    figures = metrics.class_figures(np.array(CONFUSION))
+    figures = metrics.class_figures(LABELS, PREDICTIONS, 4)
     np.testing.assert_allclose(figures["precision"], [1 / 3, 2 / 3, math.nan, math.nan])
     np.testing.assert_allclose(figures["recall"], [1 / 2, 2 / 3, math.nan, 0])
     np.testing.assert_allclose(figures["f1"], [2 / 5, 2 / 3, math.nan, 0])

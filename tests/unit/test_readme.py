@@ -92,5 +92,5 @@ def test_commands_exist_with_their_keys(name):
             if key.startswith("hydra"):
                 continue
             assert key in KEYS, f"{name}: {key}"
-            if key in ("recipe", "data", "sweep") and value not in ("", "glob", "letters"):
+            if key in ("recipe", "data", "sweep") and value not in ("", "glob", "letters", "shapes"):
                 assert (ROOT / "conf" / key / f"{value}.yaml").is_file(), f"{name}: {key}={value}"
