@@ -86,7 +86,7 @@ def target_table(studies: Studies, original: Mapping[str, float]) -> str:
         ("val", "test", accuracies(seeds)),
     ):  # val is its test
         (low, high), value = prediction_interval(values, CONFIDENCE), original[f"{split}_accuracy"]
-        row = [f"baseline: 95 % prediction interval, {label} accuracy", f"holds the original's {percent(value)}"]
+        row = [f"baseline: 95 % prediction interval, {label} accuracy", f"contains the original's {percent(value)}"]
         rows.append([*row, f"{interval(low, high)} %", "yes" if low <= value <= high else "no"])
     return table(("target", "limit", "measured", "met"), rows)
 
@@ -161,7 +161,7 @@ def simulation_table(trials: Sequence[Trial]) -> str:
     for trial in trials:
         ends = wilson_interval(trial["count"], trial["tries"], CONFIDENCE)
         rows.append([trial["what"], trial["event"], percent(trial["count"] / trial["tries"]), interval(*ends)])
-    text = table(("", "share of", "share", "95 % CI (Wilson)"), rows)
+    text = table(("method", "what is counted", "share", "95 % CI (Wilson)"), rows)
     return f"{text}\nn = {trials[0]['tries']:,} simulations each.\n"
 
 

@@ -70,10 +70,11 @@ def readme_table(studies: Studies) -> str:
     sampling = wilson_interval(best[0]["test_digits"] - round(tta), best[0]["test_digits"], CONFIDENCE)
     note = (
         f"Means over seeds, last epoch, trained on {SPLIT:,} digits unless noted. In brackets: 95 % t interval of the "
-        f"mean over seeds. The sampling error of the test set is larger: {report.interval(*sampling)} % "
-        "(Wilson) for `accurate` with TTA (test-time augmentation: mean logits of a digit and its four one-pixel "
-        f"shifts). Its seed 0, which `dvc repro` trains, makes {len(seed_0[f'test_wrong{TTA}'])} errors with TTA (mean "
-        f"{tta:.1f}) and {len(seed_0['test_wrong'])} without (mean {plain:.1f}). Training time: median of "
+        "mean over seeds. TTA is test-time augmentation: mean logits of a digit and its four one-pixel shifts. The "
+        "choice of the test digits adds more uncertainty than the seeds: the 95 % Wilson interval of `accurate` with "
+        f"TTA is {report.interval(*sampling)} %. Seed 0 of `accurate`, which `dvc repro` trains, makes "
+        f"{len(seed_0[f'test_wrong{TTA}'])} errors with TTA (mean of {len(best)} seeds: {tta:.1f}) and "
+        f"{len(seed_0['test_wrong'])} without (mean {plain:.1f}). Training time: median of "
         f"{len(times['accurate'])} rounds on {studies['time'][0]['hardware']}; ≈: extrapolated from 2 epochs."
     )
     return report.table(README_HEAD, rows) + f"\n{textwrap.fill(note, report.WIDTH, break_on_hyphens=False)}\n"
