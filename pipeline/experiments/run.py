@@ -20,6 +20,7 @@ from pipeline.base.files import link_or_copy, save_csv, save_json, save_yaml, sh
 from pipeline.base.project import Project
 from pipeline.base.schema import Config
 from pipeline.data.examples import Examples, save_predictions
+from pipeline.experiments.own_metrics import load_metrics
 from pipeline.model.build import build_model, count_macs
 from pipeline.model.files import save_model, weights_sha256
 from pipeline.model.inference import predict, start
@@ -28,9 +29,10 @@ from pipeline.tracking.environment import git_diff, packages, run_tags
 from pipeline.tracking.fingerprint import Fingerprint, training_params
 from pipeline.tracking.record import Record, Row, now, process_tag, resume_or_create, system_metrics
 from pipeline.tracking.sending import SYNC, LiveLog, describe, send_pending
+from pipeline.tracking.trackers import Trackers
 from pipeline.training import checkpoint
 from pipeline.training.augment import random_affine
-from pipeline.training.loop import Epoch, fit
+from pipeline.training.loop import Epoch, Metric, fit
 
 SHOWN = 12  # images drawn before and after augmentation
 RESULTS = ("history.csv", "val_predictions.csv")
@@ -73,12 +75,14 @@ def train_tracked(
     """
     start(config.seed)
     model = build_model(project, config)
+    metrics = load_metrics(project, config, split.val)
     record = resume_or_create(project, _info(project, config, split, fingerprint, name, model, tags or {}))
+    trackers = Trackers(project.root, config, record)
     try:
         _describe(project, config, split, record)
         log = LiveLog(project, record)
         log.send()
-        history = _train(model, config, split, fingerprint, log, bar, shared)
+        history = _train(model, config, split, fingerprint, log, bar, shared, metrics, trackers)
         _write_results(project, config, split, model, history, record)
     except BaseException as error:
         with suppress(OSError, UserError):  # of a full disk, say: the error itself is to be told
@@ -86,9 +90,11 @@ def train_tracked(
                 record.finish("FAILED")
             else:
                 record.update(status="KILLED", end=now())
+            trackers.end(record.info["status"])
             send_pending(project)
         raise
     record.finish("FINISHED")
+    trackers.end("FINISHED")
     sent, left = send_pending(project)
     model_file = project.model(config.name) if project.stage else record.folder / "model.keras"
     run_id = sent.get(record.info["id"])
@@ -118,6 +124,7 @@ def _info(
         "params": training_params(config) | {key: str(value) for key, value in sizes.items()},
         "inputs": describe(zip(("train", "val"), split, strict=True)),
         "resume_key": fingerprint.resume_key,
+        "trackers": bool(config.trackers),
     }
 
 
@@ -145,8 +152,11 @@ def _train(
     log: LiveLog,
     bar: bool,
     shared: SharedCheckpoints | None,
+    metrics: Mapping[str, Metric],
+    trackers: Trackers,
 ) -> list[Epoch]:
-    """Train what is left to train; after each epoch the checkpoint comes first, then the record, then MLflow."""
+    """Train what is left to train; after each epoch the checkpoint comes first, then the record, then MLflow, then
+    the other trackers."""
     record, size, name = log.record, len(split.train.labels), log.record.info["name"]
     folders = [record.folder, *([shared.folder] if shared else [])]
     resumed = checkpoint.newest(folders, fingerprint.resume_key, config.train.epochs)
@@ -154,10 +164,12 @@ def _train(
     if rows:
         print(f"{name}: continues after epoch {len(rows)}", flush=True)
     record.add_rows([metrics_row(row, size) for row in rows])
+    for row in rows:
+        trackers.epoch(metrics_row(row, size))
     system_metrics()  # from here on
     with TrainingProgress(name, config.train.epochs, size, len(rows), bar) as progress:
-        for epoch, seconds, current_state in fit(model, config, *split, progress.batch, len(rows), state):
-            rows.append({**epoch._asdict(), "epoch_seconds": seconds, "time": now()})
+        for epoch, seconds, current_state in fit(model, config, *split, progress.batch, len(rows), state, metrics):
+            rows.append({**epoch.row(), "epoch_seconds": seconds, "time": now()})
             file = checkpoint.save(record.folder, fingerprint.resume_key, checkpoint.Checkpoint(rows, current_state()))
             if shared and epoch.epoch in shared.epochs:
                 link_or_copy(file, shared.folder / file.name)
@@ -165,8 +177,9 @@ def _train(
             record.add_rows([row | {"values": row["values"] | system_metrics()}])
             record.update(process=process_tag())
             log.send()
+            trackers.epoch(row)
             progress.epoch_done(epoch.train_accuracy, epoch.val_accuracy, seconds)
-    return [Epoch(*(row[key] for key in Epoch._fields)) for row in rows]
+    return [Epoch.of_row(row, metrics) for row in rows]
 
 
 def metrics_row(row: Mapping[str, Any], size: int) -> Row:
@@ -183,7 +196,8 @@ def _write_results(
     folder = record.folder
     model_file = folder / "model.keras"
     save_model(model_file, model)
-    save_csv(folder / "history.csv", dict(zip(Epoch._fields, zip(*history, strict=True), strict=True)))
+    rows = [epoch.row() for epoch in history]
+    save_csv(folder / "history.csv", {key: [row[key] for row in rows] for key in rows[0]})
     probabilities = softmax(predict(model, split.val.images).astype(np.float64), axis=1)
     save_predictions(folder / "val_predictions.csv", split.val, probabilities)
     result_tags = {"weights_sha256": weights_sha256(model_file), "model_sha256": sha256(model_file)}

@@ -59,7 +59,7 @@ def test_a_ranking_is_renewed_now_and_then_and_always_at_the_end(tmp_path, monke
 @pytest.mark.parametrize("digits", ["9447e1230643", "012345678901", "1e0000000000", "abcdef012345"])
 def test_the_id_of_a_group_is_never_a_number(compose, tmp_path, monkeypatch, digits):
     """9447e1230643 was drawn by a real sweep: pandas and Hydra made infinity of it."""
-    monkeypatch.setattr(fingerprint, "_sha256_of", lambda _: digits.ljust(64, "0"))
+    monkeypatch.setattr(fingerprint, "sha256_of", lambda _: digits.ljust(64, "0"))
     group = fingerprint.fingerprint(open_project(ROOT), compose(), []).group
     assert group == f"g{digits}"
     assert OverridesParser.create().parse_override(f"a={group}").value() == group
@@ -70,7 +70,7 @@ def test_the_id_of_a_group_is_never_a_number(compose, tmp_path, monkeypatch, dig
 
 def child(name: str, accuracy: float, status: str = "FINISHED", **values: str) -> ranking.Child:
     run = SimpleNamespace(info=SimpleNamespace(run_id=name))
-    return ranking.Child(name, values, status, accuracy, 0.9, 1.0, 10, 1_000, "g0", name, run)
+    return ranking.Child(name, values, status, accuracy, 0.9, 1.0, 10, 1_000, "g0", name, run, accuracy)
 
 
 def test_what_is_expected_of_the_best_stands_in_the_ranking_when_the_sweep_has_ended():
@@ -80,7 +80,7 @@ def test_what_is_expected_of_the_best_stands_in_the_ranking_when_the_sweep_has_e
         "The best of 2 was chosen on these 1,000 examples, so its accuracy on them is biased upward. Chosen on "
         "bootstrap samples and scored on the examples left out, the best has 98.50 % (95 % 98.00 % to 99.00 %; BBC-CV, "
         "from the predictions of 2).\n"
-    ) in ranking.markdown(two, Mean(2, 0.985, 0.98, 0.99))
+    ) in ranking.markdown(two, expected_of_best=Mean(2, 0.985, 0.98, 0.99))
 
 
 def test_the_means_of_groups_of_seeds_stand_in_the_ranking():
