@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base import own
 from pipeline.base.command import main
 from pipeline.base.console import quiet_import
+from pipeline.base.errors import UserError
 from pipeline.base.files import load_csv, save_csv, save_json, write_text
 from pipeline.base.project import Project
 from pipeline.base.schema import Config
@@ -55,7 +57,7 @@ def _evaluate(project: Project, evaluated: Evaluated, test: Examples) -> None:
     save_json(results / "metrics.json", {**facts, **figures, "model_sha256": evaluated.model_sha256})
     recall = dict(zip(config.data.classes, per_class["recall"], strict=True))
     write_text(results / "model_card.md", model_card(config, num_params, epochs, kept, figures, recall))
-    drawn = _draw(results / "plots", config, test, probabilities, history, kept)
+    drawn = _draw(project.root, results / "plots", config, test, probabilities, history, kept)
 
     files = [results / name for name in ("predictions.csv", "per_class.csv", "metrics.json", "model_card.md")] + drawn
     of_test = {key: value for key, value in figures.items() if key.startswith("test_")}
@@ -75,7 +77,7 @@ def test_metrics(
     low, high = metrics.wilson_interval(size - errors, size, config.evaluate.confidence)
     bins = config.evaluate.calibration_bins
     return {
-        **{key: epoch[key] for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")},
+        **{key: value for key, value in epoch.items() if key not in ("epoch", "learning_rate")},
         "test_loss": metrics.cross_entropy(test.labels, probabilities),
         "test_accuracy": metrics.accuracy(test.labels, predictions),
         "test_accuracy_low": low,
@@ -89,6 +91,7 @@ def test_metrics(
 
 
 def _draw(
+    root: Path,
     folder: Path,
     config: Config,
     test: Examples,
@@ -97,7 +100,10 @@ def _draw(
     kept: str,
 ) -> list[Path]:
     """Draw everything into `folder`: the files drawn."""
-    from pipeline.reports import plots, sheets  # Matplotlib reads the environment when it is imported: after `isolate`
+    # Matplotlib reads the environment when it is imported: after `isolate`
+    from matplotlib.figure import Figure
+
+    from pipeline.reports import plots, sheets
 
     name, classes, labels, predictions = config.name, config.data.classes, test.labels, probabilities.argmax(1)
     drawn = np.arange(len(classes))
@@ -124,9 +130,17 @@ def _draw(
         "worst_mistakes": sheets.plot_examples(test.images[worst], mistakes, 6, most_wrong),
         "gallery": sheets.plot_examples(test.images[first], answers, 4, both, wrong),
     }
+    for key, function in config.evaluate.plots.items():
+        with own.errors_named(root, function):
+            figures[key] = own.load(root, function)(test, probabilities, classes)
+        if not isinstance(figures[key], Figure):
+            kind = type(figures[key]).__name__
+            raise UserError(f"evaluate.plots.{key}: {function} returned {kind}: return a Matplotlib Figure")
     files = {folder / f"{key}.png": figure for key, figure in figures.items()}
     for file, figure in files.items():
         plots.save_figure(file, figure)
+    for former in set(folder.glob("*.png")) - set(files):  # of a plot that is no longer in the configuration
+        former.unlink()
     return list(files)
 
 

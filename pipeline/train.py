@@ -8,14 +8,14 @@ from pathlib import Path
 from pipeline.base.command import main
 from pipeline.base.console import quiet_import
 from pipeline.base.project import Project, open_project
-from pipeline.base.schema import Config
+from pipeline.base.schema import Config, better
 from pipeline.data.examples import head, load_split
 from pipeline.experiments import sweep
 from pipeline.tracking.fingerprint import fingerprint
 
 
 def train(project: Project, config: Config) -> float:
-    """Return the validation accuracy of the model that is kept, 0 to 1, or NaN without validation examples."""
+    """Return train.monitor of the model that is kept, a loss negated, NaN where it lacks: a search maximises it."""
     project = project.job()
     examples = head(load_split(project, "train", config.data), config.train.examples)
     val = load_split(project, "val", config.data)
@@ -34,7 +34,7 @@ def train(project: Project, config: Config) -> float:
     if config.train.examples and config.train.epochs > 1:
         print(memorization_report(trained.history, len(examples.labels)))
     print(f"wrote {trained.model_file}; {trained.tracked}")
-    return trained.kept.val_accuracy
+    return better(config.train.monitor, trained.kept.row()[config.train.monitor])
 
 
 if __name__ == "__main__":

@@ -92,6 +92,8 @@ def _with_sources(root: Path, config: AnySection) -> AnySection:
             if functions:
                 source = own.code_sha256(root, functions.values())
                 changed[name] = section.model_copy(update={"source_sha256": source})
+        for name in (*config.train.metrics.values(), *config.evaluate.plots.values(), *config.trackers):
+            own.definition(root, name)
     return config.model_copy(update=changed)
 
 

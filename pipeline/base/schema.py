@@ -17,6 +17,8 @@ ArrayName = Literal["train_images", "train_labels", "test_images", "test_labels"
 ARRAYS = get_args(ArrayName)  # what a data set consists of
 NAMES = ("name", "data.name")  # the names of the files that were chosen
 DERIVED = (*NAMES, "model.source_sha256", "train.source_sha256", "evaluate.source_sha256")  # the keys that nobody gives
+METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")  # of every epoch
+PLOTS = ("learning_curves", "confusion_matrix", "reliability", "worst_mistakes", "gallery")  # of every evaluation
 MISSING = "???"  # OmegaConf's mark of a value that has to be given
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,63}$")]
@@ -185,6 +187,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Config:
+        for key in self.train.metrics:
+            if not key.startswith("val_") or key in METRICS:
+                raise ValueError(f"train.metrics.{key}: give a name that begins with val_, but none of ours")
+        if self.train.monitor not in (known := [*METRICS, *self.train.metrics]):
+            raise ValueError(f"train.monitor={self.train.monitor}: give one of {', '.join(known)}")
+        if taken := set(PLOTS) & set(self.evaluate.plots):
+            raise ValueError(f"evaluate.plots.{min(taken)} is a plot of ours: give yours another name")
         height, width = self.data.image_shape
         if self.optimizer.ghost_batches > self.optimizer.batch_size:
             raise ValueError(f"optimizer.ghost_batches: give at most the batch_size {self.optimizer.batch_size}")

@@ -1,6 +1,7 @@
 """The ranking of a sweep: its table, its picture, and the accuracy to expect of the best.
 
-Children are ranked by validation accuracy; the test examples are not read.
+Children are ranked by train.monitor, validation accuracy where nothing else is asked for; the test examples are not
+read.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from mlflow.entities import Run
 from pipeline.base.errors import UserError
 from pipeline.base.files import save_csv, write_text
 from pipeline.base.project import Project
+from pipeline.base.schema import better
 from pipeline.metrics.significance import Mean, best_of
 from pipeline.reports import plots
 from pipeline.reports.comparison_report import mean_cells
@@ -31,13 +33,14 @@ from pipeline.reports.tables import markdown_table, percent, plain
 from pipeline.reports.verdicts import read_predictions
 from pipeline.tracking import queries, sweep_log
 
+ACCURACY = "val_accuracy"  # what is ranked by where nothing else is asked for
 CONFIDENCE = 0.95
 IDLE_FACTOR = 4  # the ranking is renewed again after so many times what it took: it grows with the sweep
 MAX_NOTE = 5_000  # characters of the note that a run's page opens with
 
 
 class Child(NamedTuple):
-    """A line of the ranking. Accuracies are shares of the epoch that is kept, NaN where there is none."""
+    """A line of the ranking. Metrics are of the epoch that is kept, accuracies shares, NaN where there is none."""
 
     name: str
     values: dict[str, str]  # by swept key, as they were given
@@ -50,10 +53,11 @@ class Child(NamedTuple):
     group: str  # runs of one group differ in their seed alone
     run_id: str
     run: Run
+    monitored: float  # train.monitor
 
 
 def renew(
-    project: Project, parent: str, keys: Sequence[str], folder: Path, partial: bool = False
+    project: Project, parent: str, keys: Sequence[str], folder: Path, monitor: str = ACCURACY, partial: bool = False
 ) -> tuple[list[Child], str]:
     """Write the ranking and its picture to `folder`, and log them to the parent run: the ranking, and as text.
 
@@ -64,15 +68,17 @@ def renew(
         begin, next_time = time.time(), folder / ".next"
         if partial and next_time.is_file() and begin < next_time.stat().st_mtime:
             return [], ""
-        children = rank(queries.sweep_runs(parent))
-        text = markdown(children, None if partial else _expected_of_best(children))
+        children = rank(queries.sweep_runs(parent), monitor)
+        is_ours = monitor == ACCURACY
+        text = markdown(children, monitor, None if partial or not is_ours else _expected_of_best(children))
         columns: dict[str, Sequence[Any]] = {"rank": range(1, len(children) + 1)}
         columns |= {key: [child.values.get(key, "") for child in children] for key in keys}
-        columns |= {name: [getattr(child, name) for child in children] for name in ("name", *Child._fields[2:-1])}
+        columns |= {} if is_ours else {monitor: [child.monitored for child in children]}
+        columns |= {name: [getattr(child, name) for child in children] for name in ("name", *Child._fields[2:-2])}
         table, note, picture = files = [folder / name for name in ("ranking.csv", "ranking.md", "sweep.png")]
         save_csv(table, columns)
         write_text(note, text)
-        plots.save_figure(picture, _draw(children, [key for key in keys if key != "seed"]))
+        plots.save_figure(picture, _draw(children, [key for key in keys if key != "seed"], monitor))
         tags = {"mlflow.note.content": text[:MAX_NOTE]}
         if children and children[0].status == "FINISHED":
             tags |= {"best": children[0].name, "best_run": children[0].run_id}
@@ -83,10 +89,10 @@ def renew(
     return children, text
 
 
-def rank(runs: Sequence[Run]) -> list[Child]:
-    """Return MLflow's runs as children: the finished first, by validation accuracy, the smaller model at a tie.
+def rank(runs: Sequence[Run], monitor: str = ACCURACY) -> list[Child]:
+    """Return MLflow's runs as children: the finished first, by `monitor`, the smaller model at a tie.
 
-    What two machines have both trained counts once.
+    A run without that metric comes after those that have it. What two machines have both trained counts once.
     """
     children: dict[str, Child] = {}  # by content
     for run in sorted(runs, key=lambda run: run.info.status == "FINISHED"):
@@ -96,7 +102,7 @@ def rank(runs: Sequence[Run]) -> list[Child]:
             plain(" ".join(f"{key}={value}" for key, value in values.items()) or run.info.run_name),
             values,
             run.info.status,
-            queries.final(run, "val_accuracy"),
+            queries.final(run, ACCURACY),
             queries.final(run, "train_accuracy"),
             sum(queries.curve(run, "epoch_seconds")),
             int(params.get("model.num_params", 0)),
@@ -104,11 +110,14 @@ def rank(runs: Sequence[Run]) -> list[Child]:
             tags["group"],
             run.info.run_id,
             run,
+            queries.final(run, monitor),
         )
-    return sorted(
-        children.values(),
-        key=lambda child: (child.status != "FINISHED", -np.nan_to_num(child.val_accuracy), child.num_params),
-    )
+
+    def place(child: Child) -> tuple[Any, ...]:
+        score = better(monitor, child.monitored)
+        return child.status != "FINISHED", math.isnan(score), -np.nan_to_num(score), child.num_params
+
+    return sorted(children.values(), key=place)
 
 
 def _expected_of_best(children: Sequence[Child]) -> Mean | None:
@@ -123,19 +132,24 @@ def _expected_of_best(children: Sequence[Child]) -> Mean | None:
     return best_of(np.array(correct), CONFIDENCE) if len(correct) > 1 else None
 
 
-def markdown(children: Sequence[Child], expected_of_best: Mean | None = None) -> str:
+def markdown(children: Sequence[Child], monitor: str = ACCURACY, expected_of_best: Mean | None = None) -> str:
     """Return the ranking as a table, with a second one of means where there are several seeds."""
-    rows = [["", "run", "validation", "training", "training time (s)", "parameters", "MLflow run"]]
+    extra = [] if monitor == ACCURACY else [monitor]
+    rows = [["", "run", *extra, "validation", "training", "training time (s)", "parameters", "MLflow run"]]
     groups = defaultdict(list)
     for position, child in enumerate(children, 1):
         label = str(position) if child.status == "FINISHED" else child.status.lower()
-        accuracies = [percent(child.val_accuracy), percent(child.train_accuracy)]
-        rows.append([label, child.name, *accuracies, f"{child.seconds:.1f}", f"{child.num_params:,}", child.run_id])
+        shown = [f"{child.monitored:.6g}" for _ in extra] + [percent(child.val_accuracy), percent(child.train_accuracy)]
+        rows.append([label, child.name, *shown, f"{child.seconds:.1f}", f"{child.num_params:,}", child.run_id])
         if child.status == "FINISHED":
             common = [f"{key}={value}" for key, value in child.values.items() if key != "seed"]
             groups[" ".join([*common, f"group {child.group}"])].append(child.val_accuracy)
+    by = "validation accuracy"
+    if extra:
+        first = "lowest" if better(monitor, 1) < 0 else "highest"
+        by = f"{monitor}, the {first} first, a run without it last; validation and training are accuracies"
     epoch = "Best epoch" if any("kept" in child.run.data.tags for child in children) else "Last epoch"
-    text = f"{markdown_table(rows)}\n\n{epoch}, ranked by validation accuracy. The test examples were not read.\n"
+    text = f"{markdown_table(rows)}\n\n{epoch}, ranked by {by}. The test examples were not read.\n"
     confidence = f"{100 * CONFIDENCE:g} %"
     if expected_of_best:
         mean, low, high = map(percent, (expected_of_best.mean, expected_of_best.low, expected_of_best.high))
@@ -152,21 +166,22 @@ def markdown(children: Sequence[Child], expected_of_best: Mean | None = None) ->
     return text
 
 
-def _draw(children: Sequence[Child], keys: Sequence[str]) -> Figure:
+def _draw(children: Sequence[Child], keys: Sequence[str], monitor: str = ACCURACY) -> Figure:
     """Draw a heat map of two swept keys, seeds averaged; the curves of all children where it is not two."""
     cells = defaultdict(list)
+    factor, label = (100, "validation accuracy in %") if monitor == ACCURACY else (1, monitor)
     for child in children:
         if child.status == "FINISHED":
-            cells[tuple(child.values.get(key, "") for key in keys)].append(child.val_accuracy)
+            cells[tuple(child.values.get(key, "") for key in keys)].append(factor * child.monitored)
     if len(keys) != 2 or not cells:
         names = short_labels([child.name for child in children], 60)
-        curves = [queries.curve(child.run, "val_accuracy") for child in children]
+        curves = [factor * np.array(queries.curve(child.run, monitor)) for child in children]
         labels = [f"{position}: {name}" for position, name in enumerate(names, 1)]
-        return plots.plot_curves(dict(zip(labels, curves, strict=True)), "validation accuracy")
+        return plots.plot_curves(dict(zip(labels, curves, strict=True)), label)
     axes = [sorted({child.values.get(key, "") for child in children}, key=_number_first) for key in keys]
-    shares = [[np.mean(cells.get((row, column), math.nan)) for column in axes[1]] for row in axes[0]]
+    values = [[np.mean(cells.get((row, column), math.nan)) for column in axes[1]] for row in axes[0]]
     ticks = [short_labels(axis, 24) for axis in axes]
-    return plots.plot_heat_map(np.array(shares), keys, ticks, "validation accuracy in %, last epoch")
+    return plots.plot_heat_map(np.array(values), keys, ticks, f"{label}, last epoch", ".2f" if factor > 1 else ".4g")
 
 
 def short_labels(texts: Sequence[str], longest: int) -> list[str]:

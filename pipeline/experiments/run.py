@@ -5,6 +5,7 @@ The job's folder is the record of the run; MLflow gets what stands there, and a 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.base.files import link_or_copy, save_csv, save_json, save_yaml, sh
 from pipeline.base.project import Project
 from pipeline.base.schema import Config
 from pipeline.data.examples import Examples, save_predictions
+from pipeline.experiments.own_metrics import load_metrics
 from pipeline.model.build import build_model, count_macs
 from pipeline.model.files import save_model, weights_sha256
 from pipeline.model.inference import predict, start
@@ -29,9 +31,10 @@ from pipeline.tracking.environment import git_diff, packages, run_tags
 from pipeline.tracking.fingerprint import Fingerprint, training_params
 from pipeline.tracking.record import Record, Row, now, process_tag, resume_or_create, system_metrics
 from pipeline.tracking.sending import SYNC, LiveLog, describe, send_pending
+from pipeline.tracking.trackers import Trackers
 from pipeline.training import checkpoint
 from pipeline.training.augment import random_affine
-from pipeline.training.loop import Epoch, fit
+from pipeline.training.loop import Epoch, Metric, fit
 
 SHOWN = 12  # images drawn before and after augmentation
 RESULTS = ("history.csv", "val_predictions.csv")
@@ -75,12 +78,14 @@ def train_tracked(
     """
     start(config.seed)
     model = build_model(project, config)
+    metrics = load_metrics(project, config, split.val)
     record = resume_or_create(project, _info(project, config, split, fingerprint, name, model, tags or {}))
+    trackers = Trackers(project.root, config, record)
     try:
         _describe(project, config, split, record)
         log = LiveLog(project, record)
         log.send()
-        history = _train(model, config, split, fingerprint, log, bar, shared)
+        history = _train(model, config, split, fingerprint, log, bar, shared, metrics, trackers)
         _write_results(project, config, split, model, history, record)
     except BaseException as error:
         with suppress(OSError, UserError):  # of a full disk, say: the error itself is to be told
@@ -88,12 +93,14 @@ def train_tracked(
                 record.finish("FAILED")
             else:
                 record.update(status="KILLED", end=now())
+            trackers.end(record.info["status"])
             send_pending(project)
         raise
     record.finish("FINISHED")
+    trackers.end("FINISHED")
     sent, left = send_pending(project)
     model_file = project.model(config.name) if project.stage else record.folder / "model.keras"
-    kept = history[kept_epoch(config.train, [epoch._asdict() for epoch in history]) - 1]
+    kept = history[kept_epoch(config.train, [epoch.row() for epoch in history]) - 1]
     run_id = sent.get(record.info["id"])
     return Trained(f"MLflow run {run_id}" if run_id else "\n".join([*left, SYNC]), history, kept, model_file)
 
@@ -121,6 +128,7 @@ def _info(
         "params": training_params(config) | {key: str(value) for key, value in sizes.items()},
         "inputs": describe(zip(("train", "val"), split, strict=True)),
         "resume_key": fingerprint.resume_key,
+        "trackers": bool(config.trackers),
     }
 
 
@@ -148,8 +156,11 @@ def _train(
     log: LiveLog,
     bar: bool,
     shared: SharedCheckpoints | None,
+    metrics: Mapping[str, Metric],
+    trackers: Trackers,
 ) -> list[Epoch]:
-    """Train what is left to train; after each epoch the checkpoint comes first, then the record, then MLflow.
+    """Train what is left to train; after each epoch the checkpoint comes first, then the record, then MLflow, then
+    the other trackers.
 
     With train.patience the model has the variables of the best epoch in the end.
     """
@@ -160,11 +171,13 @@ def _train(
     if rows:
         print(f"{name}: continues after epoch {len(rows)}", flush=True)
     record.add_rows([metrics_row(row, size) for row in rows])
+    for row in rows:
+        trackers.epoch(metrics_row(row, size))
     system_metrics()  # from here on
     with TrainingProgress(name, config.train.epochs, size, len(rows), bar) as progress:
-        epochs = fit(model, config, *split, progress.batch, len(rows), state, lambda: is_over(config.train, rows))
-        for epoch, seconds, state_of in epochs:
-            rows.append({**epoch._asdict(), "epoch_seconds": seconds, "time": now()})
+        over = functools.partial(is_over, config.train, rows)
+        for epoch, seconds, state_of in fit(model, config, *split, progress.batch, len(rows), state, over, metrics):
+            rows.append({**epoch.row(), "epoch_seconds": seconds, "time": now()})
             state = state_of()
             if config.train.patience and kept_epoch(config.train, rows) == len(rows):
                 best = state.variables
@@ -175,13 +188,14 @@ def _train(
             record.add_rows([row | {"values": row["values"] | system_metrics()}])
             record.update(process=process_tag())
             log.send()
+            trackers.epoch(row)
             progress.epoch_done(epoch.train_accuracy, epoch.val_accuracy, seconds)
     if best:
         for variable, value in zip(model.variables, best, strict=True):
             variable.assign(value)
         record.add_rows([{"step": len(rows), "time": rows[-1]["time"], "values": best_figures(config.train, rows)}])
         print(f"{name}: keeps {in_words(config.train, rows)}", flush=True)
-    return [Epoch(*(row[key] for key in Epoch._fields)) for row in rows]
+    return [Epoch.of_row(row, metrics) for row in rows]
 
 
 def metrics_row(row: Mapping[str, Any], size: int) -> Row:
@@ -198,10 +212,11 @@ def _write_results(
     folder = record.folder
     model_file = folder / "model.keras"
     save_model(model_file, model)
-    save_csv(folder / "history.csv", dict(zip(Epoch._fields, zip(*history, strict=True), strict=True)))
+    rows = [epoch.row() for epoch in history]
+    save_csv(folder / "history.csv", {key: [row[key] for row in rows] for key in rows[0]})
     probabilities = softmax(predict(model, split.val.images).astype(np.float64), axis=1)
     save_predictions(folder / "val_predictions.csv", split.val, probabilities)
-    kept = in_words(config.train, [epoch._asdict() for epoch in history])
+    kept = in_words(config.train, [epoch.row() for epoch in history])
     result_tags = {"kept": kept} if kept else {}
     result_tags |= {"weights_sha256": weights_sha256(model_file), "model_sha256": sha256(model_file)}
     tags = {key: value for key, value in record.info["tags"].items() if not key.startswith("mlflow.")}

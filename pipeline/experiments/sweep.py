@@ -38,7 +38,7 @@ from pipeline.base.errors import UserError, one_line, shorten
 from pipeline.base.hydra import compose
 from pipeline.base.isolation import READER_GONE, reader_gone
 from pipeline.base.project import Project, open_project
-from pipeline.base.schema import Config
+from pipeline.base.schema import Config, better
 from pipeline.data.examples import check_split
 from pipeline.experiments.on_ray import prepare_ray
 from pipeline.tracking.environment import COMPUTE_VARIABLES
@@ -48,8 +48,8 @@ from pipeline.tracking.record import is_alive, unfinished
 if TYPE_CHECKING:
     from pipeline.experiments.run import Split
 
-# The variables of the environment: id of the parent run, keys that vary, numbers of epochs that occur, folder.
-PARENT, KEYS, EPOCHS, FOLDER = "SWEEP_PARENT", "SWEEP_KEYS", "SWEEP_EPOCHS", "SWEEP_FOLDER"
+# The variables of the environment: id of the parent run, keys that vary, numbers of epochs that occur, folder, monitor.
+PARENT, KEYS, EPOCHS, FOLDER, MONITOR = (f"SWEEP_{name}" for name in ("PARENT", "KEYS", "EPOCHS", "FOLDER", "MONITOR"))
 # What jobs get, wherever they run; passwords and tokens stay out of what is sent and written on the way.
 FORWARDED_ENV = re.compile(
     rf"SWEEP_|MLFLOW_(?!.*(PASSWORD|TOKEN|SECRET|KEY|PASSPHRASE))|({COMPUTE_VARIABLES.pattern})$"
@@ -128,7 +128,7 @@ def _open(project: Project, hydra: Any) -> None:
     if len(epochs) > 1 and any(map(depends_on_length, configs)):
         print("schedule, augmentation or patience depend on train.epochs: each number is trained by itself", flush=True)
     os.environ |= {PARENT: parent, KEYS: " ".join(keys), EPOCHS: " ".join(map(str, sorted(epochs)))}
-    os.environ[FOLDER] = str(Path(hydra.sweep.dir).absolute())
+    os.environ |= {FOLDER: str(Path(hydra.sweep.dir).absolute()), MONITOR: configs[0].train.monitor}
 
 
 def grid(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -147,12 +147,12 @@ def _swept(overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
 
 
 def train_job(project: Project, config: Config, split: Split, identity: Fingerprint) -> float:
-    """Train a job, or answer from the store what was trained already; return the validation accuracy, 0 to 1 or NaN."""
+    """Train a job, or answer from the store what was trained already; return train.monitor, more is better, or NaN."""
     from pipeline.experiments import ranking
     from pipeline.experiments.run import SharedCheckpoints, train_tracked
     from pipeline.tracking import queries, sweep_log
 
-    parent, keys = os.environ[PARENT], os.environ[KEYS].split()
+    parent, keys, monitor = os.environ[PARENT], os.environ[KEYS].split(), config.train.monitor
     swept = _swept(project.overrides, keys)
     name, values = " ".join(swept) or "all the same", dict(override.split("=", 1) for override in swept)
     try:
@@ -161,17 +161,17 @@ def train_job(project: Project, config: Config, split: Split, identity: Fingerpr
             if run := _find_completed(project, config.data.name, identity, name):
                 sweep_log.join_sweep(parent, run, values)
                 print(f"{name}: found finished, MLflow run {run.info.run_id}", flush=True)
-                return queries.final(run, "val_accuracy")
+                return better(monitor, queries.final(run, monitor))
             shared, epochs = None, [int(number) for number in os.environ[EPOCHS].split()]
             if len(epochs) > 1 and not depends_on_length(config):  # with those that differ in this number alone
                 folder = project.sweeps / ".shared" / parent / identity.resume_key["configuration"][:16]
                 shared = SharedCheckpoints(folder, epochs)
             tags, bar = sweep_log.child_tags(parent, values), project.jobs_at_once == 1
             trained = train_tracked(project, config, split, identity, name, tags, bar, shared)
-            return trained.kept.val_accuracy
+            return better(monitor, trained.kept.row()[monitor])
     finally:
         with _unless_unreachable():
-            ranking.renew(project, parent, keys, Path(os.environ[FOLDER]), partial=True)
+            ranking.renew(project, parent, keys, Path(os.environ[FOLDER]), os.environ[MONITOR], partial=True)
 
 
 def _find_completed(project: Project, experiment: str, identity: Fingerprint, name: str) -> Any:  # MLflow's Run
@@ -237,7 +237,8 @@ def _close(project: Project, parent: str, status: str) -> None:
         shutil.rmtree(project.sweeps / ".shared" / parent, ignore_errors=True)
     if left := sending.send_pending(project)[1]:
         raise UserError(left[0])
-    children, text = ranking.renew(project, parent, os.environ[KEYS].split(), Path(os.environ[FOLDER]))
+    keys, folder, monitor = os.environ[KEYS].split(), Path(os.environ[FOLDER]), os.environ[MONITOR]
+    children, text = ranking.renew(project, parent, keys, folder, monitor)
     print(text)
     failed = [child.name for child in children if child.status != "FINISHED"]
     sweep_log.log_sweep(parent, [], {}, "FAILED" if failed and status == "FINISHED" else status)

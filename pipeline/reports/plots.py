@@ -113,32 +113,32 @@ def plot_comparison(
         return figure
 
 
-def plot_curves(curves: Mapping[str, Sequence[float]], metric: str) -> Figure:
-    """A metric, shares of 0 to 1, over the epochs of several runs, by name."""
+def plot_curves(curves: Mapping[str, Sequence[float] | NDArray[np.float64]], label: str) -> Figure:
+    """A metric over the epochs of several runs, by name."""
     with drawing(7.2, 4.2) as figure:
         axes = figure.subplots()
         for colour, (name, values) in zip(cycle(COLOURS), curves.items(), strict=False):
-            axes.plot(range(1, len(values) + 1), 100 * np.asarray(values), marker=".", color=colour, label=text(name))
-        axes.set(xlabel="epoch", ylabel=f"{metric} in %")
+            axes.plot(range(1, len(values) + 1), values, marker=".", color=colour, label=text(name))
+        axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
         return figure
 
 
 def plot_heat_map(
-    shares: NDArray[np.float64], keys: Sequence[str], values: Sequence[Sequence[str]], title: str
+    cells: NDArray[np.float64], keys: Sequence[str], values: Sequence[Sequence[str]], title: str, form: str = ".2f"
 ) -> Figure:
-    """Shares [R, C], NaN where there is none yet, by the values (R and C of them) of two keys."""
-    rows, columns = shares.shape
+    """Cells [R, C], NaN where there is none yet, by the values (R and C of them) of two keys."""
+    rows, columns = cells.shape
     width = max(0.9, 0.1 * max(map(len, values[1])))
     with drawing(2 + width * columns, 1.6 + 0.6 * rows) as figure:
         axes = figure.subplots()
         axes.spines[:].set_visible(True)
-        axes.imshow(shares, cmap="cividis", aspect="auto")
-        middle = (np.nanmin(shares) + np.nanmax(shares)) / 2
-        for row, column in np.argwhere(~np.isnan(shares)):
-            colour = "black" if shares[row, column] > middle else "white"
-            axes.text(column, row, f"{100 * shares[row, column]:.2f}", ha="center", va="center", color=colour)
+        axes.imshow(cells, cmap="cividis", aspect="auto")
+        middle = (np.nanmin(cells) + np.nanmax(cells)) / 2
+        for row, column in np.argwhere(~np.isnan(cells)):
+            colour = "black" if cells[row, column] > middle else "white"
+            axes.text(column, row, f"{cells[row, column]:{form}}", ha="center", va="center", color=colour)
         axes.set(title=title, ylabel=keys[0], xlabel=keys[1])
         axes.set_yticks(range(rows), values[0])
         axes.set_xticks(range(columns), values[1])

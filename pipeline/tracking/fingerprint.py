@@ -71,6 +71,8 @@ def _file_sha256(path: Path) -> str:
 def training_values(config: Config) -> dict[str, Any]:
     """Return what of a configuration can change a trained model, without defaults, to be hashed."""
     values = {key: value for key, value in non_defaults(config).items() if key not in NON_TRAINING_KEYS}
+    if config.train.patience is None:  # train.monitor then ranks, and stops nothing
+        values["train"] = {key: value for key, value in values["train"].items() if key != "monitor"}
     values["data"] = {key: value for key, value in values["data"].items() if key not in NON_TRAINING_DATA_KEYS}
     return values
 

@@ -4,8 +4,10 @@ run.json holds experiment, name, tags, params, inputs, start, end and status, an
   resume_key, process     of a training: what its checkpoints fit, and who trains it (see `process_tag`)
   result_tags             hashes of the model: logged last, so an MLflow run that has them is whole
   sent                    a training that was killed is in MLflow as far as it came, and may still continue
+  trackers                whether others than MLflow are told: the folder stays, of a stage too, for what they write
   evaluated_sha256, run   of an evaluation: the model, and the id of its MLflow run
-metrics.jsonl holds a row per step; every other file but model.keras and checkpoints is an artifact.
+metrics.jsonl holds a row per step; every other file but model.keras, checkpoints and what is TensorBoard's is an
+artifact.
 
 Until MLflow has all of a record, outputs/.pending/<id> points to its folder: it is pending. Of the pending ones, those
 are waiting that can be sent now, and those unfinished that a process left in the middle: they continue.
@@ -34,7 +36,7 @@ from pipeline.base.project import Project
 
 MACHINE = hashlib.sha256(HOST.encode()).hexdigest()[:8]
 SILENT_SECONDS = 900  # after which a training counts as dead: longer than an epoch takes
-NO_ARTIFACT = re.compile(r"(run\.json|metrics\.jsonl|model\.keras|training/.*|.*\.ckpt|(.*/)?\..*)")
+NO_ARTIFACT = re.compile(r"(run\.json|tensorboard/.*|metrics\.jsonl|model\.keras|training/.*|.*\.ckpt|(.*/)?\..*)")
 Row = dict[str, Any]  # {"step": int, "time": int, "values": {key: float}}; times in milliseconds since 1970
 
 

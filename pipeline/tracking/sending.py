@@ -107,7 +107,9 @@ def send_pending(project: Project) -> tuple[dict[str, str], list[str]]:
                     record.update(sent=True)
                     continue
                 pointer(project, folder).unlink(missing_ok=True)
-                if stages in folder.parents:  # DVC has the files as its outputs
+                if stages in folder.parents and info.get("trackers"):
+                    folder.rename(stages.parent / folder.name)
+                elif stages in folder.parents:  # DVC has the files as its outputs
                     shutil.rmtree(folder)
             # Of stages that were killed before their record was whole, and that no training continues.
             for folder in set(stages.glob(f"*.{HOST}-*")) - {record.folder for record in pending(project)}:

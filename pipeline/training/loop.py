@@ -11,13 +11,15 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from pipeline.base.errors import UserError
 from pipeline.base.schema import Augment, Config, Optimizer
@@ -28,6 +30,8 @@ from pipeline.training.augment import random_affine, strengths
 from pipeline.training.checkpoint import State
 from pipeline.training.feed import Chunk, Images, chunks, in_memory
 from pipeline.training.optimizer import learning_rates, make_optimizer
+
+Metric = Callable[[NDArray[np.int64], NDArray[np.float64]], float]  # of labels [N] and probabilities [N, K]
 
 
 class Epoch(NamedTuple):
@@ -44,6 +48,18 @@ class Epoch(NamedTuple):
     val_loss: float
     val_accuracy: float
     learning_rate: float
+    own: Mapping[str, float] = MappingProxyType({})  # the metrics of train.metrics, by name
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any], names: Iterable[str]) -> Epoch:
+        """Return what `row` was made of; `names` are those of the user's own metrics."""
+        return cls(**{key: row[key] for key in cls._fields[:-1]}, own={name: row[name] for name in names})
+
+    def row(self) -> dict[str, float]:
+        """Return the row of history.csv: the user's own metrics come last, in columns of their own."""
+        values = self._asdict()
+        own = values.pop("own")
+        return {**values, **own}
 
 
 class Schedule(NamedTuple):
@@ -190,12 +206,14 @@ def fit(
     done: int = 0,
     state: State | None = None,
     is_over: Callable[[], bool] = lambda: False,
+    metrics: Mapping[str, Metric] = MappingProxyType({}),
 ) -> Iterator[tuple[Epoch, float, Callable[[], State]]]:
     """Train `model` in place. Yield after each epoch its metrics, its seconds (without validation), and a function that
     returns its state.
 
     With `done` epochs behind it, and the state after them, training continues with the next; the bits are the same.
-    `is_over` is asked before each epoch.
+    `is_over` is asked before each epoch. `metrics` are the user's own, called with the labels and probabilities of
+    `val` after each epoch.
     """
     size = config.optimizer.batch_size
     steps = math.ceil(len(train.labels) / size)
@@ -214,6 +232,17 @@ def fit(
         this_epoch = Schedule(*(values[epoch * steps : (epoch + 1) * steps] for values in schedule))
         loss, accuracy = trainer.run_epoch(images, labels, this_epoch, epoch, on_progress)
         seconds = time.perf_counter() - begin
-        val_loss, val_accuracy = loss_and_accuracy(infer(val.images), val.labels)
-        rate = float(this_epoch.learning_rate[-1])
-        yield Epoch(epoch + 1, loss, accuracy, val_loss, val_accuracy, rate), seconds, trainer.state
+        logits = infer(val.images)
+        val_loss, val_accuracy = loss_and_accuracy(logits, val.labels)
+        rate, own = float(this_epoch.learning_rate[-1]), own_metrics(metrics, logits, val.labels)
+        yield Epoch(epoch + 1, loss, accuracy, val_loss, val_accuracy, rate, own), seconds, trainer.state
+
+
+def own_metrics(
+    metrics: Mapping[str, Metric], logits: NDArray[np.float32], labels: NDArray[np.integer]
+) -> dict[str, float]:
+    """Return the metrics of logits [N, K] and labels [N], NaN of no examples; each gets arrays that it may change."""
+    if not len(labels):
+        return dict.fromkeys(metrics, math.nan)
+    probabilities = softmax(logits.astype(np.float64), axis=1)
+    return {name: metric(labels.astype(np.int64), probabilities.copy()) for name, metric in metrics.items()}

@@ -120,7 +120,7 @@ def test_a_table_of_recipes_escapes_names_and_sentences():
 def test_a_name_in_a_picture_is_no_formula(name, tmp_path):
     image = np.zeros((3, 3), np.uint8)
     for figure in (
-        plots.plot_curves({name: [0.5, 0.6]}, "accuracy"),
+        plots.plot_curves({name: [50.0, 60.0]}, "accuracy in %"),
         plots.plot_sides({name: [0.5, 0.6]}, "test"),
         sheets.plot_example_rows({name: [(image, "1")]}),
     ):

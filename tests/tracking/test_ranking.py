@@ -69,8 +69,8 @@ def test_the_id_of_a_group_is_never_a_number(compose, tmp_path, monkeypatch, dig
 
 
 def child(name: str, accuracy: float, status: str = "FINISHED", **values: str) -> ranking.Child:
-    run = SimpleNamespace(info=SimpleNamespace(run_id=name))
-    return ranking.Child(name, values, status, accuracy, 0.9, 1.0, 10, 1_000, "g0", name, run)
+    run = SimpleNamespace(info=SimpleNamespace(run_id=name), data=SimpleNamespace(tags={}))
+    return ranking.Child(name, values, status, accuracy, 0.9, 1.0, 10, 1_000, "g0", name, run, accuracy)
 
 
 def test_what_is_expected_of_the_best_stands_in_the_ranking_when_the_sweep_has_ended():
@@ -80,7 +80,7 @@ def test_what_is_expected_of_the_best_stands_in_the_ranking_when_the_sweep_has_e
         "The best of 2 was chosen on these 1,000 examples, so its accuracy on them is biased upward. Chosen on "
         "bootstrap samples and scored on the examples left out, the best has 98.50 % (95 % 98.00 % to 99.00 %; BBC-CV, "
         "from the predictions of 2).\n"
-    ) in ranking.markdown(two, Mean(2, 0.985, 0.98, 0.99))
+    ) in ranking.markdown(two, expected_of_best=Mean(2, 0.985, 0.98, 0.99))
 
 
 def test_the_means_of_groups_of_seeds_stand_in_the_ranking():

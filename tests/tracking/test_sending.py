@@ -262,3 +262,12 @@ def test_checkpoints_of_later_epochs_that_are_not_used_do_not_outlive_new_ones(t
     assert [path.name for path in folder.iterdir()] == ["epoch-000001.ckpt"]
     found = checkpoint.newest([folder], {"processor": "p"}, 15)
     assert found is not None and len(found.history) == 1
+
+
+def test_what_trackers_wrote_into_the_folder_of_a_stage_stays_when_it_is_sent(project):
+    for name, told in (("told", True), ("plain", False)):
+        record(project, f"stages/{name}.1", 1, trackers=told)
+    assert len(sending.send_pending(project)[0]) == 2
+    outputs = project.root / "outputs"
+    assert [path.name for path in outputs.rglob("note.txt")] == ["note.txt"]
+    assert (outputs / "told.1/note.txt").read_text() == "stages/told.1"
