@@ -173,3 +173,9 @@ class Config(Section):
             if min(height, width) < 1:
                 raise ValueError(f"model.convolutions.{number} leaves no pixel: give fewer or smaller ones")
         return self
+
+
+def own_functions(config: Config) -> list[str]:
+    """Return the functions of the user's own that decide results, <module>:<function>."""
+    network = [config.model.build] if isinstance(config.model, OwnModel) else []
+    return [*network, *config.train.metrics.values(), *config.evaluate.plots.values()]

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import keras
 from keras import layers
 
-from pipeline.base import own
 from pipeline.base.project import Project
 from pipeline.base.schema import Config, Model
+from pipeline.model.own_network import build_own
 
 BATCH_NORM_MOMENTUM = 0.95  # Keras's 0.99 is still near its start after the 50 steps of a quick try
 
@@ -22,7 +22,7 @@ def build_model(project: Project, config: Config) -> keras.Model:
     shape = tuple(config.data.image_shape) + ((3,) if config.data.channels == 3 else ())
     if isinstance(config.model, Model):
         return build_cnn(config.model, shape, len(config.data.classes))
-    return own.load(project.root, config.model.build)(shape, len(config.data.classes), **config.model.args)
+    return build_own(project.root, config.model, shape, len(config.data.classes), config.seed)
 
 
 def build_cnn(model: Model, image_shape: Sequence[int], classes: int) -> keras.Model:

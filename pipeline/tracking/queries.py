@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
+from pipeline.base import own
 from pipeline.base.errors import UserError
 from pipeline.base.project import Project
 from pipeline.base.schema import Data
@@ -147,6 +148,11 @@ def recorded_model(run: Run, folder: Path) -> Path:
     if weights_sha256(file) != run.data.tags.get("weights_sha256"):
         raise UserError(f"{run.info.run_id} holds another model than it trained: bring it back, or train again")
     return file
+
+
+def load_network(project: Project, run: Run) -> None:
+    """Import what the model of a run was built by, where that is the user's own, so that its layers are known."""
+    own.load_recorded(project.root, run.data.params.get("model.build"), run.data.params.get("model.source_sha256"))
 
 
 def curve(run: Run, key: str) -> list[float]:
