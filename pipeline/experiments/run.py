@@ -106,7 +106,7 @@ def _info(
     tags: Mapping[str, str],
 ) -> dict[str, Any]:
     """What is known of a run before training."""
-    sizes = {
+    sizes: dict[str, Any] = {
         "data.train_examples": len(split.train.labels),
         "data.val_examples": len(split.val.labels),
         "model.num_params": model.count_params(),
@@ -116,7 +116,7 @@ def _info(
         "experiment": config.data.name,
         "name": name,
         "tags": {**run_tags(project, "pipeline.train"), "recipe": config.name, **fingerprint.tags(), **tags},
-        "params": training_params(config) | {key: str(value) for key, value in sizes.items()},
+        "params": training_params(config) | {key: str(size) for key, size in sizes.items() if size is not None},
         "inputs": describe(zip(("train", "val"), split, strict=True)),
         "resume_key": fingerprint.resume_key,
     }

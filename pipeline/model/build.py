@@ -5,6 +5,7 @@ Shapes: B batch, H rows, W columns, C channels, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import keras
@@ -64,14 +65,16 @@ def build_cnn(model: Model, image_shape: Sequence[int], classes: int) -> keras.M
     return keras.Model(images, logits)
 
 
-def count_macs(model: keras.Model) -> int:
-    """Return the multiply-accumulates that one image costs in convolutions and dense layers."""
+def count_macs(model: keras.Model) -> int | None:
+    """Return the multiply-accumulates that one image costs in convolutions and dense layers, those of models inside of
+    the model included; None where a layer of the user's own has such layers inside."""
     macs = 0
-    for layer in model.layers:
-        if isinstance(layer, layers.Conv2D | layers.Dense):
-            *positions, _ = layer.output.shape[1:]
-            count = int(layer.kernel.shape.num_elements())
-            for size in positions:
-                count *= size
-            macs += count
+    for layer in model._flatten_layers():  # not public, as seen in Keras 3.15
+        if isinstance(layer, layers.Conv2D | layers.DepthwiseConv2D | layers.SeparableConv2D | layers.Dense):
+            try:
+                *positions, _ = layer.output.shape[1:]
+            except AttributeError:  # it is called by a layer's code
+                return None
+            kernels = [variable.shape for variable in layer.weights if "kernel" in variable.name]
+            macs += sum(math.prod((*positions, *kernel)) for kernel in kernels)
     return macs

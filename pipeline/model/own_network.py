@@ -18,7 +18,7 @@ from keras import layers
 from pipeline.base import own
 from pipeline.base.errors import UserError
 from pipeline.base.schema import OwnModel
-from pipeline.model.files import load_model, save_model
+from pipeline.model.files import save_model
 
 TRIED = 2  # random images
 CLOSE = 1e-4  # what logits may differ by, of a model and of its file, relative to the largest
@@ -64,7 +64,8 @@ def _check_form(name: str, model: Any, image_shape: Sequence[int], classes: int)
     if not isinstance(model, keras.Model):
         raise UserError(f"{name} returns {_article(type(model).__name__)}, expected a keras.Model")
     try:
-        ends = [("takes", model.input, "uint8", tuple(image_shape)), ("returns", model.output, "float32", (classes,))]
+        graph = getattr(model, "_functional", model)  # of a Sequential, as seen in Keras 3.15
+        ends = [("takes", graph.input, "uint8", tuple(image_shape)), ("returns", graph.output, "float32", (classes,))]
     except AttributeError:
         raise UserError(
             f"{name} returns a model without symbolic inputs: return keras.Model(inputs, outputs), or a Sequential "
@@ -110,13 +111,14 @@ def _check_logits(name: str, model: keras.Model, image_shape: Sequence[int]) -> 
         file = Path(folder) / "model.keras"
         try:
             save_model(file, model)
-            again = np.array(load_model(file)(images, training=False))
-        except (UserError, NotImplementedError, TypeError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0].replace(f"{file} ", "")
+            again = np.array(keras.saving.load_model(file, compile=False, safe_mode=True)(images, training=False))
+        except Exception as error:  # Keras's, or of the user's code: nearly anything
+            said = str(error).rpartition("Exception encountered: ")[2].partition(" Full object config")[0]
+            said = said.strip().partition("\n")[0]
             raise UserError(
-                f"the network of {name} cannot be loaded from its file ({reason}): get_config of a layer of yours has "
-                "to return what its __init__ takes, and functions of yours have to be registered too"
-            ) from None
+                f"the network of {name} cannot be loaded from its file ({said}): get_config of a layer of yours has to "
+                "return all that its __init__ takes, and functions of yours have to be registered"
+            ) from error
     if np.abs(again - logits).max() > CLOSE * np.abs(logits).max():
         raise UserError(
             f"the network of {name}, loaded from its file, returns other logits: get_config of a layer of yours has to "
