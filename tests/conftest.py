@@ -197,6 +197,7 @@ COPIED = [
     "conf",
     "pipeline",
     "reference",
+    "own",
     "mlruns/.gitignore",
     ".dvc/config",
     ".dvcignore",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError
 from pipeline.base.files import load_csv, require_file
+from pipeline.base.hydra import load_network_of_recipe
 from pipeline.base.project import Project
 from pipeline.base.schema import Data
 from pipeline.base.verb_schemas import ExportConfig, PredictorConfig
@@ -44,6 +45,7 @@ def model_files(project: Project, config: PredictorConfig | ExportConfig) -> Ite
         model = require_file(project.model(config.name))
         check_split(project, config.data)
         predictions = require_file(project.recipe_results(config.name) / "val_predictions.csv")
+        load_network_of_recipe(project, config)
         yield model, predictions, f"recipe {config.name}"
         return
     from pipeline.tracking import queries, registry  # takes seconds
@@ -52,6 +54,7 @@ def model_files(project: Project, config: PredictorConfig | ExportConfig) -> Ite
     recorded = queries.find_run(project, run_id, config.data)
     with tempfile.TemporaryDirectory() as folder:
         model = queries.recorded_model(recorded, Path(folder))
+        queries.load_network(project, recorded)
         predictions = queries.artifact(recorded, "val_predictions.csv", Path(folder))
         yield model, predictions, f"MLflow run {run_id}" + (f", {config.alias}" if config.alias else "")
 

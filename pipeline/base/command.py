@@ -79,7 +79,7 @@ def _task(verb: Verb, project: Project, schema: type[Config]) -> Callable[[DictC
             jobs_at_once=int(settings.launcher.get("n_jobs", 1)),
         )
         try:
-            config = checked(project, composed, settings.runtime.choices, schema)
+            config = checked(project, composed, settings, schema)
             if job.stage and verb.__name__ not in ("compose", "compare"):  # the one writes, the other has no recipe
                 check_composed(job, config)
             begin = time.time_ns()

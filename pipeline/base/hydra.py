@@ -11,14 +11,16 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.base import own
 from pipeline.base.errors import UserError
 from pipeline.base.files import load_yaml
 from pipeline.base.project import Project
-from pipeline.base.schema import DERIVED, MISSING, NAMES, Config, Model, OwnModel, Section
+from pipeline.base.schema import DERIVED, MISSING, NAMES, Config, OwnModel, Section
 from pipeline.base.validation import AnySection, fields, flatten, unknown_key, validate
 
 
@@ -49,12 +51,14 @@ def compose(project: Project, *overrides: str, schema: type[AnySection] = Config
             if message := explain(error, schema):
                 raise UserError(message) from None
             raise
-    return checked(project, composed, composed.hydra.runtime.choices, schema)
+        return checked(project, composed, composed.hydra, schema)
 
 
 def explain(error: Exception, schema: type[Section]) -> str | None:
     """Return in words what is wrong with an override, where Hydra's own words do not help; None for another error."""
     if key := re.match(r"Could not override '([\w.]+)'", str(error)):
+        if re.search(r"\.args\.", key[1]):
+            return f"{key[1]} is not among the arguments that the recipe lists: give +{key[1]}=<value>"
         if key[1] in fields(schema) and key[1] not in DERIVED:  # a mapping that is empty
             return f"{key[1]}: add a name to it with a plus, +{key[1]}.<name>=<value>, or in the recipe's file"
         return unknown_key(schema, key[1])
@@ -63,18 +67,57 @@ def explain(error: Exception, schema: type[Section]) -> str | None:
     return None
 
 
-def checked(project: Project, composed: DictConfig, choices: Mapping[str, Any], schema: type[AnySection]) -> AnySection:
-    """Return what Hydra composed as a `schema`. Recipe and data set are named by the files that were chosen."""
+def checked(project: Project, composed: DictConfig, settings: DictConfig, schema: type[AnySection]) -> AnySection:
+    """Return what Hydra composed, with its own section as `settings`, as a `schema`. Recipe and data set are named by
+    the files that were chosen."""
     OmegaConf.set_struct(composed, False)
     composed.pop("hydra", None)
     for key, group in zip(NAMES, ("recipe", "data"), strict=True):
-        OmegaConf.update(composed, key, choices.get(group))
+        OmegaConf.update(composed, key, settings.runtime.choices.get(group))
     model: Any = composed.get("model")
     if isinstance(model, DictConfig):
-        built_in = OmegaConf.is_missing(model, "build")
-        for key in fields(OwnModel if built_in else Model):
-            model.pop(key, None)
+        model = OmegaConf.to_container(model)
+        if model["build"] != MISSING:
+            model = _common(model, _of_own_network(project, settings))
+        elif args := model["args"]:
+            raise UserError(f"model.args={args}: only your own network has arguments: give model.build too")
+        else:
+            model = {key: value for key, value in model.items() if key not in fields(OwnModel)}
+        OmegaConf.update(composed, "model", model, merge=False)
     return _with_sources(project.root, validate(schema, OmegaConf.to_container(composed, resolve=True)))
+
+
+def _of_own_network(project: Project, settings: DictConfig) -> dict[str, Any]:
+    """Return the keys of the section `model` that are said of its own network, and not inherited with another one: by
+    the last file that sets model.build, the files that are merged after it, and the command line.
+
+    A key of the built-in network among them is a UserError.
+    """
+    overrides, loader = list(settings.overrides.task), GlobalHydra.instance().config_loader()
+    said: dict[str, Any] = {}
+    for one in loader.compute_defaults_list(settings.job.config_name, overrides, RunMode.RUN).defaults:
+        file = project.conf / f"{one.config_path}.yaml"
+        section = (load_yaml(file) or {}).get("model") if file.is_file() else None
+        if isinstance(section, dict):
+            said = section if "build" in section else OmegaConf.to_container(OmegaConf.merge(said, section))  # type: ignore[assignment]
+    given = OmegaConf.create()
+    for override in OverridesParser.create(loader).parse_overrides(overrides):
+        if override.key_or_group.startswith("model."):
+            OmegaConf.update(given, override.key_or_group, override.value())
+    of_call: Any = OmegaConf.to_container(given).get("model", {})  # type: ignore[union-attr]
+    said = of_call if "build" in of_call else OmegaConf.to_container(OmegaConf.merge(said, of_call))  # type: ignore[assignment]
+    if others := [key for key in said if key not in fields(OwnModel)]:
+        raise UserError(f"model.{others[0]} is a key of the built-in network: give model.args, which your own takes")
+    return said
+
+
+def _common(values: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of nested `values` whose keys are `wanted`."""
+    return {
+        key: _common(value, wanted[key]) if isinstance(value, dict) and isinstance(wanted[key], dict) else value
+        for key, value in values.items()
+        if key in wanted
+    }
 
 
 def _with_sources(root: Path, config: AnySection) -> AnySection:
@@ -104,6 +147,16 @@ def composed_values(project: Project, config: Config) -> tuple[Path, dict[str, A
     if "@" in (project.stage or "@"):  # a stage of one recipe, or none
         return project.recipe_results(config.name) / "config.yaml", values
     return project.results / "data.yaml", {"data": values["data"]}
+
+
+def load_network_of_recipe(project: Project, config: Config) -> None:
+    """Import what the model of `dvc repro` was built by, where that is the user's own, so that its layers are known.
+
+    Its code is compared with what `compose` saw: where it was edited since, that is a UserError.
+    """
+    if isinstance(config.model, OwnModel):
+        composed = load_yaml(project.recipe_results(config.name) / "config.yaml")["model"]
+        own.load_recorded(project.root, composed.get("build"), composed.get("source_sha256"))
 
 
 def check_composed(project: Project, config: Config) -> None:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.errors import UserError
+from pipeline.base.errors import UserError, one_line
 
 WATCHED = "own"  # the folder of such files that DVC sees change
 DOCUMENTED = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -73,7 +73,7 @@ def errors_named(root: Path, name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, UserError | MemoryError):
+        if one_line(error):  # of ours, or of a full disk or memory
             raise
         files = {str(file): file.relative_to(root) for file in sources(root, [name]).values()}
         lines = [(one.filename, one.lineno) for one in traceback.extract_tb(error.__traceback__)]
@@ -125,8 +125,9 @@ def arguments(root: Path, name: str, given: Mapping[str, Any], supplied: int) ->
         raise UserError(f"{name} needs the argument {missing[0]}: give it a value")
     values: dict[str, Any] = {}
     for key in names:
-        with suppress(ValueError):  # a default that is no plain value is part of the code's hash
-            values |= {} if key in given or key not in defaults else {key: ast.literal_eval(defaults[key])}
+        with suppress(ValueError, TypeError):  # a default that is no value of YAML is part of the code's hash
+            default = {} if key in given or key not in defaults else {key: ast.literal_eval(defaults[key])}
+            values |= json.loads(json.dumps(default))  # a tuple is written as a list
     return values | dict(given)
 
 

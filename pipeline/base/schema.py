@@ -225,3 +225,9 @@ class Config(Section):
                 f"train.patience={train.patience} with optimizer.schedule={self.optimizer.schedule}: the rate would "
                 "stop near its peak: give constant, or leave out train.patience"
             )
+
+
+def own_functions(config: Config) -> list[str]:
+    """Return the functions of the user's own that decide results, <module>:<function>."""
+    network = [config.model.build] if isinstance(config.model, OwnModel) else []
+    return [*network, *config.train.metrics.values(), *config.evaluate.plots.values()]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError
 from pipeline.base.files import link_or_copy, load_csv, load_yaml, require_file, save_yaml, sha256
+from pipeline.base.hydra import load_network_of_recipe
 from pipeline.base.project import Project
 from pipeline.base.schema import Config
 from pipeline.base.validation import flatten, from_recorded, validate
@@ -43,6 +44,7 @@ def find_model(project: Project, config: RunConfig, folder: Path) -> Evaluated:
         model_file = require_file(project.model(config.name))
         history_file = project.recipe_results(config.name) / "history.csv"
         load_csv(history_file, HISTORY)
+        load_network_of_recipe(project, config)
         recorded = validate(Config, config.model_dump(include=set(Config.model_fields)))  # without the verb's own key
         return Evaluated(recorded, model_file, sha256(model_file), history_file, None)
     if others := [one for one in project.overrides if not one.startswith(("run=", "data="))]:
@@ -55,6 +57,7 @@ def find_model(project: Project, config: RunConfig, folder: Path) -> Evaluated:
     recorded = from_recorded(load_yaml(config_file), f"config.yaml of run {config.run}")
     history_file = queries.artifact(run, "history.csv", folder)
     model_file = queries.recorded_model(run, folder)
+    queries.load_network(project, run)
     return Evaluated(recorded, model_file, run.data.tags["model_sha256"], history_file, config.run)
 
 

@@ -15,11 +15,12 @@ import keras
 import numpy as np
 from scipy.special import softmax
 
+from pipeline.base import own
 from pipeline.base.console import TrainingProgress
 from pipeline.base.errors import UserError
 from pipeline.base.files import link_or_copy, save_csv, save_json, save_yaml, sha256, write_text
 from pipeline.base.project import Project
-from pipeline.base.schema import Config
+from pipeline.base.schema import Config, own_functions
 from pipeline.data.examples import Examples, save_predictions
 from pipeline.experiments.own_metrics import load_metrics
 from pipeline.model.build import build_model, count_macs
@@ -115,7 +116,7 @@ def _info(
     tags: Mapping[str, str],
 ) -> dict[str, Any]:
     """What is known of a run before training."""
-    sizes = {
+    sizes: dict[str, Any] = {
         "data.train_examples": len(split.train.labels),
         "data.val_examples": len(split.val.labels),
         "model.num_params": model.count_params(),
@@ -125,7 +126,7 @@ def _info(
         "experiment": config.data.name,
         "name": name,
         "tags": {**run_tags(project, "pipeline.train"), "recipe": config.name, **fingerprint.tags(), **tags},
-        "params": training_params(config) | {key: str(value) for key, value in sizes.items()},
+        "params": training_params(config) | {key: str(size) for key, size in sizes.items() if size is not None},
         "inputs": describe(zip(("train", "val"), split, strict=True)),
         "resume_key": fingerprint.resume_key,
         "trackers": bool(config.trackers),
@@ -136,6 +137,8 @@ def _describe(project: Project, config: Config, split: Split, record: Record) ->
     """Write what is known before training into the record, with images before and after the largest augmentation."""
     save_yaml(record.folder / "config.yaml", config.model_dump())
     write_text(record.folder / "packages.txt", packages())
+    for file in own.sources(project.root, own_functions(config)).values():  # to read; it runs in the repository alone
+        write_text(record.folder / "source" / file.relative_to(project.root), file.read_text(encoding="utf-8"))
     if changes := git_diff(project.root):
         write_text(record.folder / "git.diff", changes)
     if not config.augment.is_on:

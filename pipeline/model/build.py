@@ -5,15 +5,16 @@ Shapes: B batch, H rows, W columns, C channels, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import layers
 
-from pipeline.base import own
 from pipeline.base.project import Project
 from pipeline.base.schema import Config, Model
+from pipeline.model.own_network import build_own
 
 BATCH_NORM_MOMENTUM = 0.95  # Keras's 0.99 is still near its start after the 50 steps of a quick try
 
@@ -23,7 +24,7 @@ def build_model(project: Project, config: Config) -> keras.Model:
     shape = tuple(config.data.shape)
     if isinstance(config.model, Model):
         return build_cnn(config.model, shape, len(config.data.classes))
-    return own.load(project.root, config.model.build)(shape, len(config.data.classes), **config.model.args)
+    return build_own(project.root, config.model, shape, len(config.data.classes), config.seed)
 
 
 def build_cnn(model: Model, image_shape: Sequence[int], classes: int) -> keras.Model:
@@ -73,14 +74,16 @@ def _pixel_scale(model: Model) -> list[Any]:
     return [[model.pixel_scale / std for _, std in pairs], [-mean / std for mean, std in pairs]]
 
 
-def count_macs(model: keras.Model) -> int:
-    """Return the multiply-accumulates that one image costs in convolutions and dense layers."""
+def count_macs(model: keras.Model) -> int | None:
+    """Return the multiply-accumulates that one image costs in convolutions and dense layers, those of models inside of
+    the model included; None where a layer of the user's own has such layers inside."""
     macs = 0
-    for layer in model.layers:
-        if isinstance(layer, layers.Conv2D | layers.Dense):
-            *positions, _ = layer.output.shape[1:]
-            count = int(layer.kernel.shape.num_elements())
-            for size in positions:
-                count *= size
-            macs += count
+    for layer in model._flatten_layers():  # not public, as seen in Keras 3.15
+        if isinstance(layer, layers.Conv2D | layers.DepthwiseConv2D | layers.SeparableConv2D | layers.Dense):
+            try:
+                *positions, _ = layer.output.shape[1:]
+            except AttributeError:  # it is called by a layer's code
+                return None
+            kernels = [variable.shape for variable in layer.weights if "kernel" in variable.name]
+            macs += sum(math.prod((*positions, *kernel)) for kernel in kernels)
     return macs

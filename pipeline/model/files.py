@@ -8,7 +8,7 @@ import re
 import zipfile
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import REMAKE, replacing, require_file
@@ -53,6 +53,8 @@ def load_model(path: Path) -> keras.Model:
                 f"{path} was written by Keras {written_by}, which Keras {keras.__version__} cannot read: install that "
                 "version, as `make env` does"
             ) from None
+        if unknown := _code_of_its_own(path):
+            raise UserError(f"{path} {unknown}") from None
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise UserError(f"{path} is damaged or no .keras file of ours ({reason}): {REMAKE}") from None
 
@@ -64,6 +66,26 @@ def weights_sha256(path: Path) -> str:
             return hashlib.sha256(archive.read("model.weights.h5")).hexdigest()
     except (zipfile.BadZipFile, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}): bring it back, or train again") from None
+
+
+def _code_of_its_own(path: Path) -> str:
+    """Say which layer of a .keras file brings code, or needs code that was not imported; "" for none."""
+    import keras
+
+    with suppress(Exception), zipfile.ZipFile(path) as archive:  # whoever wrote it
+        nodes: list[Any] = [json.loads(archive.read("config.json"))]
+        while nodes:
+            node = nodes.pop()
+            if isinstance(node, dict):
+                kind, module, registered = (str(node.get(key)) for key in ("class_name", "module", "registered_name"))
+                if kind == "Lambda":
+                    return f"has the Lambda layer {node['config']['name']!r}, which brings code of its own: not loaded"
+                is_own = "module" in node and module.partition(".")[0] not in ("keras", "builtins", "None")
+                if is_own and keras.saving.get_registered_object(registered) is None:
+                    name = node["config"] if kind == "function" else kind
+                    return f"needs {name!r} of {module!r}, and no network of your own that has it was imported"
+            nodes += node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+    return ""
 
 
 def _keras_version(path: Path) -> str:

@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
+from pipeline.base import own
 from pipeline.base.errors import UserError
 from pipeline.base.project import Project
 from pipeline.base.schema import Data
@@ -153,6 +154,11 @@ def recorded_model(run: Run, folder: Path) -> Path:
 def final(run: Run, key: str) -> float:
     """Return a metric of the model that a run kept, of its last epoch or with train.patience the best; NaN for none."""
     return float(run.data.metrics.get(f"best_{key}", run.data.metrics.get(key, math.nan)))
+
+
+def load_network(project: Project, run: Run) -> None:
+    """Import what the model of a run was built by, where that is the user's own, so that its layers are known."""
+    own.load_recorded(project.root, run.data.params.get("model.build"), run.data.params.get("model.source_sha256"))
 
 
 def curve(run: Run, key: str) -> list[float]:

@@ -28,8 +28,9 @@ from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
 
+from pipeline.base import own
 from pipeline.base.errors import UserError
-from pipeline.base.files import HOST, remembered
+from pipeline.base.files import HOST, load_yaml, remembered
 from pipeline.base.project import Project
 from pipeline.data.blocks import blocks, is_large
 from pipeline.data.examples import Examples
@@ -128,7 +129,7 @@ def _send(project: Project, record: Record) -> str:
         return _send_evaluation(project, client, experiment, record)
     run_id = create_or_update(client, experiment, record)
     if (record.folder / "model.keras").is_file() and record.info["status"] == "FINISHED":
-        _log_model(client, experiment, run_id, record)
+        _log_model(project, client, experiment, run_id, record)
     for key, value in record.info.get("result_tags", {}).items():  # last: a run with these tags is whole
         client.set_tag(run_id, key, value)
     client.set_terminated(run_id, record.info["status"], record.info["end"])
@@ -171,7 +172,7 @@ def _log_rows(client: MlflowClient, run_id: str, rows: Sequence[Row]) -> None:
 
 
 @translate_errors(OSError)
-def _log_model(client: MlflowClient, experiment: str, run_id: str, record: Record) -> None:
+def _log_model(project: Project, client: MlflowClient, experiment: str, run_id: str, record: Record) -> None:
     """Log the record's model, once, with a signature that takes raw images."""
     for logged in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
         if logged.status.name == "READY":
@@ -180,6 +181,8 @@ def _log_model(client: MlflowClient, experiment: str, run_id: str, record: Recor
         location = urlparse(logged.artifact_location)
         if location.scheme == "file":
             shutil.rmtree(url2pathname(location.path), ignore_errors=True)
+    recorded = load_yaml(record.folder / "config.yaml")["model"]
+    own.load_recorded(project.root, recorded.get("build"), recorded.get("source_sha256"))
     model = load_model(record.folder / "model.keras")
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype("uint8"), (-1, *model.input_shape[1:]))]),

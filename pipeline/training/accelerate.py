@@ -99,10 +99,13 @@ def _partitioned(model: keras.Model, count: int) -> keras.Model:
     kernels = np.split(kernel, edges[1:-1] * features_a_row)
     pixels = model.get_layer("pixels").output
     policy = {"dtype": dense.dtype_policy}
+    dropouts = [layer for layer in _between(model, convolution, dense) if isinstance(layer, layers.Dropout)]
     parts = []
     for number, (top, bottom) in enumerate(pairwise(edges)):
         strip = pixels[:, top : bottom + convolution.kernel_size[0] - 1]
         features = layers.Flatten(**policy)(layers.ReLU(**policy)(convolution(strip)))
+        for dropout in dropouts:
+            features = dropout(features)
         part = layers.Dense(dense.units, use_bias=number == 0, name=f"{PARTITION}{number}", **policy)
         parts.append(part(features))
         part.set_weights([kernels[number], bias][: len(part.weights)])
@@ -118,11 +121,15 @@ def _is_partitionable(model: keras.Model) -> bool:
     [convolution] = [layer for layer in model.layers if isinstance(layer, layers.Conv2D)]
     dense = model.get_layer("hidden_1")
     position = model.layers.index(dense)
-    between = model.layers[model.layers.index(convolution) + 1 : position]
+    between = [type(layer) for layer in _between(model, convolution, dense)]
     return (
-        [type(layer) for layer in between] == [layers.ReLU, layers.Flatten]
+        between in ([layers.ReLU, layers.Flatten], [layers.ReLU, layers.Flatten, layers.Dropout])
         and (convolution.padding, convolution.strides) == ("valid", (1, 1))
         and not any(getattr(layer, f"{name}_regularizer") for layer in (convolution, dense) for name in REGULARIZED)
         and not (dense.kernel_constraint or dense.bias_constraint)
         and all(after.input is before.output for before, after in pairwise(model.layers[position:]))
     )
+
+
+def _between(model: keras.Model, first: layers.Layer, last: layers.Layer) -> list[layers.Layer]:
+    return list(model.layers[model.layers.index(first) + 1 : model.layers.index(last)])

@@ -13,8 +13,9 @@ from conftest import generated_digits
 from keras import layers, regularizers
 
 from pipeline.base.errors import UserError
-from pipeline.base.schema import Augment, Optimizer
+from pipeline.base.schema import Augment, Convolution, Model, Optimizer
 from pipeline.model import inference
+from pipeline.model.build import build_cnn
 from pipeline.training import checkpoint, loop
 from pipeline.training.accelerate import accelerated
 
@@ -140,7 +141,29 @@ def inherited() -> keras.Model:
     return Inherited(3)
 
 
-BUILDERS = [regularised, dropout, branched, shared, sequential, subclassed, inherited]
+POOLED = Convolution(multiple=1, kernel_size=3, strides=1, padding="same", pool=2)
+VALID = Convolution(multiple=1, kernel_size=3, strides=1, padding="valid", pool=1)
+
+
+def built_in(layer: Convolution = POOLED, batch_norm: bool = True) -> keras.Model:
+    """The network of the configuration's keys, with dropout before each dense layer."""
+    settings = Model(
+        filters=4,
+        convolutions=[layer],
+        batch_norm=batch_norm,
+        pooling="flatten",
+        units=[8],
+        pixel_scale=1 / 255,
+        dropout=0.3,
+    )
+    model = build_cnn(settings, (10, 10), 10)
+    kinds = [type(layer) for layer in model.layers[-5:]]
+    assert kinds == [layers.Flatten, layers.Dropout, layers.Dense, layers.Dropout, layers.Dense]
+    assert {layer.rate for layer in model.layers if isinstance(layer, layers.Dropout)} == {0.3}
+    return model
+
+
+BUILDERS = [built_in, regularised, dropout, branched, shared, sequential, subclassed, inherited]
 
 
 def built(build: Callable[[], keras.Model], seed: int = 0) -> keras.Model:
@@ -182,7 +205,7 @@ def test_ten_steps_are_ten_steps_of_fit(build):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("build", [dropout, subclassed])
+@pytest.mark.parametrize("build", [built_in, dropout, subclassed])
 def test_a_training_resumed_after_five_steps_gives_the_same_bits(build, tmp_path: Path):
     uninterrupted = loop.Trainer(built(build), ADAM, NO_AUGMENT, SEED)
     train(uninterrupted, 5, 0)
@@ -235,6 +258,15 @@ def test_partitions_that_would_change_what_is_trained_are_an_error(options):
     assert accelerated(first_dense(), 2).get_layer("partition_1")
     with pytest.raises(UserError, match=r"optimizer\.dense_partitions: .*: give 1"):
         accelerated(first_dense(**options), 2)
+
+
+def test_partitions_of_the_built_in_network_drop_out_as_it_does():
+    model = built(lambda: built_in(layer=VALID, batch_norm=False))
+    parts = accelerated(model, 2)
+    expected, dropped, again = (np.array(one) for one in (model(IMAGES), *(parts(IMAGES, training=True) for _ in "ab")))
+    np.testing.assert_allclose(parts(IMAGES), expected, rtol=1e-5, atol=1e-6)
+    assert np.abs(dropped - expected).max() > 1e-2 and np.abs(dropped - again).max() > 1e-2
+    assert len(parts.variables) == len(model.variables) + 1, "the kernel is cut in two, the dropouts' seeds are shared"
 
 
 def test_partitions_before_a_branch_are_an_error():
