@@ -56,9 +56,10 @@ def model_files(project: Project, config: PredictorConfig | ExportConfig) -> Ite
     with tempfile.TemporaryDirectory() as folder:
         model = queries.recorded_model(recorded, Path(folder))
         predictions = queries.artifact(recorded, "val_predictions.csv", Path(folder))
-        recorded_values = load_yaml(queries.artifact(recorded, "config.yaml", Path(folder)))
+        evaluated = load_yaml(queries.artifact(recorded, "config.yaml", Path(folder))).get("evaluate", {})
+        tta_shifts = min(evaluated.get("tta_shifts", 1), config.evaluate.tta_shifts)  # where the command asks for one
         description = f"MLflow run {run_id}" + (f", {config.alias}" if config.alias else "")
-        yield model, predictions, description, recorded_values.get("evaluate", {}).get("tta_shifts", 1)
+        yield model, predictions, description, tta_shifts
 
 
 def load_predictor(project: Project, config: PredictorConfig, again: bool = True) -> Predictor:

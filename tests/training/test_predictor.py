@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.looks import compare_looks
 from pipeline.apps.predictor import confidence_threshold, load_predictor, unsure_below
 from pipeline.base.errors import UserError
 from pipeline.base.files import save_json, write_text
@@ -15,7 +16,7 @@ from pipeline.base.project import Project
 from pipeline.base.schema import Model
 from pipeline.base.validation import validate
 from pipeline.base.verb_schemas import PredictorConfig
-from pipeline.data.examples import split_record
+from pipeline.data.examples import Examples, split_record
 from pipeline.metrics.metrics import softmax
 from pipeline.model.build import build_cnn
 from pipeline.model.files import load_model, save_model
@@ -110,6 +111,21 @@ def test_the_other_looks_are_the_four_shifts():
     moved = [np.roll(images, shift, axis) for shift, axis in ((1, 1), (-1, 1), (1, 2), (-1, 2))]
     expected = np.mean([predict(network, image) for image in moved], axis=0)
     assert np.allclose(inference(network, 5, first=1)(images), expected, atol=1e-6)
+
+
+def test_the_benchmark_counts_the_errors_of_each_way_to_look(tmp_path):
+    network = small_network((12, 10))
+    images = np.random.default_rng(0).integers(0, 256, (100, 12, 10)).astype(np.uint8)
+    once, five = predict(network, images), predict(network, images, 5)
+    differ = int(np.sum(once.argmax(1) != five.argmax(1)))
+    again = looks_again(network, unsure_below(softmax(once).max(1)))(images)
+    left = int(np.sum(again.argmax(1) != five.argmax(1)))
+    assert 0 < left < differ  # else the three counts say nothing
+    save_model(tmp_path / "model.keras", network)
+    labels = five.argmax(1).astype(np.uint8)
+    table = compare_looks(tmp_path / "model.keras", Examples(images, labels, np.arange(100, dtype=np.int32)), 0.5)
+    errors = [int(line.split("|")[2]) for line in table.splitlines()[2:5]]
+    assert errors == [differ, left, 0] and "n = 100, 6.0 % unsure" in table
 
 
 @pytest.mark.parametrize(("shifts", "again", "looks"), [(1, True, 1), (5, True, 5), (5, False, 1)])
