@@ -1,4 +1,4 @@
-"""Write a model for use elsewhere: format=saved_model, litert or onnx. It has no test-time augmentation.
+"""Write a model for use elsewhere: format=saved_model, litert or onnx. It looks at an image once.
 
 It is loaded again, and kept only if it predicts as Keras does on all validation images (training images, if none).
 """
@@ -29,7 +29,7 @@ def export(project: Project, config: ExportConfig) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
         quiet_import(),
-        model_files(project, config) as (model_file, _, description),
+        model_files(project, config) as (model_file, _, description, _),
         tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as folder,
     ):
         from pipeline.model.files import load_model

@@ -33,7 +33,7 @@ def robustness(project: Project, config: Config) -> None:
         raise UserError(f"robustness draws grey images, and those of {config.data.name} are in colour: give other data")
     test, val = load_split(project, "test", config.data), load_split(project, "val", config.data)
     folder = project.output(project.results / "robustness" / config.name)
-    predictor = load_predictor(project, validate(PredictorConfig, config.model_dump()))
+    predictor = load_predictor(project, validate(PredictorConfig, config.model_dump()), again=False)
     with quiet_import():
         from pipeline.apps import stress_tests
         from pipeline.reports import plots, sheets

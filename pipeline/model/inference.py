@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from pipeline.base.errors import UserError
 from pipeline.data.blocks import give_back
@@ -38,16 +39,20 @@ def start(seed: int) -> None:
     keras.utils.set_random_seed(seed)
 
 
-def inference(model: keras.Model, tta_shifts: int = 1) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+Logits = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # of images [N, H, W], as [N, K]
+
+
+def inference(model: keras.Model, tta_shifts: int = 1, first: int = 0) -> Logits:
     """Return a function from images, uint8 [N, H, W], to logits, float32 [N, K]; batch norm uses moving averages.
 
-    With several `tta_shifts` the logits are the mean over the first so many of SHIFTS.
+    With several `tta_shifts` the logits are the mean over the first so many of SHIFTS, from number `first` on.
     """
 
     @tf.function(reduce_retracing=True)
     def mean_logits(batch: tf.Tensor) -> tf.Tensor:
-        images = [batch, *(shifted(batch, down, right) for down, right in SHIFTS[1:tta_shifts])]
-        return tf.add_n([model(image, training=False) for image in images]) / tta_shifts
+        looks = SHIFTS[first:tta_shifts]
+        images = [shifted(batch, down, right) if down or right else batch for down, right in looks]
+        return tf.add_n([model(image, training=False) for image in images]) / len(looks)
 
     def infer(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         if not len(images):  # TensorFlow fails on an empty batch (2.21): the graph tells the number of classes
@@ -65,6 +70,20 @@ def inference(model: keras.Model, tta_shifts: int = 1) -> Callable[[NDArray[np.u
 def predict(model: keras.Model, images: NDArray[np.uint8], tta_shifts: int = 1) -> NDArray[np.float32]:
     """Return the logits of `inference`, once."""
     return inference(model, tta_shifts)(images)
+
+
+def looks_again(model: keras.Model, below: float) -> Logits:
+    """Return `inference` of one look, and of all SHIFTS for an image whose highest probability is then `below`."""
+    look, look_again = inference(model), inference(model, len(SHIFTS), first=1)
+
+    def infer(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits = look(images)
+        unsure = softmax(logits.astype(np.float64), axis=1).max(1) < below
+        if unsure.any():
+            logits[unsure] = (logits[unsure] + (len(SHIFTS) - 1) * look_again(images[unsure])) / len(SHIFTS)
+        return logits
+
+    return infer
 
 
 def loss_and_accuracy(logits: NDArray[np.float32], labels: NDArray[np.integer]) -> tuple[float, float]:

@@ -8,17 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.apps.predictor import confidence_threshold, load_predictor
+from benchmarks.looks import compare_looks
+from pipeline.apps.predictor import confidence_threshold, load_predictor, unsure_below
 from pipeline.base.errors import UserError
 from pipeline.base.files import save_json, write_text
 from pipeline.base.project import Project
 from pipeline.base.schema import Model
 from pipeline.base.validation import validate
 from pipeline.base.verb_schemas import PredictorConfig
-from pipeline.data.examples import split_record
+from pipeline.data.examples import Examples, split_record
+from pipeline.metrics.metrics import softmax
 from pipeline.model.build import build_cnn
-from pipeline.model.files import save_model
-from pipeline.model.inference import start
+from pipeline.model.files import load_model, save_model
+from pipeline.model.inference import inference, looks_again, predict, start
 
 COLUMNS = "index,label,prediction,probability_0,probability_1\n"
 
@@ -64,6 +66,78 @@ def test_a_recipes_model_predicts_images_of_its_shape_and_abstains_below_its_thr
     data = config.data.model_copy(update={"image_shape": [28, 28]})
     with pytest.raises(UserError, match=r"recipe baseline takes images of \[12, 10\], expected \[28, 28\]: name anot"):
         load_predictor(project, config.model_copy(update={"data": data}))
+
+
+@pytest.mark.parametrize(
+    ("probability", "expected"),
+    [
+        ([i / 100 for i in range(100)], 0.05),  # five of a hundred are below it
+        ([0.9] * 10 + [0.5] * 3, 0.5),  # three equals are more than 6 %: none is below
+        ([0.25], 0.25),
+        ([], 0.0),
+    ],
+)
+def test_at_most_six_percent_of_the_validation_predictions_are_unsure(probability, expected):
+    assert unsure_below(np.array(probability)) == expected
+    assert np.mean(np.array(probability) < expected) <= 0.06 if probability else expected == 0
+
+
+def small_network(shape: tuple[int, int]):
+    """An untrained network of two classes that tells images and their shifts apart."""
+    start(0)
+    model = Model(filters=2, convolutions=[], batch_norm=False, pooling="flatten", units=[4], pixel_scale=1 / 255)
+    return build_cnn(model, shape, 2)
+
+
+def test_only_what_one_look_is_unsure_of_gets_five():
+    network = small_network((12, 10))
+    images = np.random.default_rng(0).integers(0, 256, (40, 12, 10)).astype(np.uint8)
+    once, five = predict(network, images), predict(network, images, 5)
+    assert not np.isclose(once, five).any()
+    probability = softmax(once).max(1)
+    below = float(np.sort(probability)[10])
+    unsure = probability < below
+    assert unsure.sum() == 10
+    logits = looks_again(network, below)(images)
+    assert np.array_equal(logits[~unsure], once[~unsure])
+    assert np.allclose(logits[unsure], five[unsure], atol=1e-5)
+    assert np.array_equal(looks_again(network, 0.0)(images), once)
+
+
+def test_the_other_looks_are_the_four_shifts():
+    network = small_network((12, 10))
+    images = np.zeros((1, 12, 10), np.uint8)
+    images[0, 5, 4] = 255
+    moved = [np.roll(images, shift, axis) for shift, axis in ((1, 1), (-1, 1), (1, 2), (-1, 2))]
+    expected = np.mean([predict(network, image) for image in moved], axis=0)
+    assert np.allclose(inference(network, 5, first=1)(images), expected, atol=1e-6)
+
+
+def test_the_benchmark_counts_the_errors_of_each_way_to_look(tmp_path):
+    network = small_network((12, 10))
+    images = np.random.default_rng(0).integers(0, 256, (100, 12, 10)).astype(np.uint8)
+    once, five = predict(network, images), predict(network, images, 5)
+    differ = int(np.sum(once.argmax(1) != five.argmax(1)))
+    again = looks_again(network, unsure_below(softmax(once).max(1)))(images)
+    left = int(np.sum(again.argmax(1) != five.argmax(1)))
+    assert 0 < left < differ  # else the three counts say nothing
+    save_model(tmp_path / "model.keras", network)
+    labels = five.argmax(1).astype(np.uint8)
+    table = compare_looks(tmp_path / "model.keras", Examples(images, labels, np.arange(100, dtype=np.int32)), 0.5)
+    errors = [int(line.split("|")[2]) for line in table.splitlines()[2:5]]
+    assert errors == [differ, left, 0] and "n = 100, 6.0 % unsure" in table
+
+
+@pytest.mark.parametrize(("shifts", "again", "looks"), [(1, True, 1), (5, True, 5), (5, False, 1)])
+def test_a_model_evaluated_with_test_time_augmentation_predicts_with_it_where_it_is_unsure(
+    compose, tmp_path, shifts, again, looks
+):
+    project, config = project_with_model(compose, tmp_path, [12, 10], "0,1,1,0.0,1.0\n")  # 1.0: all is unsure
+    evaluated = config.evaluate.model_copy(update={"tta_shifts": shifts})
+    predictor = load_predictor(project, config.model_copy(update={"evaluate": evaluated}), again)
+    images = np.random.default_rng(0).integers(0, 256, (3, 12, 10)).astype(np.uint8)
+    expected = softmax(predict(load_model(project.model("baseline")), images, looks))
+    assert np.allclose(predictor.probabilities(images), expected, atol=1e-6)
 
 
 def test_a_model_without_validation_examples_always_abstains(compose, tmp_path):

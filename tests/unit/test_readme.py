@@ -87,10 +87,13 @@ def test_commands_exist_with_their_keys(name):
     }
     for package, module in re.findall(r"python -m (pipeline|benchmarks)\.(\w+)", TEXTS[name]):
         assert (ROOT / package / f"{module}.py").is_file(), f"{name}: {package}.{module}"
+    made = {
+        one for pair in re.findall(r"^```yaml conf/recipe/(\w+)\.yaml|path=(\w+)", TEXTS[name], re.M) for one in pair
+    }
     for overrides in re.findall(r"python -m pipeline\.\w+ ([^`\n#]*)", TEXTS[name]):
         for key, value in re.findall(r"(?<![\w./+=])([a-z][\w./]*)=([\w/]*)", overrides):
             if key.startswith("hydra"):
                 continue
-            assert key in KEYS, f"{name}: {key}"
-            if key in ("recipe", "data", "sweep") and value not in ("", "glob", "letters", "shapes"):
+            assert any(f"{key}.".startswith(f"{known}.") for known in KEYS), f"{name}: {key}"
+            if key in ("recipe", "data", "sweep") and value not in ("", "glob", *made):
                 assert (ROOT / "conf" / key / f"{value}.yaml").is_file(), f"{name}: {key}={value}"
