@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.base import own
 from pipeline.base.command import main
 from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError
 from pipeline.base.files import load_csv, load_json, load_yaml, sha256
 from pipeline.base.project import Project
-from pipeline.base.schema import Config
+from pipeline.base.schema import Config, own_functions
 from pipeline.base.validation import from_recorded
 from pipeline.base.verb_schemas import RunConfig
 from pipeline.data.examples import head, load_split
@@ -100,8 +101,12 @@ def _load_recorded(project: Project, run: str, config: Config, folder: Path) -> 
     for key, pattern in SAFE_TAGS.items():
         if not re.fullmatch(pattern, tags.get(key, "")):
             raise UserError(f"{paths[1]} has {key}={tags.get(key)!r}, which no run of ours has: take its own file")
+    recorded = from_recorded(load_yaml(paths[0]), str(paths[0]))
+    for file in own.sources(project.root, own_functions(recorded)).values():
+        if file.resolve().is_relative_to(paths[0].parent.resolve()):  # its source/ is there to be read
+            raise UserError(f"{paths[0]} names {file}, a file of the run itself: give the run's own config.yaml")
     return Recorded(
-        from_recorded(load_yaml(paths[0]), str(paths[0])),
+        recorded,
         tags,
         load_csv(paths[2], ["train_accuracy", "val_accuracy"]),
         load_csv(paths[3], ["index", "prediction"]),
