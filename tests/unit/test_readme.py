@@ -18,7 +18,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 SCHEMAS = [value for value in vars(verb_schemas).values() if isinstance(value, type) and issubclass(value, Config)]
 KEYS = {key for schema in SCHEMAS for key in fields(schema)} | {"recipe", "data", "sweep"}
-README_BYTES = 9_000
+README_BYTES = 9 * 1024
 
 
 def committed(name: str) -> str:
