@@ -168,13 +168,16 @@ def test_what_cannot_be_trained_saved_or_built_again_is_one_line(root, name):
     assert f"own.nets:{name}" in said and REFUSED[name] in said and "\n" not in said
 
 
-def test_a_sequential_model_will_do(root):
+def test_a_sequential_model_with_shared_objects_will_do(root):
     (root / "own/plain.py").write_text(
-        "import keras\nfrom keras import layers\n\ndef plain(image_shape, classes):\n    return keras.Sequential("
-        "[keras.Input(image_shape, dtype='uint8'), layers.Flatten(), layers.Dense(classes)])\n"
+        "import keras\nfrom keras import layers\n\ndef plain(image_shape, classes):\n"
+        "    shared = {'kernel_regularizer': keras.regularizers.L2(0.1), 'dtype': 'mixed_bfloat16'}\n"
+        "    hidden = [layers.Dense(1, **shared), layers.Dense(1, **shared)]\n"
+        "    first = [keras.Input(image_shape, dtype='uint8'), layers.Flatten()]\n"
+        "    return keras.Sequential([*first, *hidden, layers.Dense(classes)])\n"
     )
     model = OwnModel(build="own.plain:plain", source_sha256=own.code_sha256(root, ["own.plain:plain"]))
-    assert build_own(root, model, SHAPE, CLASSES, 0).count_params() == 101 * CLASSES
+    assert build_own(root, model, SHAPE, CLASSES, 0).count_params() == 101 + 2 + 2 * CLASSES
 
 
 def test_the_seed_decides_weights_and_arguments_stay_as_they_are(root):
