@@ -98,13 +98,7 @@ def test_parameters_are_every_value_of_the_configuration(trained):
     model = load_model(trained.model_file)
     assert params["model.num_params"] == str(model.count_params()) and params["model.macs"] == str(count_macs(model))
     settings = trained.config.model_dump()
-    for key in (
-        "evaluate",
-        "recipes",
-        "dataset",
-        "name",
-        "trackers",
-    ):  # the evaluation logs the first; the others decide nothing
+    for key in ("evaluate", "recipes", "dataset", "name", "trackers"):  # of the evaluation, or of no result
         settings.pop(key)
     assert set(flatten(settings)) < set(params) and "recipes" not in params
     assert not any(key.startswith("evaluate.") for key in params)
@@ -260,9 +254,11 @@ def test_different_models_that_were_scored_on_the_test_examples_are_counted(proj
     [(UserError("no"), "FAILED", 0), (OSError(28, "full"), "KILLED", 1), (KeyboardInterrupt(), "KILLED", 1)],
 )
 def test_a_run_that_ends_by_an_error_says_so_and_continues_unless_it_would_come_again(
-    project, trained, tmp_path, error, status, continues
+    project, trained, tmp_path, monkeypatch, error, status, continues
 ):
-    name = f"a name {status} {error}"
+    name, told = f"a name {status} {error}", []
+    monkeypatch.setattr(experiment_run.Trackers, "epoch", lambda self, row: told.append(row["step"]))
+    monkeypatch.setattr(experiment_run.Trackers, "end", lambda self, status: told.append(status))
 
     def fit(*_: object) -> Iterator[Any]:
         yield HISTORY[0], 0.5, lambda: State([], [])
@@ -277,7 +273,7 @@ def test_a_run_that_ends_by_an_error_says_so_and_continues_unless_it_would_come_
     assert newest.info.status == status and newest.info.run_name == name
     assert newest.data.metrics["train_accuracy"] == 0.5
     key = record.Record(tmp_path / "first").info["resume_key"]
-    assert len(list(record.unfinished(project, name, key))) == continues
+    assert len(list(record.unfinished(project, name, key))) == continues and told == [1, status]
 
 
 def test_a_set_tracking_uri_wins(project, trained, tmp_path, monkeypatch):

@@ -52,7 +52,7 @@ def test_a_row_has_them_last_and_gives_the_epoch_back():
 
 
 def test_the_loop_calls_them_after_each_epoch_and_trains_the_same_bits(compose):
-    config = compose("recipe=accurate", "model.filters=1", "train.epochs=2", "optimizer.batch_size=20")
+    config = compose("recipe=baseline", "model.filters=1", "train.epochs=2", "optimizer.batch_size=20")
     digits = Examples(*generated_digits(40, 0), np.arange(40, dtype=np.int32))
     bits, histories, seen = [], [], []
 

@@ -42,6 +42,12 @@ def f1(labels, predictions):
 def my_loss(labels, probabilities):
     return -macro_f1(labels, probabilities)
 
+calls = []
+
+def late(labels, probabilities):
+    calls.append(len(labels))
+    return 1 / (3 - len(calls))  # the first call is a try, and the second the first epoch's
+
 def shares(examples, probabilities, classes):
     figure = Figure(figsize=(4, 3))
     figure.subplots().bar(classes, np.bincount(examples.labels) / len(probabilities))
@@ -172,6 +178,16 @@ def test_a_search_maximises_it_and_minimises_a_loss(mine):
         [result] = sorted(mine.glob("multirun/*/optimization_results.yaml"))[-1:]
         found[monitor] = float(re.search(r"best_value: (\S+)", result.read_text())[1])
     assert found["val_macro_f1"] == found["val_my_loss"] > 0
+
+
+def test_a_metric_that_fails_later_ends_the_run_and_trackers_are_told(mine):
+    done = pipeline(mine, "train", "recipe=mine", "train.epochs=3", "+train.metrics.val_late=mine:late", "seed=9")
+    [run] = runs(mine, "params.seed = '9'")
+    assert done.returncode == 1 and run.info.status == "FAILED" and run.data.metrics["val_late"] == 1
+    said = "error: mine:late in line 31 of mine.py: ZeroDivisionError: division by zero\n"
+    assert done.stderr == said and " epoch 1/3 " in done.stdout and " epoch 2/3 " not in done.stdout
+    [told] = [text for file in mine.glob("outputs/*/told.txt") if "FAILED" in (text := file.read_text())]
+    assert [line.split()[0] for line in told.splitlines()] == ["1", "FAILED"]
 
 
 @pytest.mark.parametrize(
