@@ -90,7 +90,7 @@ def load_predictor(project: Project, config: PredictorConfig, again: bool = True
 
 def unsure_below(probability: NDArray[np.float64]) -> float:
     """Return the highest `probability` [N] that at most a share UNSURE of them is below; 0 if there are none."""
-    return float(np.quantile(probability, UNSURE, method="lower")) if len(probability) else 0.0
+    return float(np.sort(probability)[int(UNSURE * len(probability))]) if len(probability) else 0.0
 
 
 def confidence_threshold(probability: NDArray[np.float64], correct: NDArray[np.bool_], share: float) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import ROOT, copy, run
+from conftest import ROOT, copy, git, run
 
 
 class Block(NamedTuple):
@@ -66,6 +66,8 @@ def test_a_task_is_done_with_the_page_alone(task, repository, tmp_path):
     folder = copy(repository, tmp_path)
     (folder / "benchmarks").mkdir()
     shutil.copy(ROOT / "benchmarks" / "shapes.py", folder / "benchmarks")
+    for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "start"]):
+        git(folder, *words)
     execute(PAGE[task], folder)
 
 
