@@ -15,6 +15,7 @@ from keras import layers, regularizers
 from pipeline.base.errors import UserError
 from pipeline.base.schema import Augment, Optimizer
 from pipeline.model import inference
+from pipeline.model.build import build_cnn
 from pipeline.training import checkpoint, loop
 from pipeline.training.accelerate import accelerated
 
@@ -235,6 +236,19 @@ def test_partitions_that_would_change_what_is_trained_are_an_error(options):
     assert accelerated(first_dense(), 2).get_layer("partition_1")
     with pytest.raises(UserError, match=r"optimizer\.dense_partitions: .*: give 1"):
         accelerated(first_dense(**options), 2)
+
+
+def test_partitions_with_dropout_are_an_error_that_names_it(compose):
+    config = compose("recipe=baseline", "model.filters=2", "model.dropout=0.2")
+    with pytest.raises(UserError, match=r"optimizer\.dense_partitions: .* dropout .*: give 1"):
+        accelerated(build_cnn(config.model, (28, 28), 10), 2)
+
+
+def test_a_layer_that_is_named_like_a_partition_is_trained_as_any_other():
+    model = functional(lambda x: layers.Dense(6, name="partition_0")(layers.Flatten()(x)))
+    before = model.get_layer("partition_0").get_weights()
+    train(loop.Trainer(model, ADAM, NO_AUGMENT, SEED), 2, 0)
+    assert not np.array_equal(model.get_layer("partition_0").get_weights()[0], before[0])
 
 
 def test_partitions_before_a_branch_are_an_error():
