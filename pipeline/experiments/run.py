@@ -199,6 +199,7 @@ def _write_results(
     model_file = folder / "model.keras"
     save_model(model_file, model)
     save_csv(folder / "history.csv", dict(zip(Epoch._fields, zip(*history, strict=True), strict=True)))
+    # As metrics.softmax, on which the stage `train` would depend then.
     probabilities = softmax(predict(model, split.val.images).astype(np.float64), axis=1)
     save_predictions(folder / "val_predictions.csv", split.val, probabilities)
     kept = in_words(config.train, [epoch._asdict() for epoch in history])

@@ -5,7 +5,9 @@ run.json holds experiment, name, tags, params, inputs, start, end and status, an
   result_tags             hashes of the model: logged last, so an MLflow run that has them is whole
   sent                    a training that was killed is in MLflow as far as it came, and may still continue
   evaluated_sha256, run   of an evaluation: the model, and the id of its MLflow run
-metrics.jsonl holds a row per step; every other file but model.keras and checkpoints is an artifact.
+  evaluated_by            of an evaluation: DVC's stage, or the command
+metrics.jsonl holds a row per step; an artifact is every other file but model.keras, checkpoints, hidden files, and the
+record of a training in an evaluation's folder training/.
 
 Until MLflow has all of a record, outputs/.pending/<id> points to its folder: it is pending. Of the pending ones, those
 are waiting that can be sent now, and those unfinished that a process left in the middle: they continue.
