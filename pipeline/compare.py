@@ -35,12 +35,12 @@ def compare(project: Project, config: CompareConfig) -> None:
                 f"results/recipes/{name} is of data={of_recipe.get('data')}, not of {config.data.name}: give "
                 "data=<that> or run `dvc repro`"
             )
-    histories, rows = {}, []
+    histories, rows, columns = {}, [], ("epoch", "train_accuracy", "val_accuracy")
     if config.data.published:
-        histories[recipe_table.PUBLISHED] = load_csv(project.published_log, ["epoch", "train_accuracy", "val_accuracy"])
+        histories[recipe_table.PUBLISHED] = load_csv(project.published_log, columns)
         rows.append(recipe_table.published_row(histories[recipe_table.PUBLISHED], config.evaluate.confidence))
     for name, of_recipe in metrics.items():
-        history = load_csv(project.recipe_results(name) / "history.csv", ["epoch"])
+        history = load_csv(project.recipe_results(name) / "history.csv", columns)
         histories[name] = history[: of_recipe.get("best_epoch")]  # the last one drawn is that of the test figures
     rows += [recipe_table.recipe_row(name, of_recipe) for name, of_recipe in metrics.items()]
     files = {name: project.recipe_results(name) / "predictions.csv" for name in config.recipes}

@@ -36,6 +36,7 @@ def evaluate(project: Project, config: RunConfig) -> None:
 
 def _evaluate(project: Project, evaluated: Evaluated, test: Examples) -> None:
     with quiet_import():
+        from pipeline.model.build import count_macs
         from pipeline.model.files import load_model
         from pipeline.model.inference import predict, start
 
@@ -43,10 +44,11 @@ def _evaluate(project: Project, evaluated: Evaluated, test: Examples) -> None:
     start(config.seed)
     model = load_model(evaluated.model_file)
     history = load_csv(evaluated.history_file, HISTORY)
-    probabilities = metrics.softmax(predict(model, test.images, config.evaluate.tta_shifts))
+    shifts, plain = config.evaluate.tta_shifts, predict(model, test.images)
+    probabilities = metrics.softmax(plain if shifts == 1 else predict(model, test.images, shifts))
     epoch, kept = kept_epoch(config.train, history), in_words(config.train, history)
     figures = test_metrics(config, test, probabilities, history[epoch - 1])
-    figures["test_errors_no_tta"] = int(np.sum(predict(model, test.images).argmax(1) != test.labels))
+    figures["test_errors_no_tta"] = int(np.sum(plain.argmax(1) != test.labels))
     per_class = metrics.class_figures(test.labels, probabilities.argmax(1), len(config.data.classes))
     results = project.output(project.recipe_results(config.name))
     save_predictions(results / "predictions.csv", test, probabilities)
@@ -61,7 +63,8 @@ def _evaluate(project: Project, evaluated: Evaluated, test: Examples) -> None:
 
     files = [results / name for name in ("predictions.csv", "per_class.csv", "metrics.json", "model_card.md")] + drawn
     of_test = {key: value for key, value in figures.items() if key.startswith("test_")}
-    tracked = log_evaluation(project, evaluated, num_params, test, of_test, epoch, files)
+    sizes = {"model.num_params": num_params, "model.macs": count_macs(model)}
+    tracked = log_evaluation(project, evaluated, sizes, test, of_test, epoch, files)
     print(
         f"{config.name}: test accuracy {100 * figures['test_accuracy']:.2f} %, {figures['test_errors']} errors "
         f"of {len(test.labels):,}; {tracked}"

@@ -36,7 +36,8 @@ def promote(project: Project, config: RunConfig) -> None:
         champion = None
     if champion is None or champion.run_id == run_id:
         version = registry.register(project, run, name, _card(project, run))
-        registry.point(project, registry.CHAMPION, name, version)
+        if champion is None:  # again, it would take the alias from the challenger
+            registry.point(project, registry.CHAMPION, name, version)
         print(f"models:/{name}@champion is version {version}, run {run_id}: {'already' if champion else 'the first'}")
         return
     try:

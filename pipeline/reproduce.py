@@ -73,7 +73,7 @@ def reproduce(project: Project, config: RunConfig) -> None:
         print(f"identical bits: model.keras has the SHA-256 of the run, {again}; {trained.tracked}")
         return
     last, ours = recorded.history[kept_epoch(recorded.config.train, recorded.history) - 1], trained.kept
-    predictions = load_csv(trained.model_file.with_name("val_predictions.csv"), ["index", "prediction"])
+    predictions = load_csv(trained.model_file.with_name("val_predictions.csv"), ["index", "prediction"], least=0)
     pairs = zip(recorded.val_predictions, predictions, strict=True)
     changed = sum(before["prediction"] != now["prediction"] for before, now in pairs)
     print(
@@ -109,7 +109,7 @@ def _load_recorded(project: Project, run: str, config: Config, folder: Path) -> 
         recorded,
         tags,
         load_csv(paths[2], ["train_accuracy", "val_accuracy"]),
-        load_csv(paths[3], ["index", "prediction"]),
+        load_csv(paths[3], ["index", "prediction"], least=0),
     )
 
 

@@ -20,7 +20,7 @@ def sync(project: Project, config: Config) -> None:
 
     sent, left = send_pending(project)
     for record_id, run_id in sent.items():
-        print(f"sent: {names[record_id]}, MLflow run {run_id}")
+        print(f"sent: {names.get(record_id, 'a run that ended meanwhile')}, MLflow run {run_id}")
     if left:
         raise UserError(f"{left[0]}{f', and {len(left) - 1} more' if left[1:] else ''}")
 

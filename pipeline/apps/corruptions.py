@@ -105,20 +105,21 @@ def _spatter(x: Images, rng: np.random.Generator) -> Images:
 
 def _dotted_line(x: Images, rng: np.random.Generator) -> Images:
     """Draw a dotted line from the left edge to the right edge, at random heights."""
-    left, right = rng.integers(0, 27, (2, len(x)))
-    lines = np.stack([_line(x.shape[1:], (a, 0), (b, 27)) for a, b in zip(left, right, strict=True)])
+    last = max(x.shape[2] - 1, 1)
+    left, right = rng.integers(0, max(x.shape[1] - 1, 1), (2, len(x)))
+    lines = np.stack([_line(x.shape[1:], (a, 0), (b, last)) for a, b in zip(left, right, strict=True)])
     lines[:, :, np.arange(x.shape[2]) // 2 % 2 == 0] = 0
     return x + lines
 
 
 def _zigzag(x: Images, rng: np.random.Generator) -> Images:
     """Draw a zigzag, two pixels high, from side to side and nearly level."""
-    left = rng.integers(0, 27, len(x))
+    left = rng.integers(0, max(x.shape[1] - 1, 1), len(x))
     right = left + rng.integers(-5, 5, len(x))
-    drawn = []
+    drawn, width = [], max(x.shape[2] - 5, 6)  # of less, strokes would be upright
     for a, b in zip(left, right, strict=True):
-        slope = np.arctan2(b - a, 23)
-        along = np.arange(0, 23 / np.cos(slope), 2)
+        slope = np.arctan2(b - a, width)
+        along = np.arange(0, width / np.cos(slope), 2)
         across = np.array([0, 2, 0, -2])[np.arange(len(along)) % 4]
         rows = a + along * np.sin(slope) + across * np.cos(slope)
         columns = 2 + along * np.cos(slope) - across * np.sin(slope)

@@ -32,7 +32,8 @@ class Predictor(NamedTuple):
     data: Data  # the data set that it was trained on
 
     def abstains(self, probabilities: NDArray[np.float64]) -> NDArray[np.bool_]:
-        return probabilities.max(1) < self.threshold
+        highest = [float(f"{value:.6g}") for value in probabilities.max(1)]  # as those that the threshold is one of
+        return np.array(highest) < self.threshold
 
 
 @contextmanager
@@ -76,9 +77,8 @@ def load_predictor(project: Project, config: PredictorConfig, again: bool = True
 
         start(seed=0)
         model = load_model(model_file)
-        has_examples = len(predictions.read_bytes().splitlines()) > 1
         highest_of = "probability_0" if len(config.data.classes) <= SMALL_LABELS else "probability_top_0"
-        rows = load_csv(predictions, ["label", "prediction", highest_of]) if has_examples else []
+        rows = load_csv(predictions, ["label", "prediction", highest_of], least=0)
     if (shape := list(model.input_shape[1:])) != config.data.shape:
         raise UserError(f"{description} takes images of {shape}, expected {config.data.shape}: name another")
     highest = np.array([max(value for key, value in row.items() if key.startswith("probability_")) for row in rows])

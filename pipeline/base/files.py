@@ -91,14 +91,15 @@ def save_csv(path: Path, columns: Mapping[str, Iterable[Any]]) -> None:
         writer.writerows(zip(*columns.values(), strict=True))
 
 
-def load_csv(path: Path, columns: Iterable[str]) -> list[dict[str, float]]:
-    """Read rows of numbers; a file that lacks one of `columns`, a row or a number is a UserError."""
+def load_csv(path: Path, columns: Iterable[str], least: int = 1) -> list[dict[str, float]]:
+    """Read rows of numbers; a file that lacks one of `columns`, of the `least` rows or a number is a UserError."""
     try:
         with require_file(path).open(newline="", encoding="utf-8") as file:
-            rows = [{key: float(text) for key, text in row.items()} for row in csv.DictReader(file)]
+            reader = csv.DictReader(file)
+            rows, header = [{key: float(text) for key, text in row.items()} for row in reader], reader.fieldnames or []
     except (ValueError, TypeError, AttributeError, csv.Error) as error:
         raise UserError(f"{path} is damaged ({error}): {REMAKE}") from None
-    if not rows or not set(columns) <= set(rows[0]):
+    if len(rows) < least or not set(columns) <= set(header):
         raise UserError(f"{path} is damaged, not a table of {', '.join(columns)}: {REMAKE}")
     return rows
 

@@ -63,7 +63,7 @@ def fields(schema: type[Section], prefix: str = "") -> dict[str, FieldInfo]:
 
 
 def non_defaults(config: Section) -> dict[str, Any]:
-    """Return the values that are not their default, nested: what is written for DVC and hashed."""
+    """Return the values that are not their default, nested: what is hashed."""
     return config.model_dump(exclude_defaults=True)
 
 
@@ -77,7 +77,7 @@ def flatten(values: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict
     return flat
 
 
-# Keys of recorded configurations that have another name now, or are gone.
+# Keys of recorded configurations that have another name now, are gone, or are dropped as their form has changed.
 FORMER_KEYS = {
     "optimizer.batch_shards": "ghost_batches",
     "optimizer.row_strips": "dense_partitions",

@@ -32,11 +32,13 @@ from pipeline.tracking.store import open_store, translate_errors
 
 def compare_runs(project: Project, config: CompareConfig) -> None:
     """Compare what `a` and `b` name by their predictions of the same examples; write, log and print the report."""
-    groups: dict[str, list[Run]] = {}
-    for what in filter(None, (config.a, config.b)):
-        groups |= queries.find_runs(project, what, config.data.name)
+    named = [queries.find_runs(project, what, config.data.name) for what in filter(None, (config.a, config.b))]
+    groups = queries.by_group([run for found in named for members in found.values() for run in members])
     if len(groups) < 2:
-        raise UserError("one configuration alone: give a=<what> and b=<what>, or the id of a sweep of several")
+        raise UserError(
+            "one configuration alone, and its seeds are not compared with each other: give a=<what> and b=<what> of "
+            "two, or the id of a sweep of several"
+        )
     runs = [run for members in groups.values() for run in members]
     split = "test" if all("evaluated_by" in run.data.tags for run in runs) else "validation"
     if split == "validation" and any(run.data.params.get("data.val_examples") == "0" for run in runs):
@@ -98,7 +100,10 @@ def _log(
     links = [f"[{as_text(run.info.run_name)}](#/experiments/{experiment}/runs/{run.info.run_id})" for run in compared]
     note = f"{answer}\nRuns compared: {', '.join(links)}\n"
     ids = " ".join(run.info.run_id for run in compared)
-    tags = run_tags(project, "pipeline.compare") | {"mlflow.note.content": note, "compared": ids}
+    tags = run_tags(project, "pipeline.compare") | {
+        "mlflow.note.content": note[: queries.MAX_TAG],
+        "compared": ids[: queries.MAX_TAG],
+    }
     run_id = str(client.create_run(experiment, run_name=title, tags=tags).info.run_id)
     for file in files:
         client.log_artifact(run_id, str(file))
@@ -111,10 +116,11 @@ def compare_with_published(project: Project, config: Config) -> None:
     if not config.data.published:
         raise UserError(f"no run of {config.data.name} was published: give run=<id>")
     log = [row["train_accuracy"] for row in load_csv(project.published_log, ["epoch", "train_accuracy"])]
-    group = fingerprint(project, compose(project, "recipe=baseline"), project.training_files).group
-    runs = [run for members in queries.find_runs(project, group, config.data.name).values() for run in members]
-    curves = [queries.curve(run, "train_accuracy") for run in runs]
-    if any(len(curve) != len(log) for curve in curves):
+    baseline: Config = compose(project, f"data={config.data.name}", "recipe=baseline", f"train.epochs={len(log)}")
+    group = fingerprint(project, baseline, project.training_files).group
+    runs = queries.find_trained(project, config.data.name, group=group)
+    curves = [queries.curve(run, "train_accuracy") for run in queries.by_group(runs).get(group, [])]
+    if not curves or any(len(curve) != len(log) for curve in curves):
         raise UserError(f"the published log has {len(log)} epochs: train baseline with train.epochs={len(log)}")
     confidence = config.evaluate.confidence
     bands = [prediction_interval(epoch, confidence) for epoch in zip(*curves, strict=True)]

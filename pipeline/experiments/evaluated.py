@@ -22,7 +22,7 @@ from pipeline.tracking.environment import run_tags
 from pipeline.tracking.fingerprint import training_params
 from pipeline.tracking.record import Record, add_pending, now
 
-HISTORY = ("epoch", "train_accuracy", "val_accuracy")
+HISTORY = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 
 class Evaluated(NamedTuple):
@@ -64,13 +64,16 @@ def find_model(project: Project, config: RunConfig, folder: Path) -> Evaluated:
 def log_evaluation(
     project: Project,
     evaluated: Evaluated,
-    num_params: int,
+    sizes: Mapping[str, int],
     test: Examples,
     metrics: Mapping[str, float],
     step: int,
     files: Sequence[Path],
 ) -> str:
-    """Log test metrics at `step` and files into the run that trained the model: where they are, in words."""
+    """Log test metrics at `step` and files into the run that trained the model: where they are, in words.
+
+    `sizes` are what a training knows of its model, for a model that has no run yet.
+    """
     from pipeline.tracking import queries
     from pipeline.tracking.sending import SYNC, describe, send_pending
 
@@ -92,7 +95,7 @@ def log_evaluation(
         for file in files:
             link_or_copy(file, record.folder / file.relative_to(project.recipe_results(config.name)))
     if evaluated.run is None:
-        _keep_training(project, evaluated, num_params, record.folder / "training")
+        _keep_training(project, evaluated, sizes, record.folder / "training")
     record.finish("FINISHED")
     add_pending(project, record.folder)
     sent, left = send_pending(project)
@@ -101,7 +104,7 @@ def log_evaluation(
     return "\n".join([*left, SYNC])
 
 
-def _keep_training(project: Project, evaluated: Evaluated, num_params: int, folder: Path) -> None:
+def _keep_training(project: Project, evaluated: Evaluated, sizes: Mapping[str, int], folder: Path) -> None:
     """Keep a record of the training, for a model that may have no run: it was pulled, or its tracker lost."""
     from pipeline.model.files import weights_sha256
 
@@ -113,11 +116,13 @@ def _keep_training(project: Project, evaluated: Evaluated, num_params: int, fold
     }
     rows = load_csv(history_file, HISTORY)
     kept = in_words(config.train, rows)
+    if (predictions := history_file.with_name("val_predictions.csv")).is_file():
+        sizes = {**sizes, "data.val_examples": len(predictions.read_bytes().splitlines()) - 1}
     info = {
         "experiment": config.data.name,
         "name": config.name,
         "tags": run_tags(project, "pipeline.evaluate") | tags,
-        "params": training_params(config) | {"model.num_params": str(num_params)},
+        "params": training_params(config) | {key: str(value) for key, value in sizes.items()},
         "inputs": [],
         "result_tags": ({"kept": kept} if kept else {})
         | {"weights_sha256": weights_sha256(model_file), "model_sha256": model_sha256},

@@ -22,12 +22,13 @@ def prepare_ray(launcher: Any, defaults: Mapping[str, Any]) -> None:
     # By default Ray joins any cluster that it finds on this machine.
     address = launcher.ray.init.address or os.environ.get("RAY_ADDRESS") or "local"
     if address != "local":
+        given = "hydra.launcher.ray.init.address" if launcher.ray.init.address else "RAY_ADDRESS"
         host, _, port = address.rpartition(":")
         try:  # Ray would try for minutes
             socket.create_connection((host, int(port)), timeout=10).close()
         except (OSError, OverflowError, ValueError) as error:
             raise UserError(
-                f"RAY_ADDRESS={address}: no Ray answers ({error}): give host:port of `ray start --head`"
+                f"{given}={address}: no Ray answers ({error}): give host:port of `ray start --head`"
             ) from None
     for key, value in (SETTINGS if address != "local" else SETTINGS | LOCAL_ONLY).items():
         os.environ.setdefault(f"RAY_{key}", value)

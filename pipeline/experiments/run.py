@@ -217,6 +217,7 @@ def _write_results(
     save_model(model_file, model)
     rows = [epoch.row() for epoch in history]
     save_csv(folder / "history.csv", {key: [row[key] for row in rows] for key in rows[0]})
+    # As metrics.softmax, on which the stage `train` would depend then.
     probabilities = softmax(predict(model, split.val.images).astype(np.float64), axis=1)
     save_predictions(folder / "val_predictions.csv", split.val, probabilities)
     kept = in_words(config.train, [epoch.row() for epoch in history])

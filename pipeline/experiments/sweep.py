@@ -43,7 +43,7 @@ from pipeline.data.examples import check_split
 from pipeline.experiments.on_ray import prepare_ray
 from pipeline.tracking.environment import COMPUTE_VARIABLES
 from pipeline.tracking.fingerprint import NON_TRAINING_KEYS, Fingerprint, depends_on_length, fingerprint
-from pipeline.tracking.record import is_alive, unfinished
+from pipeline.tracking.record import is_alive, unfinished, waiting
 
 if TYPE_CHECKING:
     from pipeline.experiments.run import Split
@@ -159,7 +159,8 @@ def train_job(project: Project, config: Config, split: Split, identity: Fingerpr
         # Whoever of this repository holds the lock is training just this; a process that was killed holds none.
         with FileLock(project.sweeps / ".locks" / f"{identity.content_sha256}.lock"):
             if run := _find_completed(project, config.data.name, identity, name):
-                sweep_log.join_sweep(parent, run, values)
+                with _unless_unreachable():
+                    sweep_log.join_sweep(parent, run, values)
                 print(f"{name}: found finished, MLflow run {run.info.run_id}", flush=True)
                 return better(monitor, queries.final(run, monitor))
             shared, epochs = None, [int(number) for number in os.environ[EPOCHS].split()]
@@ -231,14 +232,16 @@ def reported(project: Project) -> Iterator[None]:
 def _close(project: Project, parent: str, status: str) -> None:
     with quiet_import():  # where the jobs ran elsewhere, this is the first
         from pipeline.experiments import ranking
-        from pipeline.tracking import sending, sweep_log
+        from pipeline.tracking import queries, sending, sweep_log
 
     if status != "KILLED":
         shutil.rmtree(project.sweeps / ".shared" / parent, ignore_errors=True)
-    if left := sending.send_pending(project)[1]:
-        raise UserError(left[0])
-    keys, folder, monitor = os.environ[KEYS].split(), Path(os.environ[FOLDER]), os.environ[MONITOR]
-    children, text = ranking.renew(project, parent, keys, folder, monitor)
+    if (left := sending.send_pending(project)[1]) and any(
+        one.info["tags"].get(queries.PARENT) == parent for one in waiting(project)
+    ):
+        raise UserError(left[-1])
+    keys, folder = os.environ[KEYS].split(), Path(os.environ[FOLDER])
+    children, text = ranking.renew(project, parent, keys, folder, os.environ[MONITOR])
     print(text)
     failed = [child.name for child in children if child.status != "FINISHED"]
     sweep_log.log_sweep(parent, [], {}, "FAILED" if failed and status == "FINISHED" else status)

@@ -40,7 +40,7 @@ def accuracy(labels: Labels, predictions: Labels) -> float:
 
 
 def cross_entropy(labels: Labels, probabilities: Probabilities) -> float:
-    """Mean over all examples, in nats; a probability of 0 counts as the smallest float64 above 0."""
+    """Mean over all examples, in nats; a probability of 0 counts as the smallest normal float64."""
     given = probabilities[np.arange(len(labels)), labels]
     return float(-np.mean(np.log(np.maximum(given, np.finfo(np.float64).tiny))))
 

@@ -32,13 +32,17 @@ def differences(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:
 
 
 def disambiguate_names(sides: Sequence[Side]) -> list[Side]:
-    """Return the same sides; those of equal names get the first values that differ added to theirs."""
-    names, differing = Counter(side.name for side in sides), differences(sides)[:2]
-    added = [" ".join(f"{key}={values[position]}" for key, values in differing) for position in range(len(sides))]
-    return [
-        side._replace(name=f"{side.name} {values}") if names[side.name] > 1 else side
-        for side, values in zip(sides, added, strict=True)
-    ]
+    """Return the same sides; those of equal names get the first values that differ added to theirs, two or more."""
+    names, differing, named = Counter(side.name for side in sides), differences(sides), list(sides)
+    for count in range(2, max(2, len(differing)) + 1):
+        values = [" ".join(f"{key}={of_sides[i]}" for key, of_sides in differing[:count]) for i in range(len(sides))]
+        named = [
+            side._replace(name=f"{side.name} {added}") if names[side.name] > 1 else side
+            for side, added in zip(sides, values, strict=True)
+        ]
+        if len({side.name for side in named}) == len(sides):
+            break
+    return named
 
 
 def most_discordant_examples(a: Side, b: Side) -> dict[str, NDArray[np.int64]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import mlflow
@@ -23,6 +23,7 @@ from pipeline.tracking.store import address, open_store, translate_errors
 
 PARENT = "mlflow.parentRunId"  # a tag of MLflow's; experiments.sweep.PARENT is a variable of the environment
 MAX_NAME = 250  # characters of a run's name that MLflow's tables hold
+MAX_TAG = 8_000  # of a tag's value
 TEST_SCORED = "test_scored"  # tag of a run whose model was scored on the test examples; earlier code: test_set_reads
 PAGE = 100  # runs per request: a thousand of ours at once take a server longer than we wait for an answer
 TRAINED = "tags.model_sha256 != '' and attributes.status = 'FINISHED'"  # the hash is the last thing to be logged
@@ -85,6 +86,11 @@ def find_runs(project: Project, what: str, experiment_name: str) -> dict[str, li
             ) from None
     if not runs:
         raise UserError(f"{what!r} names no finished run of {address()}: train one, or name another")
+    return by_group(runs)
+
+
+def by_group(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Return runs by configuration, those of equal content once, as the first of them."""
     groups: dict[str, dict[str, Run]] = {}
     for run in runs:
         tags = run.data.tags

@@ -6,8 +6,9 @@ run.json holds experiment, name, tags, params, inputs, start, end and status, an
   sent                    a training that was killed is in MLflow as far as it came, and may still continue
   trackers                whether others than MLflow are told: the folder stays, of a stage too, for what they write
   evaluated_sha256, run   of an evaluation: the model, and the id of its MLflow run
-metrics.jsonl holds a row per step; every other file but model.keras, checkpoints and what is TensorBoard's is an
-artifact.
+  evaluated_by            of an evaluation: DVC's stage, or the command
+metrics.jsonl holds a row per step; an artifact is every other file but model.keras, checkpoints, hidden files, what is
+TensorBoard's, and the record of a training in an evaluation's folder training/.
 
 Until MLflow has all of a record, outputs/.pending/<id> points to its folder: it is pending. Of the pending ones, those
 are waiting that can be sent now, and those unfinished that a process left in the middle: they continue.

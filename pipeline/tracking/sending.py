@@ -37,11 +37,12 @@ from pipeline.data.examples import Examples
 from pipeline.model.files import load_model
 from pipeline.tracking import queries
 from pipeline.tracking.environment import ANONYMOUS_TAGS, NUMERIC_PACKAGES
-from pipeline.tracking.record import Record, Row, pending, pointer, process_tag, waiting
-from pipeline.tracking.store import open_store, translate_errors
+from pipeline.tracking.record import SILENT_SECONDS, Record, Row, pending, pointer, process_tag, waiting
+from pipeline.tracking.store import ExperimentDeletedError, open_store, translate_errors
 
 SYNC = "python -m pipeline.sync, or the next run, sends it"
 RETRY_SECONDS = 60.0  # that MLflow is left alone after a failure, doubled after each further one
+MAX_RETRY_SECONDS = SILENT_SECONDS / 3  # a training that tries less often would count as dead
 LOCK_SECONDS = 60.0  # to wait for another process that sends
 MAX_METRICS, MAX_PARAMS = 1000, 100  # what MLflow takes in one request
 
@@ -49,8 +50,9 @@ MAX_METRICS, MAX_PARAMS = 1000, 100  # what MLflow takes in one request
 class LiveLog:
     """Sends a record while it grows.
 
-    Where MLflow fails, training waits for that one request (5 s, base/isolation.py). The next try comes after
-    RETRY_SECONDS, then after twice as long, and so on.
+    Where MLflow fails, training waits for one failed request (5 s, base/isolation.py; a server that is slow, but
+    answers, may take as long for each of several). The next try comes after RETRY_SECONDS, then after twice as long,
+    and so on up to MAX_RETRY_SECONDS.
     """
 
     def __init__(self, project: Project, record: Record) -> None:
@@ -69,14 +71,16 @@ class LiveLog:
                 client, experiment = open_store(self.project, self.record.info["experiment"])
                 if self.run_id is None:
                     self.run_id = create_or_update(client, experiment, self.record)
-                _log_rows(client, self.run_id, self.record.rows[self.sent :])
+                else:
+                    _log_rows(client, self.run_id, self.record.rows[self.sent :])
                 client.set_tag(self.run_id, "process", process_tag())
             self.sent = len(self.record.rows)
             self.pause = RETRY_SECONDS
         except UserError as error:
             if self.pause == RETRY_SECONDS:
                 print(f"{error}. Training goes on; what is logged is kept in {self.record.folder}", flush=True)
-            self.next_try, self.pause = time.monotonic() + self.pause, 2 * self.pause
+            self.next_try = time.monotonic() + self.pause
+            self.pause = min(2 * self.pause, MAX_RETRY_SECONDS)
 
 
 def send_pending(project: Project) -> tuple[dict[str, str], list[str]]:
@@ -102,7 +106,8 @@ def send_pending(project: Project) -> tuple[dict[str, str], list[str]]:
                 except UserError as error:
                     left.append(f"{folder} waits for MLflow: {error}")
                     unsent_models.add(info.get("result_tags", {}).get("model_sha256", ""))
-                    open_store(project, info["experiment"])  # if it is unreachable, every request would wait as long
+                    with suppress(ExperimentDeletedError):  # others may not be
+                        open_store(project, info["experiment"])  # unreachable, it would keep each request waiting
                     continue
                 if info["status"] == "KILLED":
                     record.update(sent=True)

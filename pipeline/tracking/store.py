@@ -42,6 +42,10 @@ def address() -> str:
     return _without_password(mlflow.get_tracking_uri())
 
 
+class ExperimentDeletedError(UserError):
+    """The store answers, but this experiment of it is deleted."""
+
+
 @contextmanager
 def translate_errors(*more: type[Exception]) -> Iterator[None]:
     """Make a UserError of what the store answers (unreachable, locked, full, of another version), and of `more`."""
@@ -93,7 +97,7 @@ def open_store(project: Project, experiment: str) -> tuple[MlflowClient, str]:
                 client.create_experiment(experiment, artifacts, tags=MODEL_TRAINING)
             )
     if known.lifecycle_stage != "active":
-        raise UserError(
+        raise ExperimentDeletedError(
             f"the MLflow experiment {experiment!r} is deleted: restore it with "
             f"`mlflow experiments restore --experiment-id {known.experiment_id}`"
         )

@@ -53,11 +53,10 @@ def accelerated(model: keras.Model, dense_partitions: int) -> keras.Model:
 
 
 def merge_partitions(model: keras.Model, trained: keras.Model) -> None:
-    """Put the row partitions of the first dense layer back into `model`, if there are any."""
+    """Put the row partitions of the first dense layer back into `model`."""
     parts = [layer for layer in trained.layers if layer.name.startswith(PARTITION)]
-    if parts:
-        kernels = [part.get_weights()[0] for part in parts]
-        model.get_layer("hidden_1").set_weights([np.concatenate(kernels), parts[0].get_weights()[1]])
+    kernels = [part.get_weights()[0] for part in parts]
+    model.get_layer("hidden_1").set_weights([np.concatenate(kernels), parts[0].get_weights()[1]])
 
 
 def _layers(model: keras.Model) -> list[layers.Layer]:
@@ -87,7 +86,8 @@ def _partitioned(model: keras.Model, count: int) -> keras.Model:
     convolutions = [layer for layer in model.layers if isinstance(layer, layers.Conv2D)]
     if "hidden_1" not in names or len(convolutions) != 1 or "pixels" not in names or not _is_partitionable(model):
         raise UserError(
-            "optimizer.dense_partitions: only one valid convolution, 'flatten' and hidden units can be cut: give 1"
+            "optimizer.dense_partitions: only one valid convolution, 'flatten' and hidden units can be cut, "
+            "without batch norm, pooling or regularisation: give 1"
         )
     [convolution], dense = convolutions, model.get_layer("hidden_1")
     rows = convolution.output.shape[1]

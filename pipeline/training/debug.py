@@ -14,7 +14,7 @@ def memorization_report(history: Sequence[Epoch], size: int) -> str:
     if correct == size:
         since = next(e.epoch for e in history if all(later.train_accuracy == 1 for later in history[e.epoch - 1 :]))
         return f"memorised all {size} examples, since epoch {since}"
-    course = f"loss {losses[0]:.3f} at first, {min(losses):.3f} at best, {losses[-1]:.3f}"
+    course = f"loss {losses[0]:.3f} at first, {min(losses):.3f} at best, {losses[-1]:.3f} at last"
     progress = f"{correct} of {size} examples correct, {course}"
     if min(losses) > 0.95 * losses[0]:
         return f"{progress}: it does not fall: no gradient reaches the weights, or optimizer.learning_rate is far off"

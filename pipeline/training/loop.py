@@ -179,7 +179,8 @@ class Trainer:
             loss, correct = loss + float(losses), correct + int(hits)
             seen = min(int(chunk.last) * self.settings.batch_size, size)
             on_progress(seen, correct / seen)
-        merge_partitions(self.model, self.trained)
+        if self.settings.dense_partitions > 1:
+            merge_partitions(self.model, self.trained)
         if not all(np.isfinite(weight).all() for weight in self.model.get_weights()):
             raise self._not_finite("model", epoch, steps - 1, steps)
         return loss / size, correct / size

@@ -79,3 +79,19 @@ def test_a_champion_that_cannot_be_compared_with_is_named_as_such(monkeypatch):
     monkeypatch.setattr(promote, "_held_out", lambda run: predicted(range(1), labels[run.info.run_id]))
     with pytest.raises(UserError, match=r"\(this run and the champion predicted other validation examples: not com"):
         promote.promote(None, config)
+
+
+def test_the_champion_promoted_again_leaves_the_challenger_its_alias(monkeypatch, capsys):
+    from pipeline.tracking import registry
+
+    run = SimpleNamespace(info=SimpleNamespace(run_id="best"))
+    monkeypatch.setattr(registry, "version_of", lambda *_: SimpleNamespace(version="4", run_id="best"))
+    monkeypatch.setattr(registry, "is_gone", lambda *_: False)
+    monkeypatch.setattr(registry, "register", lambda *_: "4")
+    monkeypatch.setattr(registry, "point", lambda *_: pytest.fail("it points there already"))
+    monkeypatch.setattr(queries, "find_run", lambda *_: run)
+    monkeypatch.setattr(queries, "recorded_model", lambda *_: None)
+    monkeypatch.setattr(promote, "_held_out", lambda _: predicted(range(1)))
+    monkeypatch.setattr(promote, "_card", lambda *_: "")
+    promote.promote(None, SimpleNamespace(run="best", data=SimpleNamespace(name="mnist")))
+    assert capsys.readouterr().out == "models:/mnist@champion is version 4, run best: already\n"

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from conftest import PARENT, ROOT, fresh_store, start
 
+from pipeline.base.errors import UserError
 from pipeline.base.project import Project, open_project
-from pipeline.experiments import sweep
+from pipeline.experiments import ranking, sweep
+from pipeline.sync import sync
 from pipeline.tracking import queries, sending, sweep_log
 from pipeline.tracking.record import Record, add_pending, now, pending
 from pipeline.tracking.store import open_store
@@ -134,6 +136,30 @@ def test_while_mlflow_is_unreachable_it_is_asked_for_one_record_alone(project, m
     assert not sent and len(left) == 1 and "failed" in left[0] and len(pending(project)) == 3
 
 
+def test_a_record_of_a_deleted_experiment_holds_up_no_other(project, swept):
+    """It was taken for an unreachable store: nothing was ever sent again."""
+    client, _, parent = swept
+    client.delete_experiment(open_store(project, "other")[1])
+    gone = record(project, "gone", 1, experiment="other")
+    tags = {**sweep_log.child_tags(parent, {"seed": "3"}), "content_sha256": "c", "group": "g"}
+    record(project, "child", 2, tags=tags, result_tags=RESULT)
+    sweep._close(project, parent, "FINISHED")
+    assert client.get_run(parent).info.status == "FINISHED"
+    assert [run.data.tags["model_sha256"] for run in queries.sweep_runs(parent)] == ["m"]
+    assert [one.folder for one in pending(project)] == [gone.folder]
+    sent, [left] = sending.send_pending(project)
+    assert not sent and "experiment 'other' is deleted: restore it" in left
+
+
+def test_a_run_that_ends_while_sync_begins_is_sent_without_its_name(project, monkeypatch, capsys):
+    one = training(project, 1)
+    monkeypatch.setattr(sending, "send_pending", lambda _: ({one.info["id"]: "abc", "late": "def"}, []))
+    sync(project, None)
+    assert (
+        capsys.readouterr().out == "sent: trained, MLflow run abc\nsent: a run that ended meanwhile, MLflow run def\n"
+    )
+
+
 def test_after_an_outage_the_next_one_is_told_and_tried_again_soon(project, monkeypatch, capsys):
     """The pause was doubled for ever, and a second outage in one run was silent."""
     monkeypatch.setattr(sending.time, "monotonic", lambda: clock[0])
@@ -154,6 +180,9 @@ def test_after_an_outage_the_next_one_is_told_and_tried_again_soon(project, monk
     assert send(100, None) == "" and log.sent == 0, "it is left alone meanwhile"
     assert send(182, None) == "" and log.sent == 1
     assert "Training goes on" in send(200, away) and log.next_try == 260
+    for at in (261, 400, 700):
+        send(at, away)
+    assert log.next_try == 700 + 300, "others take it for dead after 900"
 
 
 def test_a_file_of_ours_that_cannot_be_read_is_no_fault_of_the_store(project):
@@ -239,6 +268,20 @@ def test_a_child_that_another_machine_trains_is_waited_for_and_a_dead_one_is_rep
     twice = [child("b", "RUNNING", 0), child("b", "FAILED", 0)]  # finished by one, another is still at it
     assert find("b").info.run_id == alive
     assert [stage(run_id) for run_id in twice] == ["active", "deleted"]
+
+
+def test_a_job_that_was_found_finished_does_not_fail_with_mlflow(project, swept, monkeypatch, capsys):
+    run = SimpleNamespace(info=SimpleNamespace(run_id="abc"), data=SimpleNamespace(metrics={"val_accuracy": 0.5}))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise UserError("the store failed")
+
+    monkeypatch.setattr(sweep, "_find_completed", lambda *_: run)
+    monkeypatch.setattr(sweep_log, "join_sweep", fail)
+    monkeypatch.setattr(ranking, "renew", fail)
+    config: Any = SimpleNamespace(data=SimpleNamespace(name="mnist"))
+    assert sweep.train_job(project, config, None, identity("c")) == 0.5
+    assert "the store failed: the sweep goes on\nall the same: found finished" in capsys.readouterr().out
 
 
 def test_a_sweep_that_ends_while_mlflow_is_unreachable_says_so_in_one_line(project, monkeypatch):

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import matplotlib.image
@@ -25,9 +26,10 @@ from pipeline.base.files import load_yaml, sha256
 from pipeline.base.project import Project
 from pipeline.base.schema import Config
 from pipeline.base.validation import flatten, validate
+from pipeline.base.verb_schemas import RunConfig
 from pipeline.data.examples import Examples, save_arrays
 from pipeline.experiments import run as experiment_run
-from pipeline.experiments.evaluated import Evaluated, log_evaluation
+from pipeline.experiments.evaluated import Evaluated, find_model, log_evaluation
 from pipeline.experiments.run import Split, train_tracked
 from pipeline.model import inference
 from pipeline.model.build import build_cnn, count_macs
@@ -183,7 +185,9 @@ def test_the_run_of_a_model_is_found_by_content(project, trained, tmp_path):
 def evaluated(project: Project, trained: Trained, config: Config, model_file: Path, accuracy: float) -> str:
     project = dataclasses.replace(project, job_folder=project.home / "outputs" / f"evaluated {accuracy}")
     model = Evaluated(config, model_file, sha256(model_file), trained.model_file.with_name("history.csv"), None)
-    return log_evaluation(project, model, 7, trained.split.val, {"test_accuracy": accuracy}, 2, [])
+    return log_evaluation(
+        project, model, {"model.num_params": 7, "model.macs": 9}, trained.split.val, {"test_accuracy": accuracy}, 2, []
+    )
 
 
 def test_evaluation_goes_into_the_run_and_with_other_settings_into_a_child(project, trained, compose):
@@ -219,6 +223,20 @@ def test_a_model_without_a_run_gets_one_from_its_files(project, trained, tmp_pat
     assert queries.recorded_model(found, tmp_path).is_file(), "of the weights that it was adopted with"
     brought = queries.artifact(found, "val_predictions.csv", tmp_path)
     assert brought.read_bytes() == predictions.read_bytes(), "it can be compared and promoted"
+    sizes = {key: found.data.params[key] for key in ("model.num_params", "model.macs", "data.val_examples")}
+    assert sizes == {"model.num_params": "7", "model.macs": "9", "data.val_examples": "1"}
+
+
+def test_a_history_without_losses_is_called_damaged_before_anything_is_drawn(compose, tmp_path):
+    place, config = Project(tmp_path, tmp_path), validate(RunConfig, compose().model_dump() | {"run": None})
+    for file, text in (
+        (place.model("baseline"), "model"),
+        (place.recipe_results("baseline") / "history.csv", "epoch,train_accuracy,val_accuracy\n1,0.5,0.5\n"),
+    ):
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    with pytest.raises(UserError, match=r"history\.csv is damaged, not a table of epoch, train_loss, "):
+        find_model(place, config, tmp_path)
 
 
 def test_different_models_that_were_scored_on_the_test_examples_are_counted(project, trained, tmp_path, monkeypatch):
@@ -406,6 +424,18 @@ def test_a_sweep_has_its_children_and_what_it_found_but_nothing_deleted(project,
         sweep_log.join_sweep(parent, run, {})
     client.delete_run(deleted.info.run_id)
     assert [run.info.run_id for run in queries.sweep_runs(parent)] == [child.info.run_id, found.info.run_id]
+
+
+def test_runs_that_are_named_twice_count_once_and_seeds_named_apart_join_their_group():
+    def run(run_id: str, **tags: str) -> Any:  # MLflow's Run
+        return SimpleNamespace(info=SimpleNamespace(run_id=run_id), data=SimpleNamespace(tags=tags))
+
+    known = [run(str(seed), group="g", content_sha256=f"c{seed}") for seed in range(3)]
+    found = queries.by_group([*known, run("again", group="g", content_sha256="c1"), run("old"), known[2]])
+    assert {group: [one.info.run_id for one in runs] for group, runs in found.items()} == {
+        "g": ["0", "1", "2"],
+        "old": ["old"],
+    }
 
 
 def test_flatten_keeps_lists_of_plain_values_whole():

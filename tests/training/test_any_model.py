@@ -269,6 +269,13 @@ def test_partitions_of_the_built_in_network_drop_out_as_it_does():
     assert len(parts.variables) == len(model.variables) + 1, "the kernel is cut in two, the dropouts' seeds are shared"
 
 
+def test_a_layer_that_is_named_like_a_partition_is_trained_as_any_other():
+    model = functional(lambda x: layers.Dense(6, name="partition_0")(layers.Flatten()(x)))
+    before = model.get_layer("partition_0").get_weights()
+    train(loop.Trainer(model, ADAM, NO_AUGMENT, SEED), 2, 0)
+    assert not np.array_equal(model.get_layer("partition_0").get_weights()[0], before[0])
+
+
 def test_partitions_before_a_branch_are_an_error():
     model = first_dense()
     [hidden] = [layer for layer in model.layers if layer.name == "hidden_1"]

@@ -28,15 +28,15 @@ def history(*figures: tuple[float, float]) -> list[Epoch]:
         ([(2.3, 0.1), (0.1, 1.0), (0.2, 0.99), (0.1, 1.0), (0.1, 1.0)], "memorised all 64 examples, since epoch 4"),
         (
             [(2.3, 0.1), (2.31, 0.1), (2.29, 0.125)],
-            "8 of 64 examples correct, loss 2.300 at first, 2.290 at best, 2.290: it does not",
+            "8 of 64 examples correct, loss 2.300 at first, 2.290 at best, 2.290 at last: it does not",
         ),
         (
             [(2.3, 0.1), (1.0, 0.5), (1.6, 0.25)],
-            "16 of 64 examples correct, loss 2.300 at first, 1.000 at best, 1.600: it rises",
+            "16 of 64 examples correct, loss 2.300 at first, 1.000 at best, 1.600 at last: it rises",
         ),
         (
             [(2.3, 0.1), (1.0, 0.5), (0.9, 0.75)],
-            "48 of 64 examples correct, loss 2.300 at first, 0.900 at best, 0.900: it still",
+            "48 of 64 examples correct, loss 2.300 at first, 0.900 at best, 0.900 at last: it still",
         ),
     ],
 )

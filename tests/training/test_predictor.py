@@ -145,6 +145,13 @@ def test_a_model_without_validation_examples_always_abstains(compose, tmp_path):
     assert predictor.abstains(np.array([[0.0, 1.0]])).all()
 
 
+def test_a_threshold_of_a_rounded_probability_is_reached_by_that_probability(compose, tmp_path):
+    """The file says 1 of 0.9999997, and the model abstained on all that it was sure of."""
+    predictor = load_predictor(*project_with_model(compose, tmp_path, [28, 28], "0,1,1,3e-7,1\n1,0,1,0.4,0.6\n"))
+    assert predictor.threshold == 1
+    assert predictor.abstains(np.array([[3e-7, 0.9999997], [3e-6, 0.999997]])).tolist() == [False, True]
+
+
 def test_two_models_or_one_of_another_split_are_an_error(compose, tmp_path):
     project, config = project_with_model(compose, tmp_path, [28, 28], "")
     with pytest.raises(UserError, match="run=x and alias=champion: give one of them"):

@@ -91,6 +91,15 @@ def test_lines_are_added_and_nothing_is_taken_away(name):
     assert all(np.ptp(line) > 15 for line in columns)
 
 
+@pytest.mark.parametrize("shape", [(40, 60), (12, 8), (1, 1)])
+def test_lines_reach_from_side_to_side_of_images_of_any_shape(shape):
+    dotted, zigzag = (corrupted(np.zeros((20, *shape), np.uint8), name, 0) for name in ("dotted_line", "zigzag"))
+    if shape[1] > 1:
+        assert all(image[:, -2].any() for image in dotted), "the last dot"
+        assert dotted[:, shape[0] * 3 // 4 :].any(), "to the lowest rows"
+        assert zigzag[:, :, shape[1] - 4].any() and zigzag[:, :, 3].any()
+
+
 def test_edges_are_thin_lines_around_the_ink():
     [edges] = corrupted(square(), "edges", 0)
     assert set(np.unique(edges)) == {0, 255}

@@ -133,6 +133,16 @@ def test_a_damaged_table_is_refused_by_name(tmp_path, content):
         load_csv(path, ["epoch", "loss"])
 
 
+def test_a_table_may_be_of_no_rows_but_not_without_its_header(tmp_path):
+    path = tmp_path / "val_predictions.csv"
+    path.write_text("index,prediction\n")
+    assert load_csv(path, ["index"], least=0) == []
+    for content in ("", "index,label\n"):
+        path.write_text(content)
+        with pytest.raises(UserError, match=r"is damaged, not a table of index, prediction"):
+            load_csv(path, ["index", "prediction"], least=0)
+
+
 @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff{}"])
 def test_damaged_json_is_refused_by_name(tmp_path, content):
     path = tmp_path / "value.json"

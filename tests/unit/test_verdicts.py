@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from pipeline.base.errors import UserError
+from pipeline.base.project import open_project
+from pipeline.experiments import compare_runs
 from pipeline.experiments.compare_runs import published_sentence
 from pipeline.metrics import significance
 from pipeline.reports import comparison_report as report
@@ -150,6 +154,9 @@ def test_only_what_differs_is_listed():
     named = report.disambiguate_names([one._replace(name="fast") for one in sides])
     assert [one.name for one in named] == ["fast lr=0.1 new=–", "fast lr=0.2 new=x"]
     assert [one.name for one in report.disambiguate_names(sides)] == ["a", "b"]
+    eight = [side("a", 1, x=x, y=y, z=z, w="1") for x in "01" for y in "01" for z in "01"]  # of a sweep of three keys
+    names = [one.name for one in report.disambiguate_names(eight)]
+    assert len(set(names)) == 8 and names[:2] == ["a x=0 y=0 z=0", "a x=0 y=0 z=1"]
 
 
 def test_the_table_holds_means_intervals_and_costs():
@@ -172,6 +179,17 @@ def test_an_interval_of_a_mean_stays_within_0_and_100_percent_and_two_seeds_have
     assert report.mean_cells([math.nan, math.nan], 0.95) == ["2", "–", "–"]  # without validation digits
     assert report.mean_cells([0.986, 0.993, 1.0], 0.95) == ["3", "99.30 %", "97.56 % to 100.00 %"]
     assert report.mean_cells([0.0, 0.007, 0.014], 0.95) == ["3", "0.70 %", "0.00 % to 2.44 %"]
+
+
+def test_seeds_of_as_many_epochs_as_the_published_log_are_looked_for(compose, monkeypatch):
+    """Those of params.yaml were, and then refused."""
+    asked: list[int] = []
+    monkeypatch.setattr(compare_runs, "load_csv", lambda *_: [{"train_accuracy": 0.9}] * 3)
+    monkeypatch.setattr(compare_runs, "fingerprint", lambda _, config, __: SimpleNamespace(group=config.train.epochs))
+    monkeypatch.setattr(compare_runs.queries, "find_trained", lambda *_, group: asked.append(group) or [])
+    with pytest.raises(UserError, match=r"the published log has 3 epochs: train baseline with train\.epochs=3"):
+        compare_runs.compare_with_published(open_project(ROOT), compose("recipe=baseline"))
+    assert asked == [3]
 
 
 def test_two_seeds_do_not_say_where_one_more_would_lie():
