@@ -79,10 +79,8 @@ class SweepStart(Callback):
             _open(open_project(self.root), config.hydra)
             self.variables = {key: value for key, value in os.environ.items() if FORWARDED_ENV.match(key)}
         except Exception as error:  # Hydra would warn of it, and go on
-            if message := one_line(error):
-                sys.exit(f"error: {message}")
-            traceback.print_exc()
-            sys.exit(1)
+            message = one_line(error)
+            sys.exit(f"error: {message}" if message else traceback.format_exc())
 
 
 def _open(project: Project, hydra: Any) -> None:
