@@ -31,7 +31,7 @@ IMPORTS = """
 """
 # Variables that are read when they are used; what else is unlike the server's own may have been read by an import.
 LATE = ("_MP_", "DVC_", "FAULTS_", "GIT_", "HYDRA_", "MLFLOW_", "MNIST_", "PYTEST_")
-LATE_NAMES = {"PATH", "PWD", "OLDPWD", "SHLVL", "TMPDIR", "_"}
+LATE_NAMES = {"PATH", "PS1", "PWD", "OLDPWD", "SHLVL", "TMPDIR", "_"}
 
 
 def ask(address: str, words: list[str]) -> NoReturn:
