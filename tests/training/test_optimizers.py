@@ -109,9 +109,8 @@ def test_ten_steps_are_ten_steps_of_fit(name, args, decay, kind, batch_norm):
     assert min(moved) > (1e-6 if name == "adadelta" else 1e-4)
 
 
-@pytest.mark.parametrize(
-    ("name", "args"), [("sgd", NESTEROV), *(pytest.param(name, {}, marks=pytest.mark.slow) for name in ARGUMENTS)]
-)
+@pytest.mark.slow  # tests/tracking/test_patience.py has one such training whole
+@pytest.mark.parametrize(("name", "args"), [("sgd", NESTEROV), *((name, {}) for name in ARGUMENTS)])
 def test_a_training_resumed_after_five_steps_gives_the_same_bits(name, args, tmp_path: Path):
     """Dropout's seeds among them."""
     asked = settings(name, args, 0.02)
