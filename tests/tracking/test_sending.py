@@ -198,7 +198,7 @@ def swept(project, monkeypatch) -> tuple[Any, str, str]:
     """A sweep over the seed: the client, the experiment's id and the parent's."""
     client, experiment = open_store(project, "mnist")
     parent, _ = sweep_log.open_sweep(project, "mnist", "sweep", "command", "digest", ["seed"])
-    values = {sweep.PARENT: parent, sweep.KEYS: "seed", sweep.EPOCHS: "3"}
+    values = {sweep.PARENT: parent, sweep.KEYS: "seed", sweep.EPOCHS: "3", sweep.MONITOR: "val_accuracy"}
     for key, value in (values | {sweep.FOLDER: str(project.sweeps / "now")}).items():
         monkeypatch.setenv(key, value)
     return client, experiment, parent
@@ -286,7 +286,7 @@ def test_a_job_that_was_found_finished_does_not_fail_with_mlflow(project, swept,
 
 def test_a_sweep_that_ends_while_mlflow_is_unreachable_says_so_in_one_line(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    for key in (sweep.PARENT, sweep.KEYS, sweep.FOLDER):
+    for key in (sweep.PARENT, sweep.KEYS, sweep.FOLDER, sweep.MONITOR):
         monkeypatch.setenv(key, "x")
     with pytest.raises(SystemExit, match=r"\Aerror: the MLflow store [^\n]*\Z"), sweep.reported(project):
         sys.exit("interrupted")
