@@ -59,8 +59,6 @@ def explain(error: Exception, schema: type[Section]) -> str | None:
     if key := re.match(r"Could not override '([\w.]+)'", str(error)):
         if re.search(r"\.args\.", key[1]):
             return f"{key[1]} is not among the arguments that the recipe lists: give +{key[1]}=<value>"
-        if key[1] in fields(schema) and key[1] not in DERIVED:  # a mapping that is empty
-            return f"{key[1]}: add a name to it with a plus, +{key[1]}.<name>=<value>, or in the recipe's file"
         return unknown_key(schema, key[1])
     if str(error).startswith("Config group override must be a string"):
         return "recipe, data and sweep take the name of a file: give recipe=baseline, or in quotes recipe=\"'7'\""
