@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.errors import UserError, one_line
+from pipeline.base.errors import UserError
 
 WATCHED = "own"  # the folder of such files that DVC sees change
 DOCUMENTED = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -73,7 +73,7 @@ def errors_named(root: Path, name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if one_line(error):  # of ours, or of a full disk or memory
+        if isinstance(error, UserError | MemoryError):
             raise
         files = {str(file): file.relative_to(root) for file in sources(root, [name]).values()}
         lines = [(one.filename, one.lineno) for one in traceback.extract_tb(error.__traceback__)]

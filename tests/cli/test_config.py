@@ -109,6 +109,8 @@ AS_BEFORE = {
     "trackers": [],
     "data.channels": 1,
     "model.dropout": 0.0,
+    "model.pixel_mean": [],
+    "model.pixel_std": [],
     "model.args": {},
     "model.source_sha256": None,
     "optimizer.name": "adam",
@@ -206,6 +208,8 @@ OUT_OF_RANGE = [
     ("trackers=[os]", "trackers.0=os", ":"),
     ("data.channels=2", "data.channels=2", "1 or 3"),
     ("model.dropout=1.0", "model.dropout=1.0", "1"),
+    ("model.pixel_mean=[x]", "model.pixel_mean.0=x", "number"),
+    ("model.pixel_std=[0.0]", "model.pixel_std.0=0.0", "0"),
     ("model.build=my_network", "model.build=my_network", ":"),
     ("train.patience=0", "train.patience=0", "1"),
     ("train.monitor=/x", "train.monitor=/x", "A-Za-z0-9"),
@@ -419,7 +423,7 @@ def test_help_lists_every_key_with_its_value_range_and_meaning(copy):
     listed = {line.partition("=")[0] for line in done.stdout.splitlines() if line and not line.startswith(" ")}
     assert set(fields(RunConfig)) - set(DERIVED) <= listed
     assert "optimizer.batch_size=64\n    examples; whole number from 1 to 65,536\n" in done.stdout
-    assert "  recipe=<name>  accurate, baseline, debug/one_batch, debug/overfit, fast\n" in done.stdout
+    assert "  recipe=<name>  accurate, baseline, debug/one_batch, debug/overfit, fast, residual\n" in done.stdout
 
 
 FOLDERS = """

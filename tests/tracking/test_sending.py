@@ -11,6 +11,7 @@ import pytest
 from conftest import PARENT, ROOT, fresh_store, start
 
 from pipeline.base.errors import UserError
+from pipeline.base.files import save_yaml
 from pipeline.base.project import Project, open_project
 from pipeline.experiments import ranking, sweep
 from pipeline.sync import sync
@@ -40,7 +41,9 @@ def record(project: Project, name: str, start: int, **info: Any) -> Record:
 
 def training(project: Project, start: int) -> Record:
     tags = {"dvc_stage": "train@baseline", "recipe": "baseline", "content_sha256": "c"}
-    return record(project, "trained", start, tags=tags, result_tags=RESULT)
+    trained = record(project, "trained", start, tags=tags, result_tags=RESULT)
+    save_yaml(trained.folder / "config.yaml", {"model": {}})
+    return trained
 
 
 def evaluation(project: Project, start: int, name: str = "test") -> Record:
@@ -279,7 +282,7 @@ def test_a_job_that_was_found_finished_does_not_fail_with_mlflow(project, swept,
     monkeypatch.setattr(sweep, "_find_completed", lambda *_: run)
     monkeypatch.setattr(sweep_log, "join_sweep", fail)
     monkeypatch.setattr(ranking, "renew", fail)
-    config: Any = SimpleNamespace(data=SimpleNamespace(name="mnist"))
+    config: Any = SimpleNamespace(data=SimpleNamespace(name="mnist"), train=SimpleNamespace(monitor="val_accuracy"))
     assert sweep.train_job(project, config, None, identity("c")) == 0.5
     assert "the store failed: the sweep goes on\nall the same: found finished" in capsys.readouterr().out
 

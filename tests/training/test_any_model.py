@@ -163,7 +163,8 @@ def built_in(layer: Convolution = POOLED, batch_norm: bool = True) -> keras.Mode
     return model
 
 
-BUILDERS = [built_in, regularised, dropout, branched, shared, sequential, subclassed, inherited]
+SELDOM = [built_in, shared, sequential, inherited]
+BUILDERS = [regularised, dropout, branched, subclassed, *(pytest.param(one, marks=pytest.mark.slow) for one in SELDOM)]
 
 
 def built(build: Callable[[], keras.Model], seed: int = 0) -> keras.Model:

@@ -81,7 +81,7 @@ def test_the_figures_of_the_original_are_compared_with_the_prediction_interval(r
     *_, training, test, _ = tables.target_table(
         studies(accuracy=seeds, time=time), {"train_accuracy": 0.9968, "val_accuracy": 0.9753}
     ).split("\n")
-    assert training.endswith("| yes |") and test.endswith(f"| {met} |") and "holds the original's 97.53 %" in test
+    assert training.endswith("| yes |") and test.endswith(f"| {met} |") and "contains the original's 97.53 %" in test
 
 
 def test_a_row_of_accuracy_has_the_figures_of_its_trials():

@@ -44,6 +44,7 @@ def test_memorising_is_told_by_the_last_epoch_and_its_absence_by_the_loss(figure
     assert debug.memorization_report(history(*figures), 64).startswith(expected)
 
 
+@pytest.mark.slow
 def test_a_profile_counts_the_operations_of_a_step(compose):
     config = compose("recipe=accurate", "model.filters=2", "optimizer.batch_size=8")
     digits = Examples(*generated_digits(20, 0), np.arange(20, dtype=np.int32))

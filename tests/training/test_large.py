@@ -65,7 +65,7 @@ def fitted(config: Config, train: Examples) -> tuple[list[np.ndarray], list[loop
     return cnn.get_weights(), epochs, traced[-1]
 
 
-@pytest.mark.parametrize("images", [GREY, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("images", [GREY, pytest.param(COLOUR, marks=pytest.mark.slow)], ids=["grey", "colour"])
 def test_a_set_on_the_disk_gives_the_weights_of_one_in_memory(config, tmp_path, tiny_blocks, monkeypatch, images):
     save_arrays(tmp_path / "train.npz", images=images, labels=LABELS, source_index=np.arange(46, dtype=np.int32))
     mapped = Examples(**load_arrays(tmp_path / "train.npz"))

@@ -74,9 +74,9 @@ def fitted(model: keras.Model, reference: keras.Optimizer) -> float:
 FAST = [
     ("sgd", NESTEROV, 0.0, keras.optimizers.SGD),
     ("adamw", {}, 0.02, keras.optimizers.AdamW),
-    ("muon", {"exclude_layers": ["logits"]}, 0.02, keras.optimizers.Muon),
 ]
 SLOW = [
+    ("muon", {"exclude_layers": ["logits"]}, 0.02, keras.optimizers.Muon),
     ("sgd", {"momentum": 0.9, "clipvalue": 0.01}, 0.02, keras.optimizers.SGD),
     ("adam", {"beta_2": 0.99, "amsgrad": True}, 0.02, keras.optimizers.Adam),
     ("adam", {"global_clipnorm": 0.1}, 0.0, keras.optimizers.Adam),

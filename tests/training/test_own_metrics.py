@@ -51,6 +51,7 @@ def test_a_row_has_them_last_and_gives_the_epoch_back():
     assert tuple(Epoch(1, 0.5, 0.25, 0.125, 0.75, 0.01).row()) == Epoch._fields[:-1]
 
 
+@pytest.mark.slow
 def test_the_loop_calls_them_after_each_epoch_and_trains_the_same_bits(compose):
     config = compose("recipe=baseline", "model.filters=1", "train.epochs=2", "optimizer.batch_size=20")
     digits = Examples(*generated_digits(40, 0), np.arange(40, dtype=np.int32))

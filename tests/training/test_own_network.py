@@ -194,6 +194,7 @@ def test_code_other_than_was_hashed_is_not_run(root):
         build_own(root, section(root, "drops").model_copy(update={"source_sha256": "0" * 64}), SHAPE, CLASSES, 0)
 
 
+@pytest.mark.slow
 def test_a_training_resumed_gives_the_same_bits(root, tmp_path):
     """With dropout, whose seed is among the variables, and from a network that was built with another seed."""
     images, labels = generated_digits(50, 0)
@@ -254,6 +255,7 @@ def test_multiply_accumulates_are_those_of_all_convolutions_and_dense_layers():
     assert count_macs(keras.Model(images, Wrapped()(x))) is None
 
 
+@pytest.mark.slow
 def test_the_example_takes_colour_too_and_shrinks_by_stages(root, compose):
     config = compose("recipe=residual", "model.args.width=4", "model.args.stages=3")
     colour = config.model_copy(update={"data": config.data.model_copy(update={"channels": 3})})

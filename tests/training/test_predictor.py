@@ -113,6 +113,7 @@ def test_the_other_looks_are_the_four_shifts():
     assert np.allclose(inference(network, 5, first=1)(images), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_benchmark_counts_the_errors_of_each_way_to_look(tmp_path):
     network = small_network((12, 10))
     images = np.random.default_rng(0).integers(0, 256, (100, 12, 10)).astype(np.uint8)
