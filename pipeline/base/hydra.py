@@ -57,8 +57,6 @@ def compose(project: Project, *overrides: str, schema: type[AnySection] = Config
 def explain(error: Exception, schema: type[Section]) -> str | None:
     """Return in words what is wrong with an override, where Hydra's own words do not help; None for another error."""
     if key := re.match(r"Could not override '([\w.]+)'", str(error)):
-        if re.search(r"\.args\.", key[1]):
-            return f"{key[1]} is not among the arguments that the recipe lists: give +{key[1]}=<value>"
         return unknown_key(schema, key[1])
     if str(error).startswith("Config group override must be a string"):
         return "recipe, data and sweep take the name of a file: give recipe=baseline, or in quotes recipe=\"'7'\""

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
+from pipeline.model import inference
 from pipeline.tracking.record import Record
 from pipeline.tracking.tensorboard import TensorBoard
 from pipeline.tracking.trackers import Trackers
@@ -54,6 +55,12 @@ def events(folder: Path) -> list[tuple[str, int, float, float]]:
         for value in event.summary.value
         if value.metadata.plugin_data.plugin_name == "scalars"
     ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def started() -> None:
+    """TensorFlow takes its threads before its first operation or never."""
+    inference.start(0)
 
 
 @pytest.fixture
