@@ -53,6 +53,7 @@ def test_they_are_compared_by_what_differs(old, ids):
     }
 
 
+@pytest.mark.slow
 def test_they_are_trained_again_to_the_same_bits(old, ids):
     done = pipeline(old, "reproduce", f"run={ids[0]}")
     assert "code differs: the run's is of commit " in done.stdout, done.stderr

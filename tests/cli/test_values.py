@@ -23,7 +23,7 @@ from pipeline.base.validation import fields, validate
 
 pytestmark = pytest.mark.faults
 
-QUICK, MANY = 40, 2_000
+QUICK, MANY = 15, 2_000
 STORAGE = tempfile.TemporaryDirectory()  # what Hypothesis would keep in the working directory
 configuration.set_hypothesis_home_dir(STORAGE.name)
 HOME = os.environ["HOME"]

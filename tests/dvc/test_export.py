@@ -82,9 +82,7 @@ def exports(clone, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "litert")) for name in FORMATS]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "onnx")) for name in FORMATS])
 def test_a_process_with_the_runtime_alone_predicts_as_keras_does(clone, exports, name):
     if name not in INSTALLED:
         pytest.skip("`make runtimes` was not run")

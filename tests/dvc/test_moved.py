@@ -66,6 +66,7 @@ def copied(clone: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(clone, tmp_path / "a copy, é", symlinks=True))
 
 
+@pytest.mark.slow
 def test_a_copy_opens_its_own_runs_and_artifacts(copied: Path, digits: Path) -> None:
     nothing_runs(copied, digits)
     opens(copied)

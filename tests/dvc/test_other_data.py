@@ -244,6 +244,7 @@ def test_data_in_the_form_of_fashion_mnist_go_the_whole_way(repository, digits, 
     assert done.returncode == 1 and "FASHION_MNIST_SOURCE is not fashion_mnist: train_images has SHA" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_real_fashion_mnist_of_debians_package_is_taken_as_it_is_and_trains(compose, tmp_path):
     config = compose(
         "data=fashion_mnist", "recipe=accurate", "data.fraction=0.02", "data.val_size=200", "train.epochs=1"

@@ -61,11 +61,15 @@ def test_children_are_ranked_by_validation_and_the_test_digits_are_not_read(clon
     assert {item.path for item in store(clone).list_artifacts(parent)} == {"ranking.csv", "ranking.md", "sweep.png"}
 
 
-def test_the_same_sweep_again_trains_nothing_and_a_larger_one_what_is_missing(clone, grid):
+def test_the_same_sweep_again_trains_nothing(clone, grid):
     before = {found.info.run_id for found in runs(clone)}
     again = pipeline(clone, "train", *GRID)
     assert again.returncode == 0 and "4 jobs, 4 found finished" in again.stdout and "epoch 1/" not in again.stdout
     assert parent_of(again) == parent_of(grid) and {found.info.run_id for found in runs(clone)} == before
+
+
+@pytest.mark.slow
+def test_a_larger_sweep_trains_what_is_missing(clone, grid):
     larger = pipeline(clone, "train", *GRID[:-1], "model.filters=2,4,3")
     assert "6 jobs, 4 found finished" in larger.stdout
     trained = re.findall(r"^(train.epochs=\d model.filters=\d) epoch (?:1/1|3/3) ", larger.stdout, re.MULTILINE)

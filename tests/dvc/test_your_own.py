@@ -39,7 +39,7 @@ def commands(lines: list[str]) -> list[tuple[str, list[str]]]:
 
 PAGE = sections((ROOT / "docs" / "your-own.md").read_text(encoding="utf-8"))
 TASKS = [str(number) for number in range(1, 11)]
-FAST = "3"
+SAMPLE = "4"
 
 
 def execute(blocks: list[Block], folder: Path) -> None:
@@ -60,7 +60,7 @@ def execute(blocks: list[Block], folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "task", [pytest.param(task, marks=[pytest.mark.slow] if task != FAST else []) for task in TASKS]
+    "task", [pytest.param(task, marks=[pytest.mark.slow, *[pytest.mark.sample] * (task == SAMPLE)]) for task in TASKS]
 )
 def test_a_task_is_done_with_the_page_alone(task, repository, tmp_path):
     folder = copy(repository, tmp_path)

@@ -220,6 +220,7 @@ def test_a_training_resumed_after_five_steps_gives_the_same_bits(build, tmp_path
         np.testing.assert_array_equal(one, other, err_msg=one.path)
 
 
+@pytest.mark.slow
 def test_every_step_drops_other_units_and_the_seed_decides_which():
     """Without learning, the losses of two epochs of one batch differ by the dropped units alone."""
 

@@ -116,6 +116,7 @@ PARTS = ["random state", "second moments"]
 OTHER_PARTS = ["seed", "schedule", "position", "first moments", "step count", "variables"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [*PARTS, *(pytest.param(part, marks=pytest.mark.slow) for part in OTHER_PARTS)])
 def test_a_part_left_out_gives_other_bits(
     part: str, config: Config, straight: Fitted, monkeypatch: pytest.MonkeyPatch

@@ -207,6 +207,7 @@ def test_ten_steps_of_baseline_are_ten_steps_of_kerass_fit(compose):
     assert_close(ours.get_weights(), theirs.get_weights(), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_label_smoothing_is_that_of_keras_and_the_loss_shown_is_not_smoothed():
     ours, theirs = built(LINEAR), built(LINEAR)
     measured = [keras.metrics.CategoricalCrossentropy("nats", from_logits=True), "categorical_accuracy"]

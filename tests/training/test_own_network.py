@@ -180,6 +180,7 @@ def test_a_sequential_model_with_shared_objects_will_do(root):
     assert build_own(root, model, SHAPE, CLASSES, 0).count_params() == 101 + 2 + 2 * CLASSES
 
 
+@pytest.mark.slow
 def test_the_seed_decides_weights_and_arguments_stay_as_they_are(root):
     trace: list[int] = []
     model = section(root, "drops", trace=trace)
