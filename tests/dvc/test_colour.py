@@ -24,7 +24,7 @@ def mobilenet(image_shape, classes, alpha=0.25):
 """
 RECIPE = """# @package _global_
 defaults: [/recipe/baseline, _self_]
-model: {build: "networks:mobilenet"}
+model: {build: "own.networks:mobilenet"}
 optimizer: {dense_partitions: 1}
 """
 
@@ -89,7 +89,7 @@ def test_pictures_in_colour_go_the_whole_way(repository):
 
 @pytest.mark.slow
 def test_a_network_of_kerass_own_applications_goes_the_whole_way(repository):
-    (repository / "networks.py").write_text(NETWORK)
+    (repository / "own/networks.py").write_text(NETWORK)
     (repository / "conf" / "recipe" / "mobilenet.yaml").write_text(RECIPE)
     text = (repository / "params.yaml").read_text()
     (repository / "params.yaml").write_text(text.replace("[accurate]", "[mobilenet]").replace("epochs: 6", "epochs: 1"))

@@ -219,4 +219,6 @@ def test_the_example_of_keras_layers_is_a_plain_model_of_mlflow(clone):
     assert loaded.returncode == 0, loaded.stderr
     predictions = Path(store(clone).download_artifacts(trained, "predictions.csv")).read_text().splitlines()
     column = predictions[0].split(",").index("prediction")
-    assert [int(float(line.split(",")[column])) for line in predictions[1:]] == json.loads(loaded.stdout)
+    assert [int(float(line.split(",")[column])) for line in predictions[1:]] == json.loads(
+        loaded.stdout.splitlines()[-1]  # below a progress bar
+    )
