@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.apps.digit_finder import Page, find_digits, finds_classes_of
-from pipeline.apps.images import fitted, read_image
-from pipeline.apps.predictor import Predictor, load_predictor
+from pipeline.apps.digit_finder import Page
+from pipeline.apps.images import read_image
+from pipeline.apps.predictor import Predictor, load_predictor, read_page
 from pipeline.base.command import main
 from pipeline.base.errors import UserError
 from pipeline.base.project import Project
@@ -29,11 +29,7 @@ def predict(project: Project, config: PredictConfig) -> None:
     for number, file in enumerate(files, 1):
         name = plain(str(file))
         try:
-            pixels = read_image(file, name, config.data.channels)
-            if finds_classes_of(config.data):
-                page = find_digits(pixels)
-            else:  # fitted as `adopt` fits the pictures to train on
-                page = Page(pixels, [], fitted(pixels, config.data.shape)[None])
+            page = read_page(read_image(file, name, config.data.channels), config.data)
         except UserError as error:
             errors.append(str(error) if name in str(error) else f"{name}: {error}")
             continue

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.apps.digit_finder import Page, find_digits, finds_classes_of
+from pipeline.apps.images import fitted
 from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError
 from pipeline.base.files import load_csv, load_yaml, require_file
@@ -34,6 +36,14 @@ class Predictor(NamedTuple):
     def abstains(self, probabilities: NDArray[np.float64]) -> NDArray[np.bool_]:
         highest = [float(f"{value:.6g}") for value in probabilities.max(1)]  # as those that the threshold is one of
         return np.array(highest) < self.threshold
+
+
+def read_page(pixels: NDArray[np.uint8], data: Data) -> Page:
+    """Return the digits on a page, or of other data than MNIST's digits the one picture that it is, as `adopt` fits the
+    pictures to train on: without boxes."""
+    if finds_classes_of(data):
+        return find_digits(pixels)
+    return Page(pixels, [], fitted(pixels, data.shape)[None])
 
 
 @contextmanager

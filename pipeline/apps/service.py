@@ -15,9 +15,9 @@ from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, FailFast, Field
 
-from pipeline.apps.digit_finder import Box, find_digits, finds_classes_of
-from pipeline.apps.images import fitted, read_image
-from pipeline.apps.predictor import Predictor
+from pipeline.apps.digit_finder import Box, finds_classes_of
+from pipeline.apps.images import read_image
+from pipeline.apps.predictor import Predictor, read_page
 from pipeline.base.errors import UserError
 
 MAX_BYTES = 16_000_000  # of a request: 5,000 images of 28 x 28 as JSON, or a large photograph
@@ -91,17 +91,16 @@ def build_app(predictor: Predictor, hosts: list[str]) -> FastAPI:
             if list(images.shape[1:]) != data.shape:
                 raise UserError(f"inputs is not {' x '.join(map(str, ['N', *data.shape]))}: give images of that shape")
         else:
-            pixels = read_image(body, "the body, which is not application/json,", data.channels)
-            page = find_digits(pixels) if finds_classes_of(data) else None
-            images = page.digits if page else fitted(pixels, data.shape)[None]
+            page = read_page(read_image(body, "the body, which is not application/json,", data.channels), data)
+            images = page.digits
         probabilities = predictor.probabilities(images)
         return Answer(
             digits=probabilities.argmax(1).tolist(),
             abstains=predictor.abstains(probabilities).tolist(),
             probabilities=probabilities.round(6).tolist(),
             classes=data.classes,
-            boxes=page and page.boxes,
-            seen=page and page.digits.tolist(),
+            boxes=page.boxes if page and page.boxes else None,
+            seen=page.digits.tolist() if page and page.boxes else None,
         )
 
     arrays = Arrays if data.channels == 1 else ColourArrays

@@ -12,7 +12,8 @@ from pydantic.fields import FieldInfo
 from pipeline.base.errors import UserError, shorten
 from pipeline.base.schema import DERIVED, MISSING, Config, Section
 
-NOT_IN_KEYS = ("constrained", "dict[", "list[", "built_in", "own")  # what pydantic adds to the place of an error
+NOT_IN_KEYS = ("constrained", "dict[", "list[")  # what pydantic adds to the place of an error
+KINDS = ("built_in", "own")  # and the tags of the kinds of model
 
 AnySection = TypeVar("AnySection", bound=Section)
 
@@ -28,7 +29,8 @@ def validate(schema: type[AnySection], values: Any) -> AnySection:
 
 
 def _in_words(schema: type[Section], first: Any) -> str:
-    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(NOT_IN_KEYS))
+    places = [str(part) for part in first["loc"] if part not in KINDS]
+    key = ".".join(part for part in places if not part.startswith(NOT_IN_KEYS))
     if first["type"] == "extra_forbidden":
         return unknown_key(schema, key)
     field = fields(schema).get(key)

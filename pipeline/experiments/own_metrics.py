@@ -26,8 +26,7 @@ def load_metrics(project: Project, config: Config, val: Examples) -> dict[str, M
         raise UserError(f"train.metrics: the code is not that of the run ({expected}): check out its commit first")
 
     def loaded(key: str, name: str) -> Metric:
-        with own.errors_named(project.root, name):
-            function = own.load(project.root, name)
+        function = own.load(project.root, name)
 
         def metric(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
             with own.errors_named(project.root, name):

@@ -215,6 +215,7 @@ OUT_OF_RANGE = [
     ("train.monitor=/x", "train.monitor=/x", "A-Za-z0-9"),
     ("+train.metrics.a=b", "train.metrics.a=b", ":"),
     ("+evaluate.plots.a=b", "evaluate.plots.a=b", ":"),
+    ("+evaluate.plots.own_one=b", "evaluate.plots.own_one=b", ":"),
     ("optimizer.warmup=1.0", "optimizer.warmup=1.0", "1"),
     ("optimizer.weight_decay=-0.1", "optimizer.weight_decay=-0.1", "0"),
     ("optimizer.label_smoothing=1.0", "optimizer.label_smoothing=1.0", "1"),
