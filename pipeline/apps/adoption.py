@@ -22,7 +22,7 @@ from tqdm import tqdm
 from pipeline.apps.images import fitted, read_image
 from pipeline.base.errors import UserError, shorten
 from pipeline.data.blocks import BLOCK_BYTES, Rows
-from pipeline.data.examples import SMALL_LABELS
+from pipeline.data.examples import label_type
 from pipeline.data.split import stratified_split
 from pipeline.reports.tables import plain
 
@@ -96,7 +96,7 @@ def read_pictures(
         known_label, known_path = different.setdefault(decoded[path].digest, (label, path))
         if known_label != label:
             raise UserError(f"{path} and {known_path} are the same picture in two classes: remove one")
-    dtype = np.dtype("uint8" if len(listing.classes) <= SMALL_LABELS else "uint16")
+    dtype = np.dtype(label_type(len(listing.classes)))
     labels: NDArray[np.integer] = np.array([label for label, _ in different.values()], dtype)
     for name, count in zip(listing.classes, np.bincount(labels, minlength=len(listing.classes)), strict=True):
         if count < FEWEST:

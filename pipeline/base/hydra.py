@@ -90,18 +90,17 @@ def _of_own_network(project: Project, settings: DictConfig) -> dict[str, Any]:
     A key of the built-in network among them is a UserError.
     """
     overrides, loader = list(settings.overrides.task), GlobalHydra.instance().config_loader()
-    said: dict[str, Any] = {}
-    for one in loader.compute_defaults_list(settings.job.config_name, overrides, RunMode.RUN).defaults:
-        file = project.conf / f"{one.config_path}.yaml"
-        section = (load_yaml(file) or {}).get("model") if file.is_file() else None
-        if isinstance(section, dict):
-            said = section if "build" in section else OmegaConf.to_container(OmegaConf.merge(said, section))  # type: ignore[assignment]
+    defaults = loader.compute_defaults_list(settings.job.config_name, overrides, RunMode.RUN).defaults
+    files = [project.conf / f"{one.config_path}.yaml" for one in defaults]
+    sections = [(load_yaml(file) or {}).get("model") for file in files if file.is_file()]
     given = OmegaConf.create()
     for override in OverridesParser.create(loader).parse_overrides(overrides):
         if override.key_or_group.startswith("model."):
             OmegaConf.update(given, override.key_or_group, override.value())
-    of_call: Any = OmegaConf.to_container(given).get("model", {})  # type: ignore[union-attr]
-    said = of_call if "build" in of_call else OmegaConf.to_container(OmegaConf.merge(said, of_call))  # type: ignore[assignment]
+    said: Any = {}
+    for section in (*sections, OmegaConf.to_container(given).get("model")):  # type: ignore[union-attr]
+        if isinstance(section, dict):
+            said = section if "build" in section else OmegaConf.to_container(OmegaConf.merge(said, section))
     if others := [key for key in said if key not in fields(OwnModel)]:
         raise UserError(f"model.{others[0]} is a key of the built-in network: give model.args, which your own takes")
     return said

@@ -88,15 +88,16 @@ def check_arrays(arrays: dict[str, NDArray], names: tuple[str, ...], data: Data)
         raise UserError(f"the arrays {', '.join(missing)} are missing")
     labels = arrays[names[1]]
     shapes = [labels.size, *data.shape], [labels.size], [labels.size]
-    for name, dtype, shape in zip(names, ("uint8", label_type(data), "int32"), shapes, strict=False):
+    for name, dtype, shape in zip(names, ("uint8", label_type(len(data.classes)), "int32"), shapes, strict=False):
         if arrays[name].dtype != dtype or list(arrays[name].shape) != shape:
             raise UserError(f"{name} is {arrays[name].dtype}{list(arrays[name].shape)}, expected {dtype}{shape}")
     if labels.size and labels.max() >= len(data.classes):
         raise UserError(f"{names[1]} has the label {labels.max()}, expected 0 to {len(data.classes) - 1}")
 
 
-def label_type(data: Data) -> str:
-    return "uint8" if len(data.classes) <= SMALL_LABELS else "uint16"
+def label_type(classes: int) -> str:
+    """Return the type of labels of so many classes."""
+    return "uint8" if classes <= SMALL_LABELS else "uint16"
 
 
 def load_examples(path: Path, data: Data) -> Examples:

@@ -220,7 +220,7 @@ def _write_results(
     # As metrics.softmax, on which the stage `train` would depend then.
     probabilities = softmax(predict(model, split.val.images).astype(np.float64), axis=1)
     save_predictions(folder / "val_predictions.csv", split.val, probabilities)
-    kept = in_words(config.train, [epoch.row() for epoch in history])
+    kept = in_words(config.train, rows)
     result_tags = {"kept": kept} if kept else {}
     result_tags |= {"weights_sha256": weights_sha256(model_file), "model_sha256": sha256(model_file)}
     tags = {key: value for key, value in record.info["tags"].items() if not key.startswith("mlflow.")}

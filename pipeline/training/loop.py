@@ -243,7 +243,7 @@ def own_metrics(
     metrics: Mapping[str, Metric], logits: NDArray[np.float32], labels: NDArray[np.integer]
 ) -> dict[str, float]:
     """Return the metrics of logits [N, K] and labels [N], NaN of no examples; each gets arrays that it may change."""
-    if not len(labels):
+    if not metrics or not len(labels):
         return dict.fromkeys(metrics, math.nan)
     probabilities = softmax(logits.astype(np.float64), axis=1)
     return {name: metric(labels.astype(np.int64), probabilities.copy()) for name, metric in metrics.items()}
