@@ -78,7 +78,8 @@ def main() -> None:
         folder = Path(temporary)
         for name in ("conf", "pipeline"):
             shutil.copytree(ROOT / name, folder / name)
-        shutil.copy(ROOT / "params.yaml", folder)
+        for name in ("params.yaml", "dvc.yaml"):
+            shutil.copy(ROOT / name, folder)
         size = make(folder, images, side, channels)
         row: dict[str, Any] = {"images": images, "shape": [side, side, channels], "gb": round(size / 1e9, 2)}
         measured(folder, "pipeline.compose", "data=large", stage="compose_data")
