@@ -8,14 +8,20 @@ from pathlib import Path
 from pipeline.base.command import main
 from pipeline.base.console import quiet_import
 from pipeline.base.project import Project, open_project
-from pipeline.base.schema import Config, better
+from pipeline.base.schema import better
+from pipeline.base.validation import without_own_keys
+from pipeline.base.verb_schemas import TrainConfig, labels
 from pipeline.data.examples import head, load_split
 from pipeline.experiments import sweep
+from pipeline.experiments.jobs import named
 from pipeline.tracking.fingerprint import fingerprint
 
 
-def train(project: Project, config: Config) -> float:
-    """Return train.monitor of the model that is kept, a loss negated, NaN where it lacks: a search maximises it."""
+def train(project: Project, config: TrainConfig) -> float:
+    """Return train.monitor of the model that is kept, a loss negated, NaN where it lacks: a search maximises it.
+
+    `config` may also be a Config, as a notebook composes it.
+    """
     project = project.job()
     examples = head(load_split(project, "train", config.data), config.train.examples)
     val = load_split(project, "val", config.data)
@@ -24,13 +30,13 @@ def train(project: Project, config: Config) -> float:
         from pipeline.experiments.run import Split, train_tracked
         from pipeline.training.debug import memorization_report
 
-    split = Split(examples, val)
-    identity = fingerprint(project, config, project.training_files)
+    split, recorded = Split(examples, val), without_own_keys(config)
+    identity = fingerprint(project, recorded, project.training_files)
     if sweep.PARENT in os.environ:
         return sweep.train_job(project, config, split, identity)
-    overrides = [override for override in project.overrides if not override.startswith("recipe=")]
+    overrides = [override for override in named(project.overrides) if not override.startswith("recipe=")]
     name = config.name if project.stage else " ".join([config.name, *overrides])
-    trained = train_tracked(project, config, split, identity, name)
+    trained = train_tracked(project, recorded, split, identity, name, labels(config))
     if config.train.examples and config.train.epochs > 1:
         print(memorization_report(trained.history, len(examples.labels)))
     print(f"wrote {trained.model_file}; {trained.tracked}")

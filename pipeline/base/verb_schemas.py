@@ -2,11 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipeline.base.schema import Config
+from pipeline.base.schema import Config, Name, Section
+
+# The tags that runs have from MLflow and from us.
+OUR_TAGS = re.compile(
+    r"(mlflow|found)\..*|(dvc|git|test)_\w+|\w+_sha256|adopted|best|best_run|command|compared|environment|evaluated_by"
+    r"|group|hardware|kept|note|process|pruned_at|recipe|record|sweep|swept|swept_keys|threads|versions"
+)
+
+
+class Sweep(Section):
+    """How a sweep runs: nothing that is trained depends on it."""
+
+    zip: list[str] = Field([], description="keys whose i-th values belong together, instead of every combination")
+    fail_fast: bool = Field(False, description="begin no further job once one has failed")
+
+
+class TrainConfig(Config):
+    note: Annotated[str, Field(max_length=8_000)] | None = Field(
+        None, description="kept with the run, as its tag `note`"
+    )
+    tags: dict[Name, str | int | float | bool] = Field({}, description="more tags of the run: tags.owner=me")
+    sweep: Sweep = Sweep()
+
+    @model_validator(mode="after")
+    def _tags_are_free(self) -> TrainConfig:
+        if taken := [key for key in self.tags if OUR_TAGS.fullmatch(key)]:
+            raise ValueError(f"tags.{taken[0]} is a tag of ours: give yours another name")
+        return self
+
+
+def labels(config: Config) -> dict[str, str]:
+    """Return the tags that the user gives a run, the note among them. A plain Config, as in a notebook, has none."""
+    if not isinstance(config, TrainConfig):
+        return {}
+    note = {} if config.note is None else {"note": config.note}
+    return {key: str(value) for key, value in config.tags.items()} | note
 
 
 class RunConfig(Config):

@@ -26,9 +26,12 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import save_csv, write_text
 from pipeline.base.project import Project
 from pipeline.base.schema import better
+from pipeline.experiments.importance import explain, level_of, levels
+from pipeline.experiments.jobs import keys_of
 from pipeline.metrics.significance import Mean, best_of
 from pipeline.reports import plots
 from pipeline.reports.comparison_report import mean_cells
+from pipeline.reports.plots import short_labels
 from pipeline.reports.tables import markdown_table, percent, plain
 from pipeline.reports.verdicts import read_predictions
 from pipeline.tracking import queries, sweep_log
@@ -57,12 +60,12 @@ class Child(NamedTuple):
 
 
 def renew(
-    project: Project, parent: str, keys: Sequence[str], folder: Path, monitor: str = ACCURACY, partial: bool = False
+    project: Project, parent: str, factors: Sequence[str], folder: Path, monitor: str = ACCURACY, partial: bool = False
 ) -> tuple[list[Child], str]:
-    """Write the ranking and its picture to `folder`, and log them to the parent run: the ranking, and as text.
+    """Write the ranking and its pictures to `folder`, and log them to the parent run: the ranking, and as text.
 
-    With `partial`, while the sweep runs: not soon after the last time, when both are empty, and without what takes
-    reading every child.
+    `factors` are the keys that vary, those that do so together joined by commas. With `partial`, while the sweep runs:
+    not soon after the last time, when both are empty, and without what takes long or needs every child.
     """
     with FileLock(project.sweeps / ".locks" / f"{parent}.lock"):
         begin, next_time = time.time(), folder / ".next"
@@ -72,13 +75,17 @@ def renew(
         is_ours = monitor == ACCURACY
         text = markdown(children, monitor, None if partial or not is_ours else _expected_of_best(children))
         columns: dict[str, Sequence[Any]] = {"rank": range(1, len(children) + 1)}
-        columns |= {key: [child.values.get(key, "") for child in children] for key in keys}
+        columns |= {key: [child.values.get(key, "") for child in children] for key in keys_of(factors)}
         columns |= {} if is_ours else {monitor: [child.monitored for child in children]}
         columns |= {name: [getattr(child, name) for child in children] for name in ("name", *Child._fields[2:-2])}
         table, note, picture = files = [folder / name for name in ("ranking.csv", "ranking.md", "sweep.png")]
+        if not partial and (found := _explain(children, factors, monitor)):
+            text += f"\n{found[0]}"
+            files.append(folder / "effects.png")
+            plots.save_figure(files[-1], found[1])
         save_csv(table, columns)
         write_text(note, text)
-        plots.save_figure(picture, _draw(children, [key for key in keys if key != "seed"], monitor))
+        plots.save_figure(picture, _draw(children, [factor for factor in factors if factor != "seed"], monitor))
         tags = {"mlflow.note.content": text[:MAX_NOTE]}
         if children and children[0].status == "FINISHED":
             tags |= {"best": children[0].name, "best_run": children[0].run_id}
@@ -118,6 +125,19 @@ def rank(runs: Sequence[Run], monitor: str = ACCURACY) -> list[Child]:
         return child.status != "FINISHED", math.isnan(score), -np.nan_to_num(score), child.num_params
 
     return sorted(children.values(), key=place)
+
+
+def _shown(monitor: str) -> tuple[int, str, str]:
+    """Return by what a monitored metric is multiplied, what it is called then, and its format."""
+    return (100, "validation accuracy in %", ".2f") if monitor == ACCURACY else (1, monitor, ".4g")
+
+
+def _explain(children: Sequence[Child], factors: Sequence[str], monitor: str) -> tuple[str, Figure] | None:
+    """Return which factor mattered to the finished children, as text and picture, if there is something to say."""
+    scale, label, form = _shown(monitor)
+    done = [child for child in children if child.status == "FINISHED" and math.isfinite(child.monitored)]
+    results = [scale * child.monitored for child in done]
+    return explain([child.values for child in done], results, factors, label, form, CONFIDENCE)
 
 
 def _expected_of_best(children: Sequence[Child]) -> Mean | None:
@@ -166,35 +186,19 @@ def markdown(children: Sequence[Child], monitor: str = ACCURACY, expected_of_bes
     return text
 
 
-def _draw(children: Sequence[Child], keys: Sequence[str], monitor: str = ACCURACY) -> Figure:
-    """Draw a heat map of two swept keys, seeds averaged; the curves of all children where it is not two."""
+def _draw(children: Sequence[Child], factors: Sequence[str], monitor: str = ACCURACY) -> Figure:
+    """Draw a heat map of two factors, seeds averaged; the curves of all children where it is not two."""
     cells = defaultdict(list)
-    factor, label = (100, "validation accuracy in %") if monitor == ACCURACY else (1, monitor)
+    scale, label, form = _shown(monitor)
     for child in children:
         if child.status == "FINISHED":
-            cells[tuple(child.values.get(key, "") for key in keys)].append(factor * child.monitored)
-    if len(keys) != 2 or not cells:
+            cells[tuple(level_of(child.values, factor) for factor in factors)].append(scale * child.monitored)
+    if len(factors) != 2 or not cells:
         names = short_labels([child.name for child in children], 60)
-        curves = [factor * np.array(queries.curve(child.run, monitor)) for child in children]
+        curves = [scale * np.array(queries.curve(child.run, monitor)) for child in children]
         labels = [f"{position}: {name}" for position, name in enumerate(names, 1)]
         return plots.plot_curves(dict(zip(labels, curves, strict=True)), label)
-    axes = [sorted({child.values.get(key, "") for child in children}, key=_number_first) for key in keys]
+    axes = [levels(level_of(child.values, factor) for child in children) for factor in factors]
     values = [[np.mean(cells.get((row, column), math.nan)) for column in axes[1]] for row in axes[0]]
-    ticks = [short_labels(axis, 24) for axis in axes]
-    return plots.plot_heat_map(np.array(values), keys, ticks, f"{label}, last epoch", ".2f" if factor > 1 else ".4g")
-
-
-def short_labels(texts: Sequence[str], longest: int) -> list[str]:
-    """Return labels that fit beside a picture: if one is long, all from shortly before the first difference on."""
-    if max(map(len, texts), default=0) <= longest:
-        return list(texts)
-    alike = len(os.path.commonprefix(texts)) if len(texts) > 1 else 0  # noqa: RUF071 - no paths
-    start = max(0, alike - longest // 2)
-    return [f"{'…' if start else ''}{text[start:][:longest]}{'…' if text[start:][longest:] else ''}" for text in texts]
-
-
-def _number_first(text: str) -> tuple[float, str]:
-    try:
-        return float(text), text
-    except ValueError:
-        return math.inf, text
+    ticks = [short_labels([",".join(level) for level in axis], 24) for axis in axes]
+    return plots.plot_heat_map(np.array(values), factors, ticks, f"{label}, last epoch", form)
