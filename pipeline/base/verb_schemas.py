@@ -27,13 +27,17 @@ class TrainConfig(Config):
     note: Annotated[str, Field(max_length=8_000)] | None = Field(
         None, description="kept with the run, as its tag `note`"
     )
-    tags: dict[Name, str | int | float | bool] = Field({}, description="more tags of the run: tags.owner=me")
+    tags: dict[Name, Any] = Field({}, description="more tags of the run: tags.owner=me")
     sweep: Sweep = Sweep()
 
     @model_validator(mode="after")
-    def _tags_are_free(self) -> TrainConfig:
+    def _tags_fit(self) -> TrainConfig:
         if taken := [key for key in self.tags if OUR_TAGS.fullmatch(key)]:
             raise ValueError(f"tags.{taken[0]} is a tag of ours: give yours another name")
+        if nested := [key for key, value in self.tags.items() if isinstance(value, (dict, list))]:
+            raise ValueError(
+                f"tags.{nested[0]}={self.tags[nested[0]]}: give a text or a number, in a name without dots"
+            )
         return self
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pipeline.metrics.importance import RESAMPLES, fanova, variance_shares
+from pipeline.metrics.importance import RESAMPLES, forest_shares, variance_shares
 from pipeline.reports import plots
 from pipeline.reports.tables import markdown_table, percent
 
@@ -57,19 +57,19 @@ def explain(
 
 def _shares(factors: Sequence[str], places: NDArray[np.int64], results: NDArray[np.float64], confidence: float) -> str:
     """Return in Markdown what share of the variance each factor explains; nothing where that cannot be said."""
+    together = ["interactions"] if len(factors) > 1 else []
     rows = [["", "share of the variance"]]
     if exact := variance_shares(places, results):
-        rows += [[factor, percent(share)] for factor, share in zip(factors, exact.factors, strict=True)]
-        if len(factors) > 1:
-            rows.append(["interactions" if exact.repeats else "interactions and chance", percent(exact.interactions)])
-        if exact.repeats:
-            rows.append(["seeds", percent(exact.repeats)])
-        how = f"analysis of variance of the full grid, {len(results)} runs"
-    elif forest := fanova(places, results, confidence):
+        names = [*factors, *together, *(["seeds"] if exact.repeats else [])]
+        shares = [*exact.factors, *([exact.interactions] if together else []), exact.repeats]
+        rows += [[name, percent(share)] for name, share in zip(names, shares, strict=False)]
+        chance = "" if exact.repeats else "; with one seed each, chance counts as interactions"
+        how = f"analysis of variance of the full grid, {len(results)} runs{chance}"
+    elif forest := forest_shares(places, results, confidence):
         rows[0].append(f"{100 * confidence:g} % of {RESAMPLES} resamples")
-        for factor, share in zip(factors, forest, strict=True):
-            rows.append([factor, percent(share.mean), f"{percent(share.low)} to {percent(share.high)}"])
-        how = f"fANOVA, of what each factor explains alone in a forest fitted to these {len(results)} runs"
+        for name, share in zip([*factors, *together], forest, strict=False):
+            rows.append([name, percent(share.mean), f"{percent(share.low)} to {percent(share.high)}"])
+        how = f"fANOVA, by a random forest fitted to these {len(results)} runs"
     else:
         return ""
     return f"Which value mattered ({how}):\n\n{markdown_table(rows)}\n\n"

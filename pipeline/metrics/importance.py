@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 
 from pipeline.metrics.significance import Mean
 
-RESAMPLES = 40
 FEWEST_RUNS = 8  # that a forest is fitted to
+TREES = 50
+RESAMPLES = 40
+MOST_CELLS = 4_000  # of the grid that a forest is asked about
 
 
 class Shares(NamedTuple):
     """Of the variance of a full grid; together 1."""
 
-    factors: list[float]  # alone, each
+    factors: list[float]  # of each by itself
     interactions: float  # of factors with each other; without repeats also chance
     repeats: float  # between runs that have all levels in common, as seeds do; 0 without
 
@@ -32,47 +34,45 @@ def variance_shares(levels: NDArray[np.int64], results: NDArray[np.float64]) -> 
     It is None for any other grid, whose factors cannot be told apart exactly, and where all results are equal.
     """
     cells, cell, counts = np.unique(levels, axis=0, return_inverse=True, return_counts=True)
-    sizes = [len(np.unique(column)) for column in levels.T]
-    total = float(np.sum((results - results.mean()) ** 2))
-    if len(cells) != math.prod(sizes) or len(set(counts)) > 1 or not total:
+    columns = [np.unique(column, return_inverse=True)[1] for column in levels.T]
+    is_full = len(cells) == math.prod(int(column.max()) + 1 for column in columns)
+    if not is_full or len(set(counts)) > 1 or not np.ptp(results):
         return None
+    mean, total = results.mean(), np.sum((results - results.mean()) ** 2)
 
-    def between(group: NDArray[np.int64]) -> float:
-        """The sum of squares of the means of groups, which number the runs."""
-        means = np.bincount(group, results) / np.bincount(group)
-        return float(np.sum((means[group] - results.mean()) ** 2)) / total
+    def between(groups: NDArray[np.int64]) -> float:
+        """The share of the variance that is one between the means of groups, given by number."""
+        means = np.bincount(groups, results) / np.bincount(groups)
+        return float(np.sum((means[groups] - mean) ** 2) / total)
 
-    factors, within_cells = [between(column) for column in levels.T], between(cell.reshape(-1))
-    return Shares(factors, max(within_cells - sum(factors), 0), max(1 - within_cells, 0))
+    factors, all_cells = [between(column) for column in columns], between(cell.reshape(-1))
+    repeats = max(1 - all_cells, 0.0) if counts[0] > 1 else 0.0
+    return Shares(factors, max(1 - sum(factors) - repeats, 0.0), repeats)
 
 
-def fanova(levels: NDArray[np.int64], results: NDArray[np.float64], confidence: float) -> list[Mean] | None:
-    """Return each factor's share of the variance that factors explain alone, in the function that a forest fits to the
-    results: fANOVA (Hutter, Hoos and Leyton-Brown 2014), by Optuna; None without it, and for fewer than 8 runs.
+def forest_shares(levels: NDArray[np.int64], results: NDArray[np.float64], confidence: float) -> list[Mean] | None:
+    """Return the shares of runs that are no full grid, of the factors and last of interactions; None below 8 runs.
 
-    All levels weigh the same. The intervals are percentiles over runs drawn with replacement.
+    It is the functional analysis of variance of Hutter, Hoos and Leyton-Brown (2014): that of a full grid, with what a
+    random forest fitted to the runs predicts. The intervals are percentiles over runs drawn with replacement.
     """
-    try:
-        import optuna
-        from optuna.importance import FanovaImportanceEvaluator, get_param_importances
-    except ImportError:
-        return None
-    if len(results) < FEWEST_RUNS or not np.ptp(results):
-        return None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    uniform = getattr(optuna.distributions, "FloatDistribution", None) or optuna.distributions.UniformDistribution
-    space = {str(factor): uniform(0.0, 1.0) for factor in range(levels.shape[1])}
-    places = (levels + 0.5) / (levels.max(axis=0) + 1)  # of equal width
+    from sklearn.ensemble import RandomForestRegressor  # a second
 
-    def shares(runs: NDArray[np.int64]) -> list[float]:
-        study = optuna.create_study()
-        for run in runs:
-            params = dict(zip(space, places[run].tolist(), strict=True))
-            study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=results[run]))
-        found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
-        return [found[factor] for factor in space]
+    n, factors = levels.shape
+    if n < FEWEST_RUNS:
+        return None
+    most = max(2, int(MOST_CELLS ** (1 / factors)))  # levels of a factor: of more, some in equal steps
+    axes = [np.linspace(0, last, min(last + 1, most)).round().astype(int) for last in levels.max(axis=0)]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, factors)
 
-    generator, n = np.random.default_rng(0), len(results)
-    drawn = [runs for runs in generator.integers(n, size=(RESAMPLES, n)) if np.ptp(results[runs])]
-    low, high = np.quantile([shares(runs) for runs in drawn], [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-    return [Mean(n, *row) for row in zip(shares(np.arange(n)), low.tolist(), high.tolist(), strict=True)]
+    def shares(runs: NDArray[np.int64]) -> list[float] | None:
+        forest = RandomForestRegressor(TREES, random_state=0).fit(levels[runs], results[runs])
+        found = variance_shares(grid, forest.predict(grid))
+        return found and [*found.factors, found.interactions]
+
+    generator = np.random.default_rng(0)
+    resampled = [found for runs in generator.integers(n, size=(RESAMPLES, n)) if (found := shares(runs))]
+    if not (means := shares(np.arange(n))):
+        return None
+    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0).tolist()
+    return [Mean(n, *of_one) for of_one in zip(means, low, high, strict=True)]

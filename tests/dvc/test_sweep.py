@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import re
 import signal
@@ -13,6 +14,10 @@ from pathlib import Path
 
 import pytest
 from conftest import children, copy, dvc, git, parent_of, pipeline, runs, start, store
+
+from pipeline.base.project import open_project
+from pipeline.base.verb_schemas import TrainConfig
+from pipeline.experiments import sweep
 
 GRID = ("-m", "recipe=baseline", "train.epochs=1,3", "model.filters=2,4")
 
@@ -58,7 +63,12 @@ def test_children_are_ranked_by_validation_and_the_test_digits_are_not_read(clon
     assert store(clone).get_run(parent).data.tags["best_run"] == rows[0]["run_id"]
     assert "The best of 4 was chosen on these 50 examples, so its accuracy" in grid.stdout
     assert "BBC-CV, from the predictions of 4)" in grid.stdout
-    assert {item.path for item in store(clone).list_artifacts(parent)} == {"ranking.csv", "ranking.md", "sweep.png"}
+    files = {"ranking.csv", "ranking.md", "sweep.png", "effects.png"}
+    assert {item.path for item in store(clone).list_artifacts(parent)} == files
+    shares = re.findall(
+        r"^\| (?:train.epochs|model.filters|interactions) +\| +([\d.]+) % \|", grid.stdout, re.MULTILINE
+    )
+    assert sum(map(float, shares)) == pytest.approx(100, abs=0.02), "what mattered, in the full grid of 4"
 
 
 def test_the_same_sweep_again_trains_nothing(clone, grid):
@@ -66,6 +76,34 @@ def test_the_same_sweep_again_trains_nothing(clone, grid):
     again = pipeline(clone, "train", *GRID)
     assert again.returncode == 0 and "4 jobs, 4 found finished" in again.stdout and "epoch 1/" not in again.stdout
     assert parent_of(again) == parent_of(grid) and {found.info.run_id for found in runs(clone)} == before
+
+
+def test_paired_values_are_trained_together_and_labels_change_nothing(clone, grid):
+    pairs = ("-m", "recipe=baseline", "train.epochs=1,3", "model.filters=2,4", "sweep.zip=[train.epochs,model.filters]")
+    done = pipeline(clone, "train", *pairs, "seed=0,1", "note=first try, of (two)", "tags.owner=me")
+    assert done.returncode == 0, done.stderr
+    assert "4 jobs, 2 found finished" in done.stdout, "the grid trained them, and no note is part of what was trained"
+    parent = store(clone).get_run(parent_of(done))
+    assert "note" not in parent.info.run_name and parent.info.run_name.endswith("seed=0,1")
+    trained = children(clone, parent.info.run_id)
+    assert [parent.data.tags[key] for key in ("note", "owner", "swept_keys")] == [
+        *("first try, of (two)", "me", "train.epochs model.filters seed"),
+    ]
+    assert sorted(run.info.run_name for run in trained) == [
+        f"train.epochs={epochs} model.filters={filters} seed=1" for epochs, filters in ((1, 2), (3, 4))
+    ]
+    for run in trained:
+        assert (run.data.tags["note"], run.data.tags["owner"]) == ("first try, of (two)", "me")
+        config = Path(store(clone).download_artifacts(run.info.run_id, "config.yaml")).read_text()
+        assert not re.search("^(note|tags|sweep)", config, re.MULTILINE)
+        assert not [key for key in run.data.params if key.startswith(("note", "tags", "sweep"))]
+    assert {run.info.run_id for run in runs(clone, "tags.note LIKE '%of (two)%' and tags.owner = 'me'")} == {
+        *(run.info.run_id for run in trained),
+        parent.info.run_id,
+    }
+    again = pipeline(clone, "train", *pairs, "seed=0,1", "note='second try'")
+    assert "4 jobs, 4 found finished" in again.stdout and parent_of(again) == parent.info.run_id
+    assert store(clone).get_run(parent.info.run_id).data.tags["note"] == "second try"
 
 
 @pytest.mark.slow
@@ -216,9 +254,38 @@ def test_a_failed_child_does_not_stop_the_others_and_the_command_fails(clone):
     assert len(children(clone, parent_of(done))) == 2, "the failed child is replaced"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")], ids=["basic", "joblib"])
+def test_a_sweep_that_fails_fast_begins_nothing_after_the_first_failure(clone, words):
+    wild = ("optimizer.weight_decay=0.99", "optimizer.batch_size=4", "optimizer.learning_rate=10,0.001")
+    seeds = f"seed=range({30 + len(words)},{33 + len(words)})"
+    words = ("-m", *words, "recipe=baseline", "train.epochs=1", *wild, seeds)
+    done = pipeline(clone, "train", *words, "sweep.fail_fast=true")
+    assert done.returncode == 1
+    begun = children(clone, parent_of(done))
+    assert 1 <= len(begun) <= 2, "one of each process"
+    assert re.search(rf"error: (\d) of {len(begun)} jobs did not finish \(optimizer.learning_rate=10 ", done.stderr)
+    again = pipeline(clone, "train", *words)
+    assert again.returncode == 1 and parent_of(again) == parent_of(done)
+    found = children(clone, parent_of(done))
+    assert sorted(run.info.status for run in found) == ["FAILED"] * 3 + ["FINISHED"] * 3
+
+
+def test_a_job_is_not_begun_once_another_has_failed(monkeypatch, tmp_path, compose):
+    monkeypatch.setattr(
+        os, "environ", os.environ | {sweep.PARENT: "none", sweep.FACTORS: "seed", sweep.FOLDER: str(tmp_path)}
+    )
+    (tmp_path / sweep.FAILED).touch()
+    config = compose("sweep.fail_fast=true", schema=TrainConfig, name="train")
+    assert math.isnan(sweep.train_job(open_project(tmp_path), config, None, None))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["-m", "seed=0,1,2", "train.epochs=1,2", "sweep.zip=[seed,train.epochs]"], "seed has 3, train.epochs has 2"),
+        (["sweep=search", "recipe=baseline", "sweep.zip=[seed]"], "sweep.zip is for a grid, and a search chooses"),
+        (["-m", "tags.owner=a,b"], "tags.owner changes nothing in training"),
         (["-m", "train.epochs=1,0"], "train.epochs=0: train.epochs=0: input should be greater"),
         (["-m", "seed=range(0,0)"], ": 0 jobs, expected 1 to 1,000"),
         (["-m", "recipe=baseline,basline"], "Could not find 'recipe/basline'"),

@@ -101,7 +101,7 @@ def test_the_rooms_that_compute_know_nothing_of_commands_progress_and_tracking()
         ),
         (
             ("hydra",),
-            {"base.command", "base.hydra", "experiments.sweep"},
+            {"base.command", "base.hydra", "experiments.jobs", "experiments.sweep"},
         ),
         (("omegaconf",), {"base.command", "base.hydra", "experiments.on_ray"}),
         (("fastapi", "starlette"), {"apps.service"}),
