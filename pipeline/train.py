@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.base.command import main
 from pipeline.base.console import quiet_import
+from pipeline.base.errors import UserError
 from pipeline.base.project import Project, open_project
 from pipeline.base.schema import better
 from pipeline.base.validation import without_own_keys
@@ -22,6 +23,9 @@ def train(project: Project, config: TrainConfig) -> float:
 
     `config` may also be a Config, as a notebook composes it.
     """
+    own = config.sweep.model_dump(exclude_defaults=True) if isinstance(config, TrainConfig) else {}
+    if own and sweep.PARENT not in os.environ:
+        raise UserError(f"sweep.{min(own)} is for the jobs of a sweep: add -m, or leave it out")
     project = project.job()
     examples = head(load_split(project, "train", config.data), config.train.examples)
     val = load_split(project, "val", config.data)

@@ -49,9 +49,7 @@ if TYPE_CHECKING:
 
 # The variables of the environment: id of the parent run, keys that vary (those that do so together joined by a comma),
 # numbers of epochs that occur, folder, monitor.
-PARENT, FACTORS, EPOCHS, FOLDER, MONITOR = (
-    f"SWEEP_{name}" for name in ("PARENT", "FACTORS", "EPOCHS", "FOLDER", "MONITOR")
-)
+PARENT, KEYS, EPOCHS, FOLDER, MONITOR = (f"SWEEP_{name}" for name in ("PARENT", "KEYS", "EPOCHS", "FOLDER", "MONITOR"))
 # What jobs get, wherever they run; passwords and tokens stay out of what is sent and written on the way.
 FORWARDED_ENV = re.compile(
     rf"SWEEP_|MLFLOW_(?!.*(PASSWORD|TOKEN|SECRET|KEY|PASSPHRASE))|({COMPUTE_VARIABLES.pattern})$"
@@ -124,7 +122,7 @@ def _open(project: Project, hydra: Any, zipped: Sequence[str] = ()) -> None:
     epochs = {config.train.epochs for config in configs}
     if len(epochs) > 1 and any(map(depends_on_length, configs)):
         print("schedule, augmentation or patience depend on train.epochs: each number is trained by itself", flush=True)
-    os.environ |= {PARENT: parent, FACTORS: " ".join(factors), EPOCHS: " ".join(map(str, sorted(epochs)))}
+    os.environ |= {PARENT: parent, KEYS: " ".join(factors), EPOCHS: " ".join(map(str, sorted(epochs)))}
     folder = Path(hydra.sweep.dir).absolute()
     (folder / FAILED).unlink(missing_ok=True)  # of an earlier try, where the user named the folder
     os.environ |= {FOLDER: str(folder), MONITOR: configs[0].train.monitor}
@@ -139,7 +137,7 @@ def train_job(project: Project, config: TrainConfig, split: Split, identity: Fin
     from pipeline.experiments.run import SharedCheckpoints, train_tracked
     from pipeline.tracking import queries, sweep_log
 
-    parent, factors, monitor = os.environ[PARENT], os.environ[FACTORS].split(), config.train.monitor
+    parent, factors, monitor = os.environ[PARENT], os.environ[KEYS].split(), config.train.monitor
     folder = Path(os.environ[FOLDER])
     if config.sweep.fail_fast and (folder / FAILED).exists():
         return math.nan
@@ -234,7 +232,7 @@ def _close(project: Project, parent: str, status: str) -> None:
         one.info["tags"].get(queries.PARENT) == parent for one in waiting(project)
     ):
         raise UserError(left[-1])
-    factors, folder = os.environ[FACTORS].split(), Path(os.environ[FOLDER])
+    factors, folder = os.environ[KEYS].split(), Path(os.environ[FOLDER])
     children, text = ranking.renew(project, parent, factors, folder, os.environ[MONITOR])
     print(text)
     failed = [child.name for child in children if child.status != "FINISHED"]

@@ -273,7 +273,7 @@ def test_a_sweep_that_fails_fast_begins_nothing_after_the_first_failure(clone, w
 
 def test_a_job_is_not_begun_once_another_has_failed(monkeypatch, tmp_path, compose):
     monkeypatch.setattr(
-        os, "environ", os.environ | {sweep.PARENT: "none", sweep.FACTORS: "seed", sweep.FOLDER: str(tmp_path)}
+        os, "environ", os.environ | {sweep.PARENT: "none", sweep.KEYS: "seed", sweep.FOLDER: str(tmp_path)}
     )
     (tmp_path / sweep.FAILED).touch()
     config = compose("sweep.fail_fast=true", schema=TrainConfig, name="train")

@@ -137,7 +137,7 @@ def nested(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where a store of that address has its artifacts
     project = Project(ROOT, tmp_path)
     client, experiment = open_store(project, "mnist")
-    parent, _ = sweep_log.open_sweep(project, "mnist", "sweep", "command", "digest", NESTED)
+    parent, _ = sweep_log.open_sweep(project, "mnist", "sweep", "command", "digest", NESTED, {})
 
     def child(status: str, accuracy: float, content: str, **tags: str):
         known = {"content_sha256": content, "group": f"g{content}", "recipe": "baseline", **tags}

@@ -200,7 +200,7 @@ def test_a_file_of_ours_that_cannot_be_read_is_no_fault_of_the_store(project):
 def swept(project, monkeypatch) -> tuple[Any, str, str]:
     """A sweep over the seed: the client, the experiment's id and the parent's."""
     client, experiment = open_store(project, "mnist")
-    parent, _ = sweep_log.open_sweep(project, "mnist", "sweep", "command", "digest", ["seed"])
+    parent, _ = sweep_log.open_sweep(project, "mnist", "sweep", "command", "digest", ["seed"], {})
     values = {sweep.PARENT: parent, sweep.KEYS: "seed", sweep.EPOCHS: "3", sweep.MONITOR: "val_accuracy"}
     for key, value in (values | {sweep.FOLDER: str(project.sweeps / "now")}).items():
         monkeypatch.setenv(key, value)
@@ -282,7 +282,11 @@ def test_a_job_that_was_found_finished_does_not_fail_with_mlflow(project, swept,
     monkeypatch.setattr(sweep, "_find_completed", lambda *_: run)
     monkeypatch.setattr(sweep_log, "join_sweep", fail)
     monkeypatch.setattr(ranking, "renew", fail)
-    config: Any = SimpleNamespace(data=SimpleNamespace(name="mnist"), train=SimpleNamespace(monitor="val_accuracy"))
+    config: Any = SimpleNamespace(
+        data=SimpleNamespace(name="mnist"),
+        train=SimpleNamespace(monitor="val_accuracy"),
+        sweep=SimpleNamespace(fail_fast=False),
+    )
     assert sweep.train_job(project, config, None, identity("c")) == 0.5
     assert "the store failed: the sweep goes on\nall the same: found finished" in capsys.readouterr().out
 

@@ -416,8 +416,11 @@ def test_what_trained_no_model_is_named(project, trained):
 
 def test_a_sweep_has_its_children_and_what_it_found_but_nothing_deleted(project, trained):
     client, experiment = open_store(project, "mnist")
-    parent, again = sweep_log.open_sweep(project, "mnist", "sweep", "python", "digest", ["seed"])
-    assert not again and sweep_log.open_sweep(project, "mnist", "sweep", "python", "digest", ["seed"]) == (parent, True)
+    parent, again = sweep_log.open_sweep(project, "mnist", "sweep", "python", "digest", ["seed"], {})
+    assert not again and sweep_log.open_sweep(project, "mnist", "sweep", "python", "digest", ["seed"], {}) == (
+        parent,
+        True,
+    )
     child = client.create_run(experiment, tags={queries.PARENT: parent})
     found, deleted = (client.create_run(experiment) for _ in range(2))
     for run in (child, found, deleted):
