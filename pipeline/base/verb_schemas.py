@@ -28,7 +28,7 @@ class TrainConfig(Config):
         None, description="kept with the run, as its tag `note`"
     )
     tags: dict[Name, Any] = Field({}, description="more tags of the run: tags.owner=me")
-    sweep: Sweep = Sweep()
+    sweep: Sweep = Sweep.model_validate({})
 
     @model_validator(mode="after")
     def _tags_fit(self) -> TrainConfig:

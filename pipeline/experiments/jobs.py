@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.core_plugins import basic_sweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -34,12 +34,12 @@ def grid(overrides: Sequence[str], zipped: Sequence[str] = ()) -> tuple[list[str
         raise UserError(
             f"sweep.zip names {missing[0]}, which has one value or none: give {missing[0]}=a,b or leave it out"
         )
-    # Not public, as seen in Hydra 1.3.8: all jobs of some overrides, here of one.
-    columns = [[word for [word] in BasicSweeper.split_arguments([last[key]], None)[0]] for key in zipped]
+    split = basic_sweeper.BasicSweeper.split_arguments  # not public, as seen in Hydra 1.3.8
+    columns = [[word for [word] in split([last[key]], None)[0]] for key in zipped]
     if len(set(map(len, columns))) > 1:
         counts = ", ".join(f"{key} has {len(column)}" for key, column in zip(zipped, columns, strict=True))
         raise UserError(f"sweep.zip takes the i-th values together, but {counts}: give as many of each")
-    [others] = BasicSweeper.split_arguments([one for key, one in last.items() if key not in zipped], None)
+    [others] = split([one for key, one in last.items() if key not in zipped], None)
     jobs = list(itertools.product(zip(*columns, strict=True) if zipped else [()], others))
     if not 0 < len(jobs) <= MAX_JOBS:
         raise UserError(f"{shorten(' '.join(overrides))}: {len(jobs):,} jobs, expected 1 to {MAX_JOBS:,}")
@@ -49,9 +49,12 @@ def grid(overrides: Sequence[str], zipped: Sequence[str] = ()) -> tuple[list[str
 
 def run_just(jobs: list[list[str]]) -> None:
     """Let Hydra's sweeper run these jobs, in batches if it is told to; by itself it knows all combinations alone."""
-    BasicSweeper.split_arguments = staticmethod(  # type: ignore[method-assign]
-        lambda _, batch_size: list(BasicSweeper.split_overrides_to_chunks(jobs, batch_size))
-    )
+    sweeper = basic_sweeper.BasicSweeper  # asked for late: Hydra runs that module again when it looks for plugins
+
+    def batches(_: object, size: int | None) -> list[list[list[str]]]:
+        return list(sweeper.split_overrides_to_chunks(jobs, size))
+
+    sweeper.split_arguments = staticmethod(batches)
 
 
 def compose_jobs(project: Project, keys: Sequence[str], jobs: Sequence[Sequence[str]]) -> list[TrainConfig]:
