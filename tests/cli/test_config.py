@@ -116,6 +116,7 @@ AS_BEFORE = {
     "optimizer.name": "adam",
     "optimizer.args": {},
     "train.patience": None,
+    "train.pictures_every": None,
     "train.monitor": "val_accuracy",
     "train.metrics": {},
     "train.source_sha256": None,

@@ -136,7 +136,7 @@ def test_a_run_outside_dvc_has_its_own_folder_and_leaves_dvcs_outputs_alone(clon
     assert not [*(clone / "outputs/stages").iterdir(), *(clone / "outputs/.pending").iterdir()], "MLflow has all of it"
     assert {path.name for path in folder.iterdir()} == {
         *("model.keras", "history.csv", "val_predictions.csv", "config.yaml", "tags.json"),
-        *("packages.txt", "run.json", "metrics.jsonl"),
+        *("packages.txt", "run.json", "metrics.jsonl", "console.log"),
     }
     assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["epochs"] == 1
     assert git(clone, "status", "--porcelain") == "" and ran(dvc(clone, digits, "repro")) == []

@@ -102,6 +102,7 @@ def test_parameters_are_every_value_of_the_configuration(trained):
     settings = trained.config.model_dump()
     for key in ("evaluate", "recipes", "dataset", "name", "trackers"):  # of the evaluation, or of no result
         settings.pop(key)
+    settings["train"].pop("pictures_every")
     assert set(flatten(settings)) < set(params) and "recipes" not in params
     assert not any(key.startswith("evaluate.") for key in params)
 
