@@ -161,6 +161,29 @@ def test_a_training_that_is_killed_goes_on_and_ends_with_the_bits_of_one_that_wa
 
 
 @pytest.mark.slow
+def test_a_stage_that_is_stopped_leaves_the_last_good_results_and_continues(clone, digits):
+    kept = [clone / "models/baseline/model.keras", *sorted((clone / "results").rglob("*"))]
+    before = {path: path.read_bytes() for path in kept if path.is_file() and path.name != "config.yaml"}
+    params = (clone / "params.yaml").read_text()
+    (clone / "params.yaml").write_text(params.replace("epochs: 2", "epochs: 40"))
+    words = ("dvc", "repro", "train@baseline")
+    with start(*words, cwd=clone, MNIST_SOURCE=str(digits)) as process:
+        while not (touch := re.match("baseline: to stop it after an epoch: touch (.+)", process.stdout.readline())):
+            assert process.poll() is None
+        Path(touch[1]).touch()
+        out, err = process.communicate(timeout=300)
+    assert process.returncode != 0 and "epoch 40/40" not in out
+    assert re.search(
+        r"^error: stopped after epoch \d+/40 by the file .+/outputs/stages/.+/stop: the same", err, re.MULTILINE
+    )
+    assert {path: path.read_bytes() for path in before} == before
+    again = dvc(clone, digits, "repro", "train@baseline")
+    assert again.returncode == 0 and "baseline: continues after epoch " in again.stdout
+    git(clone, "restore", ".")
+    assert dvc(clone, digits, "repro").returncode == 0 and git(clone, "status", "--porcelain") == ""
+
+
+@pytest.mark.slow
 def test_a_stage_whose_loss_is_not_finite_leaves_the_last_good_results(clone, digits):
     kept = [clone / "models/baseline/model.keras", *sorted((clone / "results").rglob("*"))]
     before = {path: path.read_bytes() for path in kept if path.is_file() and path.name != "config.yaml"}
