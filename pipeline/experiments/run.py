@@ -5,7 +5,6 @@ The job's folder is the record of the run; MLflow gets what stands there, and a 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -32,7 +31,7 @@ from pipeline.reports import plots, sheets
 from pipeline.tracking.environment import git_diff, packages, run_tags
 from pipeline.tracking.fingerprint import Fingerprint, training_params
 from pipeline.tracking.live import LiveLog
-from pipeline.tracking.record import CONSOLE, STOP, Record, Row, now, process_tag, resume_or_create, system_metrics
+from pipeline.tracking.record import CONSOLE, Record, Row, now, process_tag, resume_or_create, system_metrics
 from pipeline.tracking.sending import SYNC, describe, send_pending
 from pipeline.tracking.trackers import Trackers
 from pipeline.training import checkpoint
@@ -87,9 +86,9 @@ def train_tracked(
     trackers = Trackers(project.root, config, record)
     try:
         with copied_to(record.folder / CONSOLE):
-            print(f"{name}: to stop it after an epoch: touch {shlex.quote(str(record.folder / STOP))}", flush=True)
-            _describe(project, config, split, record)
             log = LiveLog(project, record)
+            print(f"{name}: to stop it after an epoch: touch {log.stop_file}", flush=True)
+            _describe(project, config, split, record)
             log.send()
             history = _train(model, config, split, fingerprint, log, bar, shared, metrics, trackers)
             _write_results(project, config, split, model, history, record)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import time
 from pathlib import Path
 
@@ -33,6 +35,8 @@ class LiveLog:
         self.run_id: str | None = None
         self.sent = 0  # rows
         self.files: dict[Path, int] = {}  # sent, with the times of their last change
+        # Relative, as the console's log is sent and a path may name a person.
+        self.stop_file = shlex.quote(os.path.relpath(record.folder / STOP, project.home))
         self.is_killed = False  # somebody has set the status of the run in MLflow
         self.pause, self.next_try = RETRY_SECONDS, 0.0
 
@@ -69,8 +73,8 @@ class LiveLog:
     def check_stop(self, epoch: str) -> None:
         """Raise a StoppedError, after an epoch, where somebody has put a file `stop` into the folder or has set the
         status of the run in MLflow to KILLED, as it was seen when the epoch was sent."""
-        file = self.record.folder / STOP
-        if file.exists() or self.is_killed:
+        asked = (self.record.folder / STOP).exists()
+        if asked or self.is_killed:
             self.record.update(progress=f"stopped after {epoch}")
-            why = f"the file {file}" if file.exists() else f"the status KILLED of the MLflow run {self.run_id}"
+            why = f"the file {self.stop_file}" if asked else f"the status KILLED of the MLflow run {self.run_id}"
             raise StoppedError(f"stopped after {epoch} by {why}: the same command again continues")

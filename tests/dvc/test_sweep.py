@@ -206,12 +206,12 @@ def test_a_job_that_is_stopped_counts_as_that_and_the_others_go_on(clone):
     with start("python", "-m", "pipeline.train", *words, cwd=clone) as process:
         while "seed=10 epoch 1/40" not in (line := process.stdout.readline()):
             if touch := re.match("seed=10: to stop it after an epoch: touch (.+)", line):
-                stop = Path(touch[1])
+                stop = clone / touch[1]
         stop.touch()
         out, err = process.communicate(timeout=300)
     assert process.returncode == 1
     assert re.search(
-        r"^error: .*seed=10: stopped after epoch \d+/40 by the file .*/0/stop: the same", err, re.MULTILINE
+        r"^error: .*seed=10: stopped after epoch \d+/40 by the file multirun/.*/0/stop: the same", err, re.MULTILINE
     )
     assert "error: 1 of 2 jobs did not finish (seed=10, stopped): the same command again trains them" in err
     assert "seed=11 epoch 40/40" in out and re.search(r"^\| stopped +\| +seed=10 ", out, re.MULTILINE)
