@@ -101,7 +101,7 @@ def test_while_it_runs_mlflow_has_progress_and_console_and_at_the_end_no_time_le
     run = stored(home, "whole")
     assert (run.info.status, run.data.tags["progress"]) == ("FINISHED", "epoch 3/3")
     lines = (home / "outputs/whole/console.log").read_text().splitlines()
-    assert lines[0] == f"whole: to stop it after an epoch: touch outputs/whole/stop"
+    assert lines[0] == "whole: to stop it after an epoch: touch outputs/whole/stop"
     assert [line[:16] for line in lines[1:]] == [f"whole epoch {epoch}/3  " for epoch in (1, 2, 3)]
 
 
