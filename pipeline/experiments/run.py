@@ -14,31 +14,27 @@ import keras
 import numpy as np
 from scipy.special import softmax
 
-from pipeline.base import own
 from pipeline.base.console import TrainingProgress, copied_to
 from pipeline.base.errors import UserError
-from pipeline.base.files import link_or_copy, save_csv, save_json, save_yaml, sha256, write_text
+from pipeline.base.files import link_or_copy, save_csv, save_json, sha256
 from pipeline.base.project import Project
-from pipeline.base.schema import Config, own_functions
+from pipeline.base.schema import Config
 from pipeline.data.examples import Examples, save_predictions
+from pipeline.experiments.described import run_info, write_description
 from pipeline.experiments.own_metrics import load_metrics
-from pipeline.experiments.pictures import Pictures, tags_with_pictures
-from pipeline.model.build import build_model, count_macs
+from pipeline.experiments.pictures import Pictures
+from pipeline.model.build import build_model
 from pipeline.model.files import save_model, weights_sha256
 from pipeline.model.inference import predict, start
 from pipeline.model.kept import best_figures, in_words, is_over, kept_epoch
-from pipeline.reports import plots, sheets
-from pipeline.tracking.environment import git_diff, packages, run_tags
-from pipeline.tracking.fingerprint import Fingerprint, training_params
+from pipeline.tracking.fingerprint import Fingerprint
 from pipeline.tracking.live import LiveLog
 from pipeline.tracking.record import CONSOLE, Record, Row, now, process_tag, resume_or_create, system_metrics
-from pipeline.tracking.sending import SYNC, describe, send_pending
+from pipeline.tracking.sending import SYNC, send_pending
 from pipeline.tracking.trackers import Trackers
 from pipeline.training import checkpoint
-from pipeline.training.augment import random_affine
 from pipeline.training.loop import Epoch, Metric, fit
 
-SHOWN = 12  # images drawn before and after augmentation
 RESULTS = ("history.csv", "val_predictions.csv")
 
 
@@ -81,14 +77,13 @@ def train_tracked(
     start(config.seed)
     model = build_model(project, config)
     metrics = load_metrics(project, config, split.val)
-    tags = tags_with_pictures(config, tags or {})
-    record = resume_or_create(project, _info(project, config, split, fingerprint, name, model, tags))
+    record = resume_or_create(project, run_info(project, config, split, fingerprint, name, model, tags or {}))
     trackers = Trackers(project.root, config, record)
     try:
         with copied_to(record.folder / CONSOLE):
             log = LiveLog(project, record)
             print(f"{name}: to stop it after an epoch: touch {log.stop_file}", flush=True)
-            _describe(project, config, split, record)
+            write_description(project, config, split, record)
             log.send()
             history = _train(model, config, split, fingerprint, log, bar, shared, metrics, trackers)
             _write_results(project, config, split, model, history, record)
@@ -108,51 +103,6 @@ def train_tracked(
     kept = history[kept_epoch(config.train, [epoch.row() for epoch in history]) - 1]
     run_id = sent.get(record.info["id"])
     return Trained(f"MLflow run {run_id}" if run_id else "\n".join([*left, SYNC]), history, kept, model_file)
-
-
-def _info(
-    project: Project,
-    config: Config,
-    split: Split,
-    fingerprint: Fingerprint,
-    name: str,
-    model: keras.Model,
-    tags: Mapping[str, str],
-) -> dict[str, Any]:
-    """What is known of a run before training."""
-    sizes: dict[str, Any] = {
-        "data.train_examples": len(split.train.labels),
-        "data.val_examples": len(split.val.labels),
-        "model.num_params": model.count_params(),
-        "model.macs": count_macs(model),
-    }
-    return {
-        "experiment": config.data.name,
-        "name": name,
-        "tags": {**run_tags(project, "pipeline.train"), "recipe": config.name, **fingerprint.tags(), **tags},
-        "params": training_params(config) | {key: str(size) for key, size in sizes.items() if size is not None},
-        "inputs": describe(zip(("train", "val"), split, strict=True)),
-        "resume_key": fingerprint.resume_key,
-        "trackers": bool(config.trackers),
-    }
-
-
-def _describe(project: Project, config: Config, split: Split, record: Record) -> None:
-    """Write what is known before training into the record, with images before and after the largest augmentation."""
-    save_yaml(record.folder / "config.yaml", config.model_dump())
-    write_text(record.folder / "packages.txt", packages())
-    for file in own.sources(project.root, own_functions(config)).values():  # to read; it runs in the repository alone
-        write_text(record.folder / "source" / file.relative_to(project.root), file.read_text(encoding="utf-8"))
-    if changes := git_diff(project.root):
-        write_text(record.folder / "git.diff", changes)
-    if not config.augment.is_on:
-        return
-    images = split.train.images[:SHOWN]
-    augmented = random_affine(images, [config.seed, 0], config.augment).numpy()
-    titles = ["unmodified"] * len(images) + ["augmented"] * len(images)
-    heading = f"{config.name}: training images before and after augmentation"
-    figure = sheets.plot_examples(np.concatenate([images, augmented]), titles, len(images), heading)
-    plots.save_figure(record.folder / "augmented.png", figure)
 
 
 def _train(
