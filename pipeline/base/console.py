@@ -60,8 +60,10 @@ def copied_to(file: Path) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            message = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(error)
-            add(f"error: {message}" if message else traceback.format_exc().rstrip())
+            if isinstance(error, KeyboardInterrupt):
+                add("interrupted")
+            else:
+                add(f"error: {message}" if (message := one_line(error)) else traceback.format_exc().rstrip())
             raise
         finally:
             is_open = False

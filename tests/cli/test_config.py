@@ -213,6 +213,7 @@ OUT_OF_RANGE = [
     ("model.pixel_std=[0.0]", "model.pixel_std.0=0.0", "0"),
     ("model.build=my_network", "model.build=my_network", ":"),
     ("train.patience=0", "train.patience=0", "1"),
+    ("train.pictures_every=0", "train.pictures_every=0", "1"),
     ("train.monitor=/x", "train.monitor=/x", "A-Za-z0-9"),
     ("+train.metrics.a=b", "train.metrics.a=b", ":"),
     ("+evaluate.plots.a=b", "evaluate.plots.a=b", ":"),

@@ -102,7 +102,7 @@ def test_while_it_runs_mlflow_has_progress_and_console_and_at_the_end_no_time_le
     assert (run.info.status, run.data.tags["progress"]) == ("FINISHED", "epoch 3/3")
     lines = (home / "outputs/whole/console.log").read_text().splitlines()
     assert lines[0] == "whole: to stop it after an epoch: touch outputs/whole/stop"
-    assert [line[:16] for line in lines[1:]] == [f"whole epoch {epoch}/3  " for epoch in (1, 2, 3)]
+    assert [line[:17] for line in lines[1:]] == [f"whole epoch {epoch}/3  " for epoch in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("by", ["file", "status"])
@@ -135,6 +135,7 @@ def test_one_that_is_stopped_from_outside_continues_and_ends_with_the_same_bits(
     assert [int(epoch) for epoch in re.findall(r" epoch (\d)/3  train", log)] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_file_stops_one_whose_mlflow_is_unreachable_and_after_the_last_epoch_it_is_too_late(
     home, compose, whole, monkeypatch
 ):
@@ -186,13 +187,16 @@ def test_pictures_are_drawn_before_the_first_epoch_and_now_and_then_and_change_n
         assert sheet.shape[1] > 500 and sheet.min() < 0.5
 
 
-def test_sent_twice_and_drawn_by_a_process_that_was_killed_there_is_one_of_each(home, pictured, compose):
+def test_a_picture_that_is_sent_twice_is_there_once(home, pictured):
     run = stored(home, "pictured")
     before = artifacts(run, "images")
     add_pending(Project(ROOT, home), home / "outputs/pictured")
     send_pending(Project(ROOT, home))
     assert artifacts(run, "images") == before
 
+
+@pytest.mark.slow
+def test_what_a_process_that_was_killed_has_drawn_is_not_drawn_again(home, compose):
     def kill(epoch: int) -> None:
         (home / "outputs/killed 1/epoch-000001.ckpt").unlink(missing_ok=True)  # as if in the middle of the first epoch
         raise KeyboardInterrupt
@@ -205,7 +209,7 @@ def test_sent_twice_and_drawn_by_a_process_that_was_killed_there_is_one_of_each(
 
 
 def test_a_job_of_a_sweep_draws_none(home, compose):
-    train(home, compose(*SMALL, "train.pictures_every=1"), "swept", "swept", swept="{}")
+    train(home, compose(*SMALL, "train.pictures_every=1", "train.epochs=1"), "swept", "swept", swept="{}")
     run = stored(home, "swept")
     assert artifacts(run, "images") == set() and "mlflow.loggedImages" not in run.data.tags
 
