@@ -168,9 +168,11 @@ def test_a_stage_that_is_stopped_leaves_the_last_good_results_and_continues(clon
     (clone / "params.yaml").write_text(params.replace("epochs: 2", "epochs: 40"))
     words = ("dvc", "repro", "train@baseline")
     with start(*words, cwd=clone, MNIST_SOURCE=str(digits)) as process:
-        while not (touch := re.match("baseline: to stop it after an epoch: touch (.+)", process.stdout.readline())):
+        while "baseline epoch 1/40" not in (line := process.stdout.readline()):
             assert process.poll() is None
-        (clone / touch[1]).touch()
+            if touch := re.match("baseline: to stop it after an epoch: touch (.+)", line):
+                stop = clone / touch[1]
+        stop.touch()
         out, err = process.communicate(timeout=300)
     assert process.returncode != 0 and "epoch 40/40" not in out
     assert re.search(
