@@ -160,6 +160,10 @@ class Train(Section):
         {}, description="metrics of your own on the validation examples, per epoch: {val_macro_f1: my_metrics:macro_f1}"
     )
     source_sha256: Sha256 | None = Field(None, description="of the code of train.metrics; `compose` fills it in")
+    pictures_every: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+        None,
+        description="draw misclassified validation examples and the first filters every so many epochs; no sweep does",
+    )
 
 
 class Evaluate(Section):

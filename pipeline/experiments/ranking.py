@@ -47,7 +47,7 @@ class Child(NamedTuple):
 
     name: str
     values: dict[str, str]  # by swept key, as they were given
-    status: str  # MLflow's: FINISHED, RUNNING, FAILED or KILLED
+    status: str  # MLflow's: FINISHED, RUNNING, FAILED or KILLED; or STOPPED from outside
     val_accuracy: float
     train_accuracy: float
     seconds: float  # in training
@@ -108,7 +108,7 @@ def rank(runs: Sequence[Run], monitor: str = ACCURACY) -> list[Child]:
         children[tags["content_sha256"]] = Child(
             plain(" ".join(f"{key}={value}" for key, value in values.items()) or run.info.run_name),
             values,
-            run.info.status,
+            _status(run),
             queries.final(run, ACCURACY),
             queries.final(run, "train_accuracy"),
             sum(queries.curve(run, "epoch_seconds")),
@@ -138,6 +138,17 @@ def _explain(children: Sequence[Child], factors: Sequence[str], monitor: str) ->
     done = [child for child in children if child.status == "FINISHED" and math.isfinite(child.monitored)]
     results = [scale * child.monitored for child in done]
     return explain([child.values for child in done], results, factors, label, form, CONFIDENCE)
+
+
+def _status(run: Run) -> str:
+    is_stopped = run.info.status == "KILLED" and run.data.tags.get("progress", "").startswith("stopped")
+    return "STOPPED" if is_stopped else str(run.info.status)
+
+
+def unfinished(children: Sequence[Child]) -> list[str]:
+    """Return the names of the children that did not finish, with a word for those that somebody stopped."""
+    left = [child for child in children if child.status != "FINISHED"]
+    return [f"{child.name}, stopped" if child.status == "STOPPED" else child.name for child in left]
 
 
 def _expected_of_best(children: Sequence[Child]) -> Mean | None:

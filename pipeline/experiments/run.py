@@ -5,7 +5,6 @@ The job's folder is the record of the run; MLflow gets what stands there, and a 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,29 +14,27 @@ import keras
 import numpy as np
 from scipy.special import softmax
 
-from pipeline.base import own
-from pipeline.base.console import TrainingProgress
+from pipeline.base.console import TrainingProgress, copied_to
 from pipeline.base.errors import UserError
-from pipeline.base.files import link_or_copy, save_csv, save_json, save_yaml, sha256, write_text
+from pipeline.base.files import link_or_copy, save_csv, save_json, sha256
 from pipeline.base.project import Project
-from pipeline.base.schema import Config, own_functions
+from pipeline.base.schema import Config
 from pipeline.data.examples import Examples, save_predictions
+from pipeline.experiments.described import run_info, write_description
 from pipeline.experiments.own_metrics import load_metrics
-from pipeline.model.build import build_model, count_macs
+from pipeline.experiments.pictures import Pictures
+from pipeline.model.build import build_model
 from pipeline.model.files import save_model, weights_sha256
 from pipeline.model.inference import predict, start
 from pipeline.model.kept import best_figures, in_words, is_over, kept_epoch
-from pipeline.reports import plots, sheets
-from pipeline.tracking.environment import git_diff, packages, run_tags
-from pipeline.tracking.fingerprint import Fingerprint, training_params
-from pipeline.tracking.record import Record, Row, now, process_tag, resume_or_create, system_metrics
-from pipeline.tracking.sending import SYNC, LiveLog, describe, send_pending
+from pipeline.tracking.fingerprint import Fingerprint
+from pipeline.tracking.live import LiveLog
+from pipeline.tracking.record import CONSOLE, Record, Row, now, process_tag, resume_or_create, system_metrics
+from pipeline.tracking.sending import SYNC, send_pending
 from pipeline.tracking.trackers import Trackers
 from pipeline.training import checkpoint
-from pipeline.training.augment import random_affine
 from pipeline.training.loop import Epoch, Metric, fit
 
-SHOWN = 12  # images drawn before and after augmentation
 RESULTS = ("history.csv", "val_predictions.csv")
 
 
@@ -75,19 +72,21 @@ def train_tracked(
     """Train, write model, history and validation predictions, and log everything to one MLflow run.
 
     `name` is the run's, in MLflow and before each line on the terminal; `tags` are those of a sweep's child. A run that
-    was killed continues after its last whole epoch.
+    was killed, or stopped from outside (a StoppedError), continues after its last whole epoch.
     """
     start(config.seed)
     model = build_model(project, config)
     metrics = load_metrics(project, config, split.val)
-    record = resume_or_create(project, _info(project, config, split, fingerprint, name, model, tags or {}))
+    record = resume_or_create(project, run_info(project, config, split, fingerprint, name, model, tags or {}))
     trackers = Trackers(project.root, config, record)
     try:
-        _describe(project, config, split, record)
-        log = LiveLog(project, record)
-        log.send()
-        history = _train(model, config, split, fingerprint, log, bar, shared, metrics, trackers)
-        _write_results(project, config, split, model, history, record)
+        with copied_to(record.folder / CONSOLE):
+            log = LiveLog(project, record)
+            print(f"{name}: to stop it after an epoch: touch {log.stop_file}", flush=True)
+            write_description(project, config, split, record)
+            log.send()
+            history = _train(model, config, split, fingerprint, log, bar, shared, metrics, trackers)
+            _write_results(project, config, split, model, history, record)
     except BaseException as error:
         with suppress(OSError, UserError):  # of a full disk, say: the error itself is to be told
             if isinstance(error, UserError):  # the same command would meet it again
@@ -104,51 +103,6 @@ def train_tracked(
     kept = history[kept_epoch(config.train, [epoch.row() for epoch in history]) - 1]
     run_id = sent.get(record.info["id"])
     return Trained(f"MLflow run {run_id}" if run_id else "\n".join([*left, SYNC]), history, kept, model_file)
-
-
-def _info(
-    project: Project,
-    config: Config,
-    split: Split,
-    fingerprint: Fingerprint,
-    name: str,
-    model: keras.Model,
-    tags: Mapping[str, str],
-) -> dict[str, Any]:
-    """What is known of a run before training."""
-    sizes: dict[str, Any] = {
-        "data.train_examples": len(split.train.labels),
-        "data.val_examples": len(split.val.labels),
-        "model.num_params": model.count_params(),
-        "model.macs": count_macs(model),
-    }
-    return {
-        "experiment": config.data.name,
-        "name": name,
-        "tags": {**run_tags(project, "pipeline.train"), "recipe": config.name, **fingerprint.tags(), **tags},
-        "params": training_params(config) | {key: str(size) for key, size in sizes.items() if size is not None},
-        "inputs": describe(zip(("train", "val"), split, strict=True)),
-        "resume_key": fingerprint.resume_key,
-        "trackers": bool(config.trackers),
-    }
-
-
-def _describe(project: Project, config: Config, split: Split, record: Record) -> None:
-    """Write what is known before training into the record, with images before and after the largest augmentation."""
-    save_yaml(record.folder / "config.yaml", config.model_dump())
-    write_text(record.folder / "packages.txt", packages())
-    for file in own.sources(project.root, own_functions(config)).values():  # to read; it runs in the repository alone
-        write_text(record.folder / "source" / file.relative_to(project.root), file.read_text(encoding="utf-8"))
-    if changes := git_diff(project.root):
-        write_text(record.folder / "git.diff", changes)
-    if not config.augment.is_on:
-        return
-    images = split.train.images[:SHOWN]
-    augmented = random_affine(images, [config.seed, 0], config.augment).numpy()
-    titles = ["unmodified"] * len(images) + ["augmented"] * len(images)
-    heading = f"{config.name}: training images before and after augmentation"
-    figure = sheets.plot_examples(np.concatenate([images, augmented]), titles, len(images), heading)
-    plots.save_figure(record.folder / "augmented.png", figure)
 
 
 def _train(
@@ -176,9 +130,17 @@ def _train(
     record.add_rows([metrics_row(row, size) for row in rows])
     for row in rows:
         trackers.epoch(metrics_row(row, size))
+    pictures = Pictures(config, record, model, split.val)
+    if not rows:
+        pictures.draw(0)
+
+    def over() -> bool:
+        if not (ended := is_over(config.train, rows)):
+            log.check_stop(f"epoch {len(rows)}/{config.train.epochs}")
+        return ended
+
     system_metrics()  # from here on
     with TrainingProgress(name, config.train.epochs, size, len(rows), bar) as progress:
-        over = functools.partial(is_over, config.train, rows)
         for epoch, seconds, state_of in fit(model, config, *split, progress.batch, len(rows), state, over, metrics):
             rows.append({**epoch.row(), "epoch_seconds": seconds, "time": now()})
             state = state_of()
@@ -189,10 +151,11 @@ def _train(
                 link_or_copy(file, shared.folder / file.name)
             row = metrics_row(rows[-1], size)
             record.add_rows([row | {"values": row["values"] | system_metrics()}])
-            record.update(process=process_tag())
+            pictures.draw(epoch.epoch)
+            progress.epoch_done(epoch.train_accuracy, epoch.val_accuracy, seconds)
+            record.update(process=process_tag(), progress=progress.said)
             log.send()
             trackers.epoch(row)
-            progress.epoch_done(epoch.train_accuracy, epoch.val_accuracy, seconds)
     if best:
         for variable, value in zip(model.variables, best, strict=True):
             variable.assign(value)

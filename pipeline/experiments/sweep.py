@@ -235,7 +235,7 @@ def _close(project: Project, parent: str, status: str) -> None:
     factors, folder = os.environ[KEYS].split(), Path(os.environ[FOLDER])
     children, text = ranking.renew(project, parent, factors, folder, os.environ[MONITOR])
     print(text)
-    failed = [child.name for child in children if child.status != "FINISHED"]
+    failed = ranking.unfinished(children)
     sweep_log.log_sweep(parent, [], {}, "FAILED" if failed and status == "FINISHED" else status)
     if failed and status != "KILLED":
         sys.exit(

@@ -136,7 +136,7 @@ def test_a_run_outside_dvc_has_its_own_folder_and_leaves_dvcs_outputs_alone(clon
     assert not [*(clone / "outputs/stages").iterdir(), *(clone / "outputs/.pending").iterdir()], "MLflow has all of it"
     assert {path.name for path in folder.iterdir()} == {
         *("model.keras", "history.csv", "val_predictions.csv", "config.yaml", "tags.json"),
-        *("packages.txt", "run.json", "metrics.jsonl"),
+        *("packages.txt", "run.json", "metrics.jsonl", "console.log"),
     }
     assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["epochs"] == 1
     assert git(clone, "status", "--porcelain") == "" and ran(dvc(clone, digits, "repro")) == []
@@ -158,6 +158,31 @@ def test_a_training_that_is_killed_goes_on_and_ends_with_the_bits_of_one_that_wa
         [model] = re.findall(r"^wrote (.+);", done.stdout, re.MULTILINE)
         models.append(Path(model).read_bytes())
     assert models[0] == models[1]
+
+
+@pytest.mark.slow
+def test_a_stage_that_is_stopped_leaves_the_last_good_results_and_continues(clone, digits):
+    kept = [clone / "models/baseline/model.keras", *sorted((clone / "results").rglob("*"))]
+    before = {path: path.read_bytes() for path in kept if path.is_file() and path.name != "config.yaml"}
+    params = (clone / "params.yaml").read_text()
+    (clone / "params.yaml").write_text(params.replace("epochs: 2", "epochs: 40"))
+    words = ("dvc", "repro", "train@baseline")
+    with start(*words, cwd=clone, MNIST_SOURCE=str(digits)) as process:
+        while "baseline epoch 1/40" not in (line := process.stdout.readline()):
+            assert process.poll() is None
+            if touch := re.match("baseline: to stop it after an epoch: touch (.+)", line):
+                stop = clone / touch[1]
+        stop.touch()
+        out, err = process.communicate(timeout=300)
+    assert process.returncode != 0 and "epoch 40/40" not in out
+    assert re.search(
+        r"^error: stopped after epoch \d+/40 by the file outputs/stages/.+/stop: the same", err, re.MULTILINE
+    )
+    assert {path: path.read_bytes() for path in before} == before
+    again = dvc(clone, digits, "repro", "train@baseline")
+    assert again.returncode == 0 and "baseline: continues after epoch " in again.stdout
+    git(clone, "restore", ".")
+    assert dvc(clone, digits, "repro").returncode == 0 and git(clone, "status", "--porcelain") == ""
 
 
 @pytest.mark.slow

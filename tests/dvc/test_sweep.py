@@ -240,6 +240,27 @@ def test_a_second_machine_waits_for_what_the_first_one_trains(clone, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_job_that_is_stopped_counts_as_that_and_the_others_go_on(clone):
+    words = ("-m", "recipe=baseline", "train.epochs=40", "seed=10,11")
+    with start("python", "-m", "pipeline.train", *words, cwd=clone) as process:
+        while "seed=10 epoch 1/40" not in (line := process.stdout.readline()):
+            if touch := re.match("seed=10: to stop it after an epoch: touch (.+)", line):
+                stop = clone / touch[1]
+        stop.touch()
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert re.search(
+        r"^error: .*seed=10: stopped after epoch \d+/40 by the file multirun/.*/0/stop: the same", err, re.MULTILINE
+    )
+    assert "error: 1 of 2 jobs did not finish (seed=10, stopped): the same command again trains them" in err
+    assert "seed=11 epoch 40/40" in out and re.search(r"^\| stopped +\| +seed=10 ", out, re.MULTILINE)
+    assert "seed=10" not in (stop.parents[1] / "1/console.log").read_text(), "each has its own"
+    again = pipeline(clone, "train", *words)
+    assert again.returncode == 0 and "1 found finished" in again.stdout, again.stderr
+    assert "seed=10: continues after epoch " in again.stdout and "seed=11 epoch" not in again.stdout
+
+
+@pytest.mark.slow
 def test_a_failed_child_does_not_stop_the_others_and_the_command_fails(clone):
     wild = ("optimizer.weight_decay=0.99", "optimizer.batch_size=4")
     words = ("-m", "recipe=baseline", "train.epochs=1", *wild, "optimizer.learning_rate=10,0.001")

@@ -311,7 +311,7 @@ def difference(key: str, found: Any, expected: Any) -> str:
 
 OF_TIME = ("epoch_seconds", "images_per_second")  # logged once an epoch like the others, but never the same twice
 UPLOADING = ".artifact.uploading."  # what MLflow leaves of a file that it was killed in
-OWN = ("tags.json", "MLmodel", "model.keras")  # artifacts with dates or ids in them
+OWN = ("tags.json", "MLmodel", "model.keras", "console.log")  # artifacts with dates, ids or speeds in them
 
 
 def state(folder: Path) -> dict[str, Any]:

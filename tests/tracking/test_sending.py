@@ -15,7 +15,7 @@ from pipeline.base.files import save_yaml
 from pipeline.base.project import Project, open_project
 from pipeline.experiments import ranking, sweep
 from pipeline.sync import sync
-from pipeline.tracking import queries, sending, sweep_log
+from pipeline.tracking import live, queries, sending, sweep_log
 from pipeline.tracking.record import Record, add_pending, now, pending
 from pipeline.tracking.store import open_store
 from pipeline.training import checkpoint
@@ -165,10 +165,10 @@ def test_a_run_that_ends_while_sync_begins_is_sent_without_its_name(project, mon
 
 def test_after_an_outage_the_next_one_is_told_and_tried_again_soon(project, monkeypatch, capsys):
     """The pause was doubled for ever, and a second outage in one run was silent."""
-    monkeypatch.setattr(sending.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(live.time, "monotonic", lambda: clock[0])
     clock, away = [0.0], "http://127.0.0.1:9"
     one = record(project, "live", 1, status="RUNNING")
-    log = sending.LiveLog(project, one)
+    log = live.LiveLog(project, one)
 
     def send(at: float, uri: str | None) -> str:
         clock[0] = at

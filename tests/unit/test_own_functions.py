@@ -74,7 +74,7 @@ def test_a_metric_is_of_the_fingerprint_and_trackers_and_what_is_ranked_by_are_n
         return fingerprint(repository, compose(repository, *overrides), files) != fingerprint(repository, plain, files)
 
     tracker = "trackers=[pipeline.tracking.tensorboard:TensorBoard,own_functions:Tracker]"
-    assert not differs(tracker) and not differs("train.monitor=val_loss")
+    assert not differs(tracker) and not differs("train.monitor=val_loss", "train.pictures_every=3")
     assert differs("train.monitor=val_loss", "train.patience=2")
     metric = "+train.metrics.val_f1=own_functions:macro_f1"
     assert differs(metric)
