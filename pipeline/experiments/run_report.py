@@ -1,4 +1,4 @@
-"""What the report to send tells of tracked runs beside their comparison or ranking: curves, and where they were made."""
+"""What a report to send tells of tracked runs beside their comparison or ranking: curves, and where they were made."""
 
 from __future__ import annotations
 
