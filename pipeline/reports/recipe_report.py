@@ -37,7 +37,7 @@ def sections(
 
     Nothing that varies from run to run is in them: no time, machine, commit or path.
     """
-    sides = _sides(project, metrics, predictions)
+    sides = _sides(project, config, metrics, predictions)
     bold = "\n\n".join(f"**{as_text(answer)}**" for answer in answers)
     table = recipe_table.markdown(rows, others, config)
     of_each = {name: [one] for name, one in predictions.items()}
@@ -66,13 +66,16 @@ def sections(
 
 
 def _sides(
-    project: Project, metrics: Mapping[str, Mapping[str, Any]], predictions: Mapping[str, Predictions]
+    project: Project,
+    config: Config,
+    metrics: Mapping[str, Mapping[str, Any]],
+    predictions: Mapping[str, Predictions],
 ) -> list[Side]:
     """Return each recipe as a side of one run, with all values of its configuration, defaults too."""
-    sides = []
+    sides, shared = [], config.model_dump(include={"dataset", "recipes"})  # which no recipe's file holds
     for name, one in predictions.items():
         file = project.recipe_results(name) / "config.yaml"
-        values = flatten(from_recorded(load_yaml(file), str(file)).model_dump(exclude={"name"}))
+        values = flatten(from_recorded(shared | load_yaml(file), str(file)).model_dump(exclude={"name"}))
         sides.append(
             Side(
                 name,
