@@ -48,7 +48,7 @@ def sections(
     ]
     if len(sides) > 1:
         parts.append(telling_examples(sides, of_each, images, config.data.classes))
-        parts.append(Section("What differs in the configuration", differing_table(sides)))
+        parts.append(Section("Configuration", differing_table(sides)))
     costs = [["recipe", "parameters", "MACs", "epochs", "SHA-256 of model.keras"]]
     epochs = {row.name: str(row.epochs) for row in rows}
     for side in sides:

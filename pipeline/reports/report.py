@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -45,8 +46,9 @@ def save_report(path: Path, title: str, sections: Sequence[Section]) -> None:
 
 
 def _markdown(text: str) -> str:
-    """HTML of our Markdown, which may hold none itself; a table scrolls by itself where it is too wide."""
+    """HTML of our Markdown, which may hold none itself. A table scrolls where it is too wide; keys break at dots."""
     html = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    html = re.sub(r"<td>[\w.]+</td>", lambda cell: cell[0].replace(".", ".<wbr>"), html)
     return html.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
 
 

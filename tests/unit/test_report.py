@@ -31,7 +31,7 @@ def sections() -> list[Section]:
     wide, narrow = plots.plot_curves({"a": [0.5, 0.9]}, "accuracy"), plots.plot_sides({"b": [0.5]}, "test")
     narrow.set_size_inches(6, 2)
     return [
-        Section("", f"**An answer.**\n\n{markdown_table([['', 'run'], ['1', HOSTILE]])}"),
+        Section("", f"**An answer.**\n\n{markdown_table([['', 'run'], ['a.b_c', HOSTILE]])}"),
         Section(HOSTILE, "    a command", {"Curves": wide, HOSTILE: narrow}),
         Section("Examples", "", {}, {"both wrong": [(IMAGE, f"#3: {HOSTILE}")], "none of these": []}),
     ]
@@ -49,7 +49,7 @@ def test_the_same_sections_give_the_same_bytes_in_a_page_that_asks_for_nothing(t
     assert [kind for kind, _ in found] == ["svg+xml", "svg+xml", "png"]
     assert all(content.startswith(b"<?xml") and b"<dc:date>" not in content for _, content in found[:2])
     assert np.array_equal(255 - np.asarray(Image.open(io.BytesIO(found[2][1]))), IMAGE)
-    assert "<pre><code>a command" in page and "<p>none</p>" in page
+    assert "<td>a.<wbr>b_c</td>" in page and "<pre><code>a command" in page and "<p>none</p>" in page
 
 
 LABELS = np.array([0, 1, 2, 2])
