@@ -41,7 +41,7 @@ repro: clone env  ## Everything: data, training, evaluation, comparison
 	@python -m pipeline.compare data=$$(sed -n 's/^dataset: *\([^ #]*\).*/\1/p' params.yaml)
 	@printf '%s\n' '' 'Next:' \
 		'  source .venv/bin/activate        for everything below' \
-		'  results/comparison.md            the table; results/comparison.png the curves' \
+		'  results/report.html              the comparison, one page to read or send; its table: results/comparison.md' \
 		'  make ui                          the runs, at http://127.0.0.1:5000' \
 		'  dvc exp run -S train.epochs=3    try a value; then: dvc exp show'
 
@@ -49,7 +49,7 @@ demo: clone env  ## The same in small: 1 epoch, a tenth of the digits, in the fo
 	@rm -rf demo && git clone --quiet . demo && mkdir -p data/downloads demo/data && ln -s ../../data/downloads demo/data/downloads
 	cd demo && dvc exp run -S train.epochs=1 -S conf/data/mnist.yaml:fraction=0.1 -S conf/data/mnist.yaml:val_size=500
 	@cd demo && python -m pipeline.compare
-	@echo 'In demo/: results/comparison.md, and `mlflow ui` (after: source .venv/bin/activate).'
+	@echo 'In demo/: results/report.html, and `mlflow ui` (after: source .venv/bin/activate).'
 
 # The store of plain `mlflow ui`, answering to no other name: by itself it takes 10.evil.example for a private address,
 # asks what to report of its use to MLflow's makers, and keeps eight processes for jobs that nothing here has.

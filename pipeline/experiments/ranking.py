@@ -28,11 +28,13 @@ from pipeline.base.project import Project
 from pipeline.base.schema import better
 from pipeline.experiments.importance import explain, level_of, levels
 from pipeline.experiments.jobs import keys_of
+from pipeline.experiments.run_report import learning_curves, provenance
 from pipeline.metrics.significance import Mean, best_of
 from pipeline.reports import plots
 from pipeline.reports.comparison_report import mean_cells
 from pipeline.reports.plots import short_labels
-from pipeline.reports.tables import markdown_table, percent, plain
+from pipeline.reports.report import Section, save_report
+from pipeline.reports.tables import as_text, markdown_table, percent, plain
 from pipeline.reports.verdicts import read_predictions
 from pipeline.tracking import queries, sweep_log
 
@@ -85,7 +87,13 @@ def renew(
             plots.save_figure(files[-1], found[1])
         save_csv(table, columns)
         write_text(note, text)
-        plots.save_figure(picture, _draw(children, [factor for factor in factors if factor != "seed"], monitor))
+        plots.save_figure(
+            picture, figure := _draw(children, [factor for factor in factors if factor != "seed"], monitor)
+        )
+        if not partial:
+            files.append(folder / "report.html")
+            title = f"Sweep over {', '.join(keys_of(factors))}"
+            save_report(files[-1], title, _sections(children, text, figure, parent, monitor))
         tags = {"mlflow.note.content": text[:MAX_NOTE]}
         if children and children[0].status == "FINISHED":
             tags |= {"best": children[0].name, "best_run": children[0].run_id}
@@ -195,6 +203,26 @@ def markdown(children: Sequence[Child], monitor: str = ACCURACY, expected_of_bes
         rows += [[name, *mean_cells(accuracies, CONFIDENCE)] for name, accuracies in groups.items()]
         text += f"\n{markdown_table(rows)}\n"
     return text
+
+
+def _sections(children: Sequence[Child], text: str, figure: Figure, parent: str, monitor: str) -> list[Section]:
+    """Return what stands in the report of a sweep that has ended."""
+    finished = {child.name: [child.run] for child in children if child.status == "FINISHED"}
+    if not finished:
+        return [Section("", f"No job finished.\n\n{text}")]
+    best = children[0]
+    score = percent(best.monitored) if monitor == ACCURACY else f"{best.monitored:.6g}"
+    answer = f"**First of {len(finished)} by {monitor}: {as_text(best.name)}, with {score}.**"
+    compare = (
+        f"Whether they differ by more than chance, which digits tell them apart, and what they mistake:\n\n"
+        f"    python -m pipeline.compare a={parent}\n"
+    )
+    return [
+        Section("", f"{answer}\n\n{text}", {"All jobs": figure}),
+        *learning_curves(finished),
+        provenance(finished),
+        Section("What to ask next", compare),
+    ]
 
 
 def _draw(children: Sequence[Child], factors: Sequence[str], monitor: str = ACCURACY) -> Figure:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 import json
 import re
 from collections.abc import Callable
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, dvc, git, ran, run, start, store
+from PIL import Image
 
 
 def load_metrics(clone: Path, recipe: str) -> dict:
@@ -53,6 +57,29 @@ def test_every_output_is_there_and_agrees_with_the_others(clone):
     rows = json.loads((clone / "results/comparison.json").read_text())["rows"]
     assert list(rows) == ["published", "baseline", "accurate"]
     assert rows["accurate"]["test_errors"] == load_metrics(clone, "accurate")["test_errors"]
+
+
+def test_the_report_shows_what_the_results_say_and_nothing_that_varies(clone):
+    page = (clone / "results/report.html").read_text()
+    again = run("python", "-m", "pipeline.compare", cwd=clone, DVC_STAGE="compare")
+    assert again.returncode == 0, again.stderr
+    assert (clone / "results/report.html").read_text() == page
+    answers = json.loads((clone / "results/comparison.json").read_text())["answers"]
+    assert f"<p><strong>{html.escape(answers[0])}</strong></p>" in page
+    pictures = [(kind, base64.b64decode(content)) for kind, content in re.findall(r'image/(\S+);base64,([^"]+)"', page)]
+    assert [kind for kind, _ in pictures[:5]] == ["svg+xml"] * 5
+    texts = [page.encode(), *(content for kind, content in pictures if kind == "svg+xml")]
+    varying = [str(clone), str(Path.home()), git(clone, "rev-parse", "HEAD")[:12]]
+    assert not [one for one in varying if any(one.encode() in text for text in texts)]
+    shown = [Image.open(io.BytesIO(content)) for kind, content in pictures if kind == "png"]
+    numbers = [int(number) for number in re.findall(r"<figcaption>#(\d+): ", page)]
+    images = np.load(clone / "data/processed/test.npz")["images"]
+    assert numbers and all(np.array_equal(255 - images[n], image) for n, image in zip(numbers, shown, strict=True))
+    for recipe in ("baseline", "accurate"):
+        figures = load_metrics(clone, recipe)
+        assert f"{figures['macs']:,}</td>" in page and figures["model_sha256"][:16] in page
+    # 2 kernels of 3 × 3 at 26 × 26 places, then dense layers of 64, 64 and 10
+    assert load_metrics(clone, "baseline")["macs"] == 676 * 9 * 2 + 676 * 2 * 64 + 64 * 64 + 64 * 10
 
 
 def test_nothing_runs_twice_and_the_tree_stays_clean(clone, digits):

@@ -1,7 +1,8 @@
-"""What a person sees of a sweep in `mlflow ui`, in a real browser."""
+"""What a person sees of a sweep in `mlflow ui`, and of the report to send, in a real browser."""
 
 from __future__ import annotations
 
+import base64
 import re
 
 import browse
@@ -29,3 +30,30 @@ def test_a_sweep_is_seen_in_the_browser(clone):
     assert seen["children"] == {child.info.run_name for child in children}
     first, second = (f"{child.data.metrics['val_accuracy']:.3g}" for child in children[:2])
     assert first in seen["compared"] and second in seen["compared"]
+
+
+FITS = """
+const images = [...document.images]
+const shown = images.every(image => image.naturalWidth > 0)
+return [document.documentElement.scrollWidth <= innerWidth, images.length, shown]
+"""
+
+
+def test_the_report_fits_a_phone_a_desktop_and_paper(clone):
+    page = clone / "results/report.html"
+    with browse.browser() as driver:
+        for width in (390, 1200):
+            size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            driver.get(page.as_uri())
+            fits, count, all_shown = driver.execute_script(FITS)
+            assert fits and all_shown and count == page.read_text().count("<img ") >= 5
+        background = "return getComputedStyle(document.body).backgroundColor"
+        colours = []
+        for value in ("light", "dark"):
+            media = {"features": [{"name": "prefers-color-scheme", "value": value}]}
+            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+            colours.append(driver.execute_script(background))
+        assert colours == ["rgb(255, 255, 255)", "rgb(22, 25, 28)"]
+        paper = base64.b64decode(driver.execute_cdp_cmd("Page.printToPDF", {})["data"])
+        assert 2 <= len(re.findall(rb"/Type\s*/Page\b", paper)) <= 6
