@@ -35,7 +35,7 @@ from pipeline.base.project import Project
 from pipeline.data.blocks import blocks, is_large
 from pipeline.data.examples import Examples
 from pipeline.model.files import load_model
-from pipeline.tracking import queries
+from pipeline.tracking import notes, queries
 from pipeline.tracking.environment import ANONYMOUS_TAGS, NUMERIC_PACKAGES
 from pipeline.tracking.record import SILENT_SECONDS, Record, Row, pending, pointer, process_tag, waiting
 from pipeline.tracking.store import ExperimentDeletedError, open_store, translate_errors
@@ -138,6 +138,7 @@ def _send(project: Project, record: Record) -> str:
     for key, value in record.info.get("result_tags", {}).items():  # last: a run with these tags is whole
         client.set_tag(run_id, key, value)
     client.set_terminated(run_id, record.info["status"], record.info["end"])
+    notes.describe_run(client, run_id)
     return run_id
 
 
@@ -221,6 +222,7 @@ def _send_evaluation(project: Project, client: MlflowClient, experiment: str, re
     client.set_tag(run.info.run_id, "evaluated_by", info["evaluated_by"])
     if is_other:
         client.set_terminated(run.info.run_id, "FINISHED", info["end"])
+    notes.describe_run(client, run.info.run_id)
     return str(info["run"])
 
 
