@@ -95,7 +95,7 @@ def test_the_page_has_the_figures_of_each_run_and_after_compare_the_comparison(c
     for recipe in ("baseline", "accurate"):
         [found] = client.search_runs([experiment.experiment_id], f"tags.dvc_stage = 'train@{recipe}'", max_results=1)
         figures, note = load_metrics(clone, recipe), found.data.tags["mlflow.note.content"]
-        assert f"{100 * figures['test_accuracy']:.2f} % (" in note and f"| {figures['test_errors']} of 100 |" in note
+        assert f"{100 * figures['test_accuracy']:.2f} % (" in note and f" {figures['test_errors']} of 100 |" in note
     assert "mlflow.note.content" not in experiment.tags, "the stage reads and writes files alone"
     done = run("python", "-m", "pipeline.compare", cwd=clone)
     assert done.returncode == 0, done.stderr
