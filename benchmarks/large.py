@@ -87,7 +87,7 @@ def main() -> None:
         row["train"] = measured(folder, "pipeline.train", "data=large", "recipe=baseline", *TINY)
         [history] = (folder / "outputs").glob("*/metrics.jsonl")
         values = json.loads(history.read_text().split("\n")[1])["values"]
-        row["epoch_seconds"] = round(values["epoch_seconds"], 1)
+        row["epoch_seconds"] = round(values["speed/epoch_seconds"], 1)
         row["val_accuracy"] = values["val_accuracy"]
     print(json.dumps(row))
     with (ROOT / "benchmarks" / "results" / "large.jsonl").open("a", encoding="utf-8") as file:

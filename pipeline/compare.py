@@ -67,11 +67,13 @@ def compare(project: Project, config: CompareConfig) -> None:
     folder = project.output(project.results)
     table = {"rows": {row.name: row._asdict() for row in rows}, "verdict": sentences[0], "answers": sentences[1:]}
     save_json(folder / "comparison.json", table)
-    write_text(folder / "comparison.md", recipe_table.markdown(rows, sentences, config))
+    text = recipe_table.markdown(rows, sentences, config)
+    write_text(folder / "comparison.md", text)
     plots.save_figure(folder / "comparison.png", curves)
     if not project.stage:
         print(timed := _terminal_table(project, rows, metrics, config))
         sections.append(Section("Training time", timed))
+        _describe_experiment(project, config.data.name, text)
     save_report(folder / "report.html", f"Recipes for {config.data.name}, compared", sections)
     print("\n".join(sentences))
 
@@ -87,14 +89,24 @@ def _terminal_table(
         spent, tags = "–", {"model_sha256": of_recipe["model_sha256"], "dvc_stage": f"train@{name}"}
         with suppress(UserError):  # the table is of files; only the seconds are MLflow's
             for run in queries.find_trained(project, config.data.name, **tags):
-                if spent == "–" and (curve := queries.curve(run, "epoch_seconds")):
-                    spent, hardware = f"{sum(curve):,.0f}", run.data.tags["hardware"]
+                if spent == "–" and (total := queries.training_seconds(run)):
+                    spent, hardware = f"{total:,.0f}", run.data.tags["hardware"]
         seconds.append(spent)
     with suppress(UserError):
         hardware += f"; {models_scored(queries.models_scored(project, config.data.name))}"
     lines = [[*recipe_table.header(config.evaluate.confidence), "seconds in training"]]
     lines += [[*recipe_table.cells(row), spent] for row, spent in zip(rows, seconds, strict=True)]
     return f"{markdown_table(lines)}\n(n = 1 run each; seconds on: {hardware})\n"
+
+
+def _describe_experiment(project: Project, name: str, text: str) -> None:
+    """Put the comparison above the runs in MLflow's page, which a stage of DVC, made of files, does not know."""
+    from pipeline.tracking.notes import describe_experiment
+
+    try:
+        describe_experiment(project, name, text)
+    except UserError as error:
+        print(f"the description of the experiment is as before: {error}\n")
 
 
 if __name__ == "__main__":

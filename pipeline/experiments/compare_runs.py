@@ -98,7 +98,7 @@ def _side(runs: Sequence[Run], predictions: Mapping[str, Predictions], labels: N
         plain(runs[0].data.tags["recipe"]),
         {key: {of_run.get(key, "–") for of_run in traits} for key in keys},
         np.array([predictions[run.info.run_id].predictions == labels for run in runs]),
-        [sum(seconds) for run in runs if (seconds := queries.curve(run, "epoch_seconds"))],
+        [seconds for run in runs if (seconds := queries.training_seconds(run))],
         int(params.get("model.num_params", 0)),
         int(params.get("model.macs", 0)),  # earlier code logged none
     )

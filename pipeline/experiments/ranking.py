@@ -119,7 +119,7 @@ def rank(runs: Sequence[Run], monitor: str = ACCURACY) -> list[Child]:
             _status(run),
             queries.final(run, ACCURACY),
             queries.final(run, "train_accuracy"),
-            sum(queries.curve(run, "epoch_seconds")),
+            queries.training_seconds(run),
             int(params.get("model.num_params", 0)),
             int(params.get("data.val_examples", 0)),
             tags["group"],

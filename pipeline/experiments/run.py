@@ -5,7 +5,7 @@ The job's folder is the record of the run; MLflow gets what stands there, and a 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,9 +127,10 @@ def _train(
     rows, state, best = resumed or ([], None, ())
     if rows:
         print(f"{name}: continues after epoch {len(rows)}", flush=True)
-    record.add_rows([metrics_row(row, size) for row in rows])
-    for row in rows:
-        trackers.epoch(metrics_row(row, size))
+    logged = [metrics_row(rows[:epochs], size) for epochs in range(1, len(rows) + 1)]
+    record.add_rows(logged)
+    for row in logged:
+        trackers.epoch(row)
     pictures = Pictures(config, record, model, split.val)
     if not rows:
         pictures.draw(0)
@@ -149,7 +150,7 @@ def _train(
             file = checkpoint.save(record.folder, fingerprint.resume_key, checkpoint.Checkpoint(rows, state, best))
             if shared and epoch.epoch in shared.epochs:
                 link_or_copy(file, shared.folder / file.name)
-            row = metrics_row(rows[-1], size)
+            row = metrics_row(rows, size)
             record.add_rows([row | {"values": row["values"] | system_metrics()}])
             pictures.draw(epoch.epoch)
             progress.epoch_done(epoch.train_accuracy, epoch.val_accuracy, seconds)
@@ -164,10 +165,13 @@ def _train(
     return [Epoch.of_row(row, metrics) for row in rows]
 
 
-def metrics_row(row: Mapping[str, Any], size: int) -> Row:
-    """Return a row of the history as MLflow shows it, at step = epoch."""
-    values = {key: value for key, value in row.items() if key not in ("epoch", "time")}
-    values["images_per_second"] = size / row["epoch_seconds"]
+def metrics_row(rows: Sequence[Mapping[str, Any]], size: int) -> Row:
+    """Return the last of these rows of the history as MLflow shows it, at step = epoch; speed is a section there."""
+    row = rows[-1]
+    values = {key: value for key, value in row.items() if key not in ("epoch", "time", "epoch_seconds")}
+    values["speed/epoch_seconds"] = row["epoch_seconds"]
+    values["speed/training_seconds"] = sum(row["epoch_seconds"] for row in rows)
+    values["speed/images_per_second"] = size / row["epoch_seconds"]
     return {"step": row["epoch"], "time": row["time"], "values": values}
 
 

@@ -167,6 +167,12 @@ def load_network(project: Project, run: Run) -> None:
     own.load_recorded(project.root, run.data.params.get("model.build"), run.data.params.get("model.source_sha256"))
 
 
+def training_seconds(run: Run) -> float:
+    """Return the seconds that the epochs of a run took; 0 if it has none."""
+    seconds = run.data.metrics.get("speed/training_seconds")
+    return sum(curve(run, "epoch_seconds")) if seconds is None else float(seconds)  # earlier code logged those alone
+
+
 def curve(run: Run, key: str) -> list[float]:
     """Return a metric of every epoch, the first one first."""
     with translate_errors():

@@ -34,7 +34,7 @@ from pipeline.base.project import Project
 from pipeline.data.blocks import blocks, is_large
 from pipeline.data.examples import Examples
 from pipeline.model.files import load_model
-from pipeline.tracking import queries
+from pipeline.tracking import notes, queries
 from pipeline.tracking.environment import ANONYMOUS_TAGS, NUMERIC_PACKAGES
 from pipeline.tracking.record import Record, Row, pending, pointer, process_tag, waiting
 from pipeline.tracking.store import ExperimentDeletedError, open_store, translate_errors
@@ -101,6 +101,7 @@ def _send(project: Project, record: Record) -> str:
     if progress := record.info.get("progress"):
         client.set_tag(run_id, "progress", progress.partition(",")[0])  # no time is left
     client.set_terminated(run_id, record.info["status"], record.info["end"])
+    notes.describe_run(client, run_id)
     return run_id
 
 
@@ -189,6 +190,7 @@ def _send_evaluation(project: Project, client: MlflowClient, experiment: str, re
     client.set_tag(run.info.run_id, "evaluated_by", info["evaluated_by"])
     if is_other:
         client.set_terminated(run.info.run_id, "FINISHED", info["end"])
+    notes.describe_run(client, run.info.run_id)
     return str(info["run"])
 
 

@@ -10,6 +10,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from pipeline.base.project import Project
+from pipeline.tracking import views
 from pipeline.tracking.environment import run_tags
 from pipeline.tracking.queries import MAX_NAME, PARENT, search
 from pipeline.tracking.store import open_store, translate_errors
@@ -30,6 +31,7 @@ def open_sweep(
     `digest` is of what the sweep trains; `keys` are those that it varies; `labels` are tags that the user gives.
     """
     client, experiment = open_store(project, experiment_name)
+    client.set_experiment_tag(experiment, views.SWEPT, " ".join(keys))  # for the view Sweep, from the next opening on
     if runs := search(client, experiment, f"tags.sweep = '{digest}'"):
         client.update_run(runs[0].info.run_id, "RUNNING")
         for key, value in labels.items():

@@ -116,6 +116,20 @@ def test_the_store_holds_one_finished_run_a_training_with_its_test_figures(clone
         )
 
 
+def test_the_page_has_the_figures_of_each_run_and_after_compare_the_comparison(clone):
+    client = store(clone)
+    experiment = client.get_experiment_by_name("mnist")
+    for recipe in ("baseline", "accurate"):
+        [found] = client.search_runs([experiment.experiment_id], f"tags.dvc_stage = 'train@{recipe}'", max_results=1)
+        figures, note = load_metrics(clone, recipe), found.data.tags["mlflow.note.content"]
+        assert f"{100 * figures['test_accuracy']:.2f} % (" in note and f" {figures['test_errors']} of 100 |" in note
+    assert "mlflow.note.content" not in experiment.tags, "the stage reads and writes files alone"
+    done = run("python", "-m", "pipeline.compare", cwd=clone)
+    assert done.returncode == 0, done.stderr
+    note = client.get_experiment(experiment.experiment_id).tags["mlflow.note.content"]
+    assert (clone / "results/comparison.md").read_text().strip() in note
+
+
 @pytest.mark.slow
 def test_a_lost_store_is_filled_again_from_the_files(clone, digits, tmp_path):
     uri = f"sqlite:///{tmp_path / 'new.db'}"

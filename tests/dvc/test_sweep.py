@@ -130,7 +130,7 @@ def test_runs_that_differ_in_their_length_alone_share_their_first_epochs_and_end
     folder = max((clone / "multirun").glob("2*"))
     for number, epochs in enumerate(lengths):
         [child] = [run for run in children(clone, parent_of(done)) if run.data.params["train.epochs"] == str(epochs)]
-        assert len(store(clone).get_metric_history(child.info.run_id, "epoch_seconds")) == epochs
+        assert len(store(clone).get_metric_history(child.info.run_id, "speed/epoch_seconds")) == epochs
         alone = pipeline(clone, "train", *words, f"train.epochs={epochs}")
         assert alone.returncode == 0 and "continues" not in alone.stdout
         own = max((clone / "outputs").glob("2*"))

@@ -191,6 +191,14 @@ def walk(
     return seen | {"compared": text(driver)}
 
 
+def open_view(driver: WebDriver, address: str, experiment: str, view: str, *words: str, charts: bool = False) -> None:
+    """Open a saved view of the runs by its link, and wait until it shows these words."""
+    driver.get("about:blank")  # the page reads a view when it is loaded
+    mode = "&compareRunsMode=CHART" if charts else ""
+    driver.get(f"{address}/#/experiments/{experiment}/runs?viewStateShareKey={view}{mode}")
+    see(driver, *words)
+
+
 def save_drawing(picture: Path, *overrides: str) -> None:
     """Draw a 2, a 5 and a 7 on the page of `pipeline.serve`, called with these overrides, and save what it shows."""
     with socket.socket() as free:

@@ -117,8 +117,9 @@ def test_metrics_stand_at_their_epoch_and_absent_ones_are_left_out(trained):
     assert history("train_accuracy") == [(1, 0.5), (2, 0.75)]
     assert history("val_accuracy") == [(1, 0.6)]
     assert history("learning_rate") == [(1, 0.001), (2, 0.0005)]
-    assert history("epoch_seconds") == [(1, 0.5), (2, 0.5)]
-    assert history("images_per_second") == [(1, 80.0), (2, 80.0)]
+    assert history("speed/epoch_seconds") == [(1, 0.5), (2, 0.5)]
+    assert history("speed/training_seconds") == [(1, 0.5), (2, 1.0)]
+    assert history("speed/images_per_second") == [(1, 80.0), (2, 80.0)]
 
 
 def test_tags_name_code_data_model_and_machine_but_no_person(trained):
@@ -177,7 +178,7 @@ def test_the_run_of_a_model_is_found_by_content(project, trained, tmp_path):
     digest = sha256(trained.model_file)
     [found] = queries.find_trained(project, "mnist", model_sha256=digest, dvc_stage="train@accurate")
     assert found.info.run_id == trained.run.info.run_id
-    assert queries.curve(found, "epoch_seconds") == [0.5, 0.5]
+    assert queries.training_seconds(found) == 1.0 and queries.curve(found, "speed/epoch_seconds") == [0.5, 0.5]
     assert queries.find_trained(project, "mnist", model_sha256=digest, dvc_stage="train@baseline") == []
     other = tmp_path / "other.keras"
     other.write_bytes(trained.model_file.read_bytes() + b" ")
