@@ -34,7 +34,7 @@ def confusion_figure(
     both_drawn = np.isin(labels, drawn) & np.isin(predictions, drawn)
     true, predicted = (np.searchsorted(drawn, values[both_drawn]) for values in (labels, predictions))
     confusion = metrics.confusion_matrix(true, predicted, len(drawn))
-    return plots.plot_confusion_matrix(confusion, [classes[k] for k in drawn], title)
+    return plots.plot_confusion_matrix(confusion, [classes[int(k)] for k in drawn], title)
 
 
 def mistakes_and_calibration(

@@ -66,7 +66,8 @@ def read_predictions(path: Path) -> Predictions:
         raise UserError(f"{path} is damaged, {', '.join(keys)} are not whole numbers: {REMAKE}")
     probabilities = [key for key in rows[0] if key.startswith("probability_")]
     confidence = [max((row[key] for key in probabilities), default=math.nan) for row in rows]
-    return Predictions(*(np.array([int(row[key]) for row in rows]) for key in keys), np.array(confidence))
+    example, labels, predictions = (np.array([int(row[key]) for row in rows]) for key in keys)
+    return Predictions(example, labels, predictions, np.array(confidence))
 
 
 def same_examples(

@@ -39,7 +39,7 @@ def read(tag: str) -> tuple[str, Any]:
 
 def swept(project: Project, *keys: str) -> list[str]:
     """Open a sweep over these keys, and read what the view Sweep draws."""
-    sweep_log.open_sweep(project, "mnist", "a sweep", "train -m", " ".join(keys), keys)
+    sweep_log.open_sweep(project, "mnist", "a sweep", "train -m", " ".join(keys), keys, {})
     charts = read(tags(project)[f"{views.SHARED}sweep"])[1]["compareRunCharts"]
     return next(chart["selectedParams"] for chart in charts if chart["type"] == "PARALLEL")
 
@@ -70,7 +70,7 @@ def test_a_view_that_was_renamed_or_deleted_in_the_page_stays_so(project):
     renamed = json.dumps(json.loads(tags(project)[key]) | {"name": "my sweeps"})
     client.set_experiment_tag(experiment, key, renamed)
     client.delete_experiment_tag(experiment, other)
-    sweep_log.open_sweep(project, "mnist", "a sweep", "train -m", "1", ["optimizer.learning_rate"])  # another form
+    sweep_log.open_sweep(project, "mnist", "a sweep", "train -m", "1", ["optimizer.learning_rate"], {})  # another form
     assert tags(project)[key] == renamed and other not in tags(project)
 
 

@@ -61,7 +61,7 @@ def test_what_cannot_be_is_refused_when_it_is_composed(repository, override, mes
 
 def test_the_names_of_our_plots_are_those_that_are_drawn():
     text = (ROOT / "pipeline/evaluate.py").read_text()
-    assert tuple(re.findall(r'^        "(\w+)": (?:plots|sheets)\.', text, re.MULTILINE)) == PLOTS
+    assert tuple(re.findall(r'^        "(\w+)": (?:plots|sheets|confusion_figure)\b', text, re.MULTILINE)) == PLOTS
 
 
 def test_a_metric_is_of_the_fingerprint_and_trackers_and_what_is_ranked_by_are_not(repository):
