@@ -84,7 +84,7 @@ def compare_runs(project: Project, config: CompareConfig) -> None:
     for name, figure in figures.items():
         plots.save_figure(folder / name, figure)
     title = f"compare {' against '.join(members)}"[: queries.MAX_NAME]
-    save_report(folder / "report.html", title, sections)
+    save_report(folder / "report.html", title.replace("compare", "Comparison:", 1), sections)
     files = [folder / name for name in ("comparison.md", "comparison.json", "report.html", *figures)]
     run_id = _log(project, config.data.name, title, files, text, runs)
     print(text)
