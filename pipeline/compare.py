@@ -18,7 +18,7 @@ from pipeline.base.verb_schemas import CompareConfig
 from pipeline.data.examples import load_split
 from pipeline.metrics.metrics import Interval
 from pipeline.reports import recipe_table, verdicts
-from pipeline.reports.tables import markdown_table, models_scored
+from pipeline.reports.tables import as_text, markdown_table, models_scored
 from pipeline.tracking.environment import package_versions
 
 
@@ -67,13 +67,16 @@ def compare(project: Project, config: CompareConfig) -> None:
     folder = project.output(project.results)
     table = {"rows": {row.name: row._asdict() for row in rows}, "verdict": sentences[0], "answers": sentences[1:]}
     save_json(folder / "comparison.json", table)
-    text = recipe_table.markdown(rows, sentences, config)
-    write_text(folder / "comparison.md", text)
+    write_text(folder / "comparison.md", recipe_table.markdown(rows, sentences, config))
     plots.save_figure(folder / "comparison.png", curves)
     if not project.stage:
         print(timed := _terminal_table(project, rows, metrics, config))
         sections.append(Section("Training time", timed))
-        _describe_experiment(project, config.data.name, text)
+        from pipeline.tracking.notes import describe_experiment
+
+        said = "\n\n".join(map(as_text, [*sentences[1:], sentences[0]]))  # the page shows the first line until unfolded
+        with suppress(UserError):  # MLflow is away: its table above has no seconds, either
+            describe_experiment(project, config.data.name, f"{said}\n\n{recipe_table.markdown(rows, [], config)}")
     save_report(folder / "report.html", f"Recipes for {config.data.name}, compared", sections)
     print("\n".join(sentences))
 
@@ -97,16 +100,6 @@ def _terminal_table(
     lines = [[*recipe_table.header(config.evaluate.confidence), "seconds in training"]]
     lines += [[*recipe_table.cells(row), spent] for row, spent in zip(rows, seconds, strict=True)]
     return f"{markdown_table(lines)}\n(n = 1 run each; seconds on: {hardware})\n"
-
-
-def _describe_experiment(project: Project, name: str, text: str) -> None:
-    """Put the comparison above the runs in MLflow's page, which a stage of DVC, made of files, does not know."""
-    from pipeline.tracking.notes import describe_experiment
-
-    try:
-        describe_experiment(project, name, text)
-    except UserError as error:
-        print(f"the description of the experiment is as before: {error}\n")
 
 
 if __name__ == "__main__":

@@ -72,8 +72,10 @@ def describe_experiment(project: Project, experiment_name: str, comparison: str)
     """Renew the description of an experiment: the comparison, in Markdown, and what to open next."""
     client, experiment = open_store(project, experiment_name)
     links = " · ".join(f"[{name}]({route(experiment, key)})" for key, name in NAMES.items())
-    ours = f"{comparison[:MAX_EXPERIMENT_NOTE]}\n\nCurves: results/comparison.png in the repository. Views: {links}."
-    client.set_experiment_tag(experiment, NOTE, _replaced(client.get_experiment(experiment).tags.get(NOTE, ""), ours))
+    curves = f"Curves: results/comparison.png in the repository. Views: {links}."
+    note = client.get_experiment(experiment).tags.get(NOTE, "")
+    ours = f"{comparison[:MAX_EXPERIMENT_NOTE].strip()}\n\n{curves}"
+    client.set_experiment_tag(experiment, NOTE, _replaced(note, ours))
 
 
 def _replaced(note: str, ours: str) -> str:

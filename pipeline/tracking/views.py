@@ -62,20 +62,18 @@ def _digest_of(tag: str) -> str:
 
 def _views(swept: Sequence[str]) -> dict[str, Json]:
     params = [key for key in swept if key not in ("recipe", "seed")] or ["train.epochs", "model.filters"]
-    accuracy, losses = _line("Validation accuracy", "val_accuracy"), ("val_loss", "train_loss")
-    loss = _line("Validation and training loss", *losses, scaleType="log")
-    against_seconds = _scatter("Validation accuracy against seconds", SECONDS, "val_accuracy")
-    test_errors = _bar("Test errors", "test_errors")
+    accuracy, loss = _line("val_accuracy"), _line("val_loss", "train_loss", scaleType="log")
+    against_seconds = _scatter(SECONDS, "val_accuracy")
     from_swept = {"type": "PARALLEL", "selectedParams": params, "selectedMetrics": ["val_accuracy"]}
     return {
         "recipes": _view(
             "tags.recipe metrics.test_accuracy metrics.test_errors metrics.val_accuracy params.train.epochs "
             "params.model.filters params.model.num_params attributes.Duration",
             [
-                _line("Validation and training accuracy", "val_accuracy", "train_accuracy"),
+                _line("val_accuracy", "train_accuracy"),
                 loss,
-                _line("Test accuracy with its interval", "test_accuracy_low", "test_accuracy", "test_accuracy_high"),
-                test_errors,
+                _line("test_accuracy_low", "test_accuracy", "test_accuracy_high"),  # points, at the epoch that is kept
+                _bar("test_errors"),
             ],
             searchFilter="tags.dvc_stage LIKE 'train@%'",
             orderByKey="metrics.`test_accuracy`",
@@ -83,20 +81,18 @@ def _views(swept: Sequence[str]) -> dict[str, Json]:
         "sweep": _view(
             f"{' '.join(f'params.{key}' for key in params)} metrics.val_accuracy metrics.train_accuracy "
             f"metrics.{SECONDS} params.model.num_params",
-            [
-                from_swept | {"displayName": "From the swept values to validation accuracy", "showAllRuns": False},
-                against_seconds,
-                accuracy,
-            ],
+            [from_swept | {"showAllRuns": False}, against_seconds, accuracy],
             ["mlflow.parentRunId"],
             searchFilter="tags.swept != ''",
             orderByKey="metrics.`val_accuracy`",
             useGroupedValuesInCharts=False,
+            runsHiddenMode="SHOW_ALL",
         ),
         "seeds": _view(
-            f"metrics.val_accuracy metrics.test_accuracy metrics.test_errors metrics.{SECONDS} params.seed",
-            [accuracy, loss, test_errors],
-            ["recipe", "group"],
+            "metrics.val_accuracy metrics.test_accuracy metrics.test_errors params.seed params.train.epochs "
+            "params.model.filters tags.recipe",
+            [accuracy, loss, _bar("test_errors")],
+            ["group"],
             searchFilter="tags.group != ''",
             orderByKey="metrics.`val_accuracy`",
         ),
@@ -104,10 +100,10 @@ def _views(swept: Sequence[str]) -> dict[str, Json]:
             f"tags.recipe metrics.speed/images_per_second metrics.speed/epoch_seconds metrics.{SECONDS} "
             "metrics.val_accuracy params.model.num_params params.model.macs tags.hardware",
             [
-                _bar("Images per second", "speed/images_per_second"),
-                _line("Seconds of each epoch", "speed/epoch_seconds"),
+                _bar("speed/images_per_second"),
+                _line("speed/epoch_seconds"),
                 against_seconds,
-                _line("Processor in use, %", "system/cpu_utilization_percentage"),
+                _line("system/cpu_utilization_percentage"),
             ],
             searchFilter="tags.recipe != ''",
             orderByKey="metrics.`speed/images_per_second`",
@@ -124,6 +120,7 @@ def _view(columns: str, charts: Sequence[Json], group_by: Sequence[str] = (), **
         "groupBy": {"aggregateFunction": "average", "groupByKeys": groups} if groups else None,
         "orderByAsc": False,
         "hideEmptyCharts": True,
+        "runsHiddenMode": "FIRST_20_RUNS",  # that the charts show
         "isAccordionReordered": True,
         "compareRunSections": [{"uuid": "ours", "name": "Charts", "display": True, "isReordered": True, **ours}],
         "compareRunCharts": [
@@ -133,19 +130,19 @@ def _view(columns: str, charts: Sequence[Json], group_by: Sequence[str] = (), **
     }
 
 
-def _line(name: str, *metrics: str, **more: Any) -> Json:
+def _line(*metrics: str, **more: Any) -> Json:
     keys = {"metricKey": metrics[0], "selectedMetricKeys": metrics}
     axes = {"xAxisKey": "step", "lineSmoothness": 0, "scaleType": "linear", "useGlobalXaxisKey": True}
-    return {"type": "LINE", "displayName": name, **keys, **axes, **more}
+    return {"type": "LINE", **keys, **axes, **more}
 
 
-def _bar(name: str, metric: str) -> Json:
-    return {"type": "BAR", "displayName": name, "metricKey": metric}
+def _bar(metric: str) -> Json:
+    return {"type": "BAR", "metricKey": metric}
 
 
-def _scatter(name: str, x: str, y: str) -> Json:
+def _scatter(x: str, y: str) -> Json:
     axes = {axis: {"key": key, "type": "METRIC"} for axis, key in (("xaxis", x), ("yaxis", y))}
-    return {"type": "SCATTER", "displayName": name, **axes}
+    return {"type": "SCATTER", **axes}
 
 
 def route(experiment: str, view: str = "recipes") -> str:

@@ -127,7 +127,10 @@ def test_the_page_has_the_figures_of_each_run_and_after_compare_the_comparison(c
     done = run("python", "-m", "pipeline.compare", cwd=clone)
     assert done.returncode == 0, done.stderr
     note = client.get_experiment(experiment.experiment_id).tags["mlflow.note.content"]
-    assert (clone / "results/comparison.md").read_text().strip() in note
+    answers = json.loads((clone / "results/comparison.json").read_text())["answers"]
+    assert note.splitlines()[1] == answers[0]  # the page shows the first line until it is unfolded
+    table = (clone / "results/comparison.md").read_text().partition("\n\n")[0]
+    assert table.count("\n") == 4 and table in note
 
 
 @pytest.mark.slow
