@@ -31,6 +31,7 @@ from filelock import FileLock
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 
 from pipeline.base.console import quiet_import
@@ -89,12 +90,9 @@ def _open(project: Project, hydra: Any) -> None:
     `hydra` is Hydra's own section of the configuration. The digest of all that is trained names the sweep.
     """
     overrides, params = list(hydra.overrides.task), dict(hydra.sweeper.get("params") or {})
-    is_search = "optuna" in hydra.sweeper._target_
-    if is_search:  # the overrides that all trials share are the only job known before
-        fixed = {override.partition("=")[0] for override in overrides}
-        keys, jobs = [key for key in params if key not in fixed], [overrides]
-    else:
-        keys, jobs = grid([*(f"{key}={value}" for key, value in params.items()), *overrides])
+    given = [*(f"{key}={value}" for key, value in params.items()), *overrides]
+    is_search = "n_trials" in hydra.sweeper
+    keys, jobs = search_space(given) if is_search else grid(given)
     if idle := [key for key in keys if key.partition(".")[0] in NON_TRAINING_KEYS]:
         raise UserError(f"{idle[0]} changes nothing in training, each value trains the same: leave it out")
     configs = []
@@ -108,7 +106,10 @@ def _open(project: Project, hydra: Any) -> None:
             swept = " ".join(_swept(job, keys))
             raise UserError(f"{swept}: {message}" if swept else message) from error
     contents = [fingerprint(project, config, project.training_files).content_sha256 for config in configs]
-    content = "".join(sorted(contents)) + (str(hydra.sweeper) if is_search else "")
+    content = "".join(sorted(contents))
+    if is_search:  # with more trials it goes on
+        space = [part for part in given if part.partition("=")[0] in keys]
+        content += str([hydra.sweeper.seed, hydra.sweeper.n_jobs, *space])
 
     with quiet_import():
         from pipeline.tracking import queries, sweep_log
@@ -131,12 +132,23 @@ def _open(project: Project, hydra: Any) -> None:
 
 def grid(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Return the keys that vary and the overrides of every job, as Hydra's sweeper will make them."""
-    parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
+    parsed = _parse(overrides)
     [jobs] = BasicSweeper.split_arguments(parsed, None)  # not public, as seen in Hydra 1.3.8
     if not 0 < len(jobs) <= MAX_JOBS:
         raise UserError(f"{shorten(' '.join(overrides))}: {len(jobs):,} jobs, expected 1 to {MAX_JOBS:,}")
     varies = {override.get_key_element(): override.is_sweep_override() for override in parsed}
     return [key for key, swept in varies.items() if swept], jobs
+
+
+def search_space(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Return the keys that a search varies and, as its only job that is known before, what all trials share."""
+    given = {one.get_key_element(): one for one in _parse(overrides)}
+    keys = [key for key, one in given.items() if one.is_sweep_override()]
+    return keys, [[one.input_line for key, one in given.items() if key not in keys and one.input_line]]
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    return OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
 
 
 def _swept(overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
