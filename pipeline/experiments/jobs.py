@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from hydra._internal.core_plugins import basic_sweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 
 from pipeline.base.errors import UserError, one_line, shorten
 from pipeline.base.hydra import compose
@@ -27,8 +28,7 @@ def grid(overrides: Sequence[str], zipped: Sequence[str] = ()) -> tuple[list[str
 
     A factor is a key that varies; those of `zipped`, whose i-th values belong together, are one, joined by commas.
     """
-    parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
-    last = {override.get_key_element(): override for override in parsed}
+    last = _by_key(overrides)
     varies, zipped = [key for key, one in last.items() if one.is_sweep_override()], list(dict.fromkeys(zipped))
     if missing := [key for key in zipped if key not in varies]:
         raise UserError(
@@ -45,6 +45,19 @@ def grid(overrides: Sequence[str], zipped: Sequence[str] = ()) -> tuple[list[str
         raise UserError(f"{shorten(' '.join(overrides))}: {len(jobs):,} jobs, expected 1 to {MAX_JOBS:,}")
     factors = ([",".join(zipped)] if zipped else []) + [key for key in varies if key not in zipped]
     return factors, [[*together, *rest] for together, rest in jobs]
+
+
+def search_space(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Return the keys that a search varies and, as the only job that is known before, what all its trials share."""
+    last = _by_key(overrides)
+    keys = [key for key, one in last.items() if one.is_sweep_override()]
+    return keys, [[str(one.input_line) for key, one in last.items() if key not in keys]]
+
+
+def _by_key(overrides: Sequence[str]) -> dict[str, Override]:
+    """Return overrides by their keys; of a key that is given twice the last one counts."""
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    return {override.get_key_element(): override for override in parser.parse_overrides(list(overrides))}
 
 
 def run_just(jobs: list[list[str]]) -> None:

@@ -38,7 +38,7 @@ from pipeline.base.project import Project, open_project
 from pipeline.base.schema import better
 from pipeline.base.validation import without_own_keys
 from pipeline.base.verb_schemas import TrainConfig, labels
-from pipeline.experiments.jobs import compose_jobs, grid, keys_of, named, run_just, swept
+from pipeline.experiments.jobs import compose_jobs, grid, keys_of, named, run_just, search_space, swept
 from pipeline.experiments.on_ray import prepare_ray
 from pipeline.tracking.environment import COMPUTE_VARIABLES
 from pipeline.tracking.fingerprint import Fingerprint, depends_on_length, fingerprint
@@ -91,21 +91,21 @@ def _open(project: Project, hydra: Any, zipped: Sequence[str] = ()) -> None:
     sweep.
     """
     overrides, params = list(hydra.overrides.task), dict(hydra.sweeper.get("params") or {})
-    is_search = "optuna" in hydra.sweeper._target_
-    if is_search:  # the overrides that all trials share are the only job known before
-        fixed = {override.partition("=")[0] for override in overrides}
-        factors, jobs = [key for key in params if key not in fixed], [overrides]
-        if zipped:
-            raise UserError("sweep.zip is for a grid, and a search chooses its values itself: leave one of them out")
-    else:
-        factors, jobs = grid([*(f"{key}={value}" for key, value in params.items()), *overrides], zipped)
-        if zipped:
-            run_just(jobs)
+    given = [*(f"{key}={value}" for key, value in params.items()), *overrides]
+    is_search = "n_trials" in hydra.sweeper
+    if is_search and zipped:
+        raise UserError("sweep.zip is for a grid, and a search chooses its values itself: leave one of them out")
+    factors, jobs = search_space(given) if is_search else grid(given, zipped)
+    if zipped:
+        run_just(jobs)
     keys = keys_of(factors)
     composed = compose_jobs(project, keys, jobs)
     configs = [without_own_keys(config) for config in composed]
     contents = [fingerprint(project, config, project.training_files).content_sha256 for config in configs]
-    content = "".join(sorted(contents)) + (str(hydra.sweeper) if is_search else "")
+    content = "".join(sorted(contents))
+    if is_search:  # with more trials it goes on
+        space = [part for part in given if part.partition("=")[0] in keys]
+        content += str([hydra.sweeper.seed, hydra.sweeper.n_jobs, *space])
 
     with quiet_import():
         from pipeline.tracking import queries, sweep_log

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import children, copy, dvc, git, parent_of, pipeline, runs, start, store
+from conftest import children, copy, dvc, git, parent_of, pipeline, runs, start, store, study
 
 from pipeline.base.project import open_project
 from pipeline.base.verb_schemas import TrainConfig
@@ -341,14 +341,30 @@ def test_experiments_queued_in_dvc_land_in_the_same_store(clone, digits):
     assert git(clone, "status", "--porcelain") == "", "the queue works in checkouts of its own"
 
 
-@pytest.mark.slow
-def test_a_search_is_seeded_and_answered_from_what_was_trained(clone):
-    words = ("sweep=search", "recipe=baseline", "train.epochs=1", "hydra.sweeper.n_trials=2", "model.filters=2")
+def test_a_search_is_seeded_and_goes_on_with_more_trials(clone):
+    fixed = ("recipe=baseline", "train.epochs=1", "model.filters=2", "augment.rotation=choice(0,5)")
+    words = ("sweep=search", "hydra.sweeper.n_trials=2", *fixed)
     first = pipeline(clone, "train", *words)
     assert first.returncode == 0, first.stderr
-    found = children(clone, parent_of(first))
-    assert len({child.data.params["optimizer.learning_rate"] for child in found}) == 2
-    assert all("augment.rotation=" in c.info.run_name and "model.filters" not in c.info.run_name for c in found)
-    again = pipeline(clone, "train", *words)
-    assert again.returncode == 0 and again.stdout.count("found finished") == 2
-    assert len(children(clone, parent_of(first))) == 2
+    trials = study(clone, first).trials
+    assert len({trial.params["optimizer.learning_rate"] for trial in trials}) == 2
+    assert {trial.params["augment.rotation"] for trial in trials} <= {"0", "5"}
+    assert all(
+        "augment.rotation=" in c.info.run_name and "filters" not in c.info.run_name
+        for c in children(clone, parent_of(first))
+    )
+    logged = {f"{child.data.metrics['val_accuracy']:.6f}" for child in children(clone, parent_of(first))}
+    assert {f"{trial.value:.6f}" for trial in trials} == logged
+    more = pipeline(clone, "train", *words, "hydra.sweeper.n_trials=3", "hydra/launcher=joblib")
+    assert more.returncode == 0 and more.stdout.count("found finished, MLflow") == 2, more.stderr
+    assert parent_of(more) == parent_of(first) and len(children(clone, parent_of(more))) == 3
+    assert [trial.params for trial in study(clone, more).trials[:2]] == [trial.params for trial in trials]
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_after_a_failed_trial(clone):
+    words = ("recipe=accurate", "train.epochs=1", "optimizer.batch_size=choice(50,349)", "augment.rotation=0")
+    words += ("model.filters=2", "optimizer.learning_rate=0.001", "hydra.sweeper.n_trials=4")
+    done = pipeline(clone, "train", "sweep=search", *words)
+    states = {trial.params["optimizer.batch_size"]: trial.state.name for trial in study(clone, done).trials}
+    assert done.returncode == 1 and states == {"50": "COMPLETE", "349": "FAIL"}, done.stdout + done.stderr
