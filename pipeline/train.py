@@ -17,6 +17,8 @@ from pipeline.experiments import sweep
 from pipeline.experiments.jobs import named
 from pipeline.tracking.fingerprint import fingerprint
 
+MEMORISED = 1000  # examples: where train.examples gives no more, training tries whether they can be learnt by heart
+
 
 def train(project: Project, config: TrainConfig) -> float:
     """Return train.monitor of the model that is kept, a loss negated, NaN where it lacks: a search maximises it.
@@ -41,7 +43,7 @@ def train(project: Project, config: TrainConfig) -> float:
     overrides = [override for override in named(project.overrides) if not override.startswith("recipe=")]
     name = config.name if project.stage else " ".join([config.name, *overrides])
     trained = train_tracked(project, recorded, split, identity, name, labels(config))
-    if config.train.examples and config.train.epochs > 1:
+    if len(examples.labels) <= MEMORISED and config.train.examples and config.train.epochs > 1:
         print(memorization_report(trained.history, len(examples.labels)))
     print(f"wrote {trained.model_file}; {trained.tracked}")
     return better(config.train.monitor, trained.kept.row()[config.train.monitor])

@@ -410,7 +410,7 @@ def test_what_trained_no_model_is_named(project, trained):
     with pytest.raises(UserError, match="'a sweep', running\\) holds no trained model"):
         queries.find_run(project, empty, trained.config.data)
     other = client.create_run(client.create_experiment("of something else")).info.run_id
-    with pytest.raises(UserError, match="is a run of the experiment 'of something else'"):
+    with pytest.raises(UserError, match="is a run of 'of something else': give data=of something else, or"):
         queries.find_runs(project, other, "mnist")
     client.delete_run(empty)
     with pytest.raises(UserError, match=f"{empty} is deleted: `mlflow runs restore"):
