@@ -29,7 +29,7 @@ def adopt(project: Project, config: AdoptConfig) -> None:
     folder = Path(os.path.normpath(project.root / (config.path or ".")))
     if project.root not in folder.parents or not folder.is_dir():
         raise UserError(
-            f"path={config.path} is no folder in this repository: give one, or a link to one, with a folder for each class"
+            f"path={config.path} is no folder in this repository: give one, or a link to one, with folders of pictures"
         )
     name = data_name(folder.name)
     header = f"# Made by `python -m pipeline.adopt path={folder.relative_to(project.root)}`"

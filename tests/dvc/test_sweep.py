@@ -63,7 +63,7 @@ def test_children_are_ranked_by_validation_and_the_test_digits_are_not_read(clon
     assert store(clone).get_run(parent).data.tags["best_run"] == rows[0]["run_id"]
     assert "The best of 4 was chosen on these 50 examples, so its accuracy" in grid.stdout
     assert "BBC-CV, from the predictions of 4)" in grid.stdout
-    files = {"ranking.csv", "ranking.md", "sweep.png", "effects.png"}
+    files = {"ranking.csv", "ranking.md", "sweep.png", "effects.png", "report.html"}
     assert {item.path for item in store(clone).list_artifacts(parent)} == files
     shares = re.findall(
         r"^\| (?:train.epochs|model.filters|interactions) +\| +([\d.]+) % \|", grid.stdout, re.MULTILINE
