@@ -39,6 +39,10 @@ if (document.getElementById('found').dataset.answers != asked) return null
 return [...document.querySelectorAll('figure')].map(figure => [
   figure.querySelector('b').textContent, [...figure.querySelectorAll('tr')].map(row => row.cells[2].textContent)])
 """
+TO_THE_END = """
+const long = [...document.querySelectorAll('*')].filter(e => e.scrollHeight > e.clientHeight)
+long.forEach(e => e.scrollTo(0, e.scrollHeight))
+"""
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 120  # seconds for a page to show what it should, on a busy machine
 
@@ -178,7 +182,9 @@ def walk(
 
     child = children[0]
     driver.get(f"{experiment}/runs/{child.info.run_id}/model-metrics")
-    see(driver, "train_accuracy", "val_accuracy", f"{child.info.run_name} (val_accuracy)")
+    see(driver, "speed", "train_accuracy")
+    until(lambda: driver.execute_script(TO_THE_END) or "val_accuracy" in text(driver), "the last charts")
+    see(driver, f"{child.info.run_name} (val_accuracy)")
     driver.get(f"{experiment}/models/{child.outputs.model_outputs[0].model_id}")
     see(driver, "model", child.info.run_name)
 
