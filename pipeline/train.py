@@ -7,15 +7,21 @@ from pathlib import Path
 
 from pipeline.base.command import main
 from pipeline.base.console import quiet_import
+from pipeline.base.errors import UserError
 from pipeline.base.project import Project, open_project
-from pipeline.base.schema import Config, better
+from pipeline.base.schema import better
+from pipeline.base.validation import without_own_keys
+from pipeline.base.verb_schemas import Sweep, TrainConfig
 from pipeline.data.examples import head, load_split
 from pipeline.experiments import sweep
 from pipeline.tracking.fingerprint import fingerprint
 
 
-def train(project: Project, config: Config) -> float:
+def train(project: Project, config: TrainConfig) -> float:
     """Return train.monitor of the model that is kept, a loss negated, NaN where it lacks: a search maximises it."""
+    if isinstance(config, TrainConfig) and config.sweep != Sweep() and sweep.PARENT not in os.environ:
+        raise UserError("sweep.prune is for the jobs of a sweep: add -m, or leave it out")
+    config = without_own_keys(config)
     project = project.job()
     examples = head(load_split(project, "train", config.data), config.train.examples)
     val = load_split(project, "val", config.data)

@@ -64,6 +64,11 @@ def fields(schema: type[Section], prefix: str = "") -> dict[str, FieldInfo]:
     return found
 
 
+def without_own_keys(config: Config) -> Config:
+    """Return a verb's configuration without the keys of its own: what a training is recorded with."""
+    return validate(Config, config.model_dump(include=set(Config.model_fields)))
+
+
 def non_defaults(config: Section) -> dict[str, Any]:
     """Return the values that are not their default, nested: what is hashed."""
     return config.model_dump(exclude_defaults=True)

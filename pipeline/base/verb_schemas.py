@@ -4,9 +4,27 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipeline.base.schema import Config
+from pipeline.base.schema import Config, Section
+
+
+class Sweep(Section):
+    """How a sweep runs: nothing that is trained depends on it."""
+
+    prune: Literal["median", "halving"] | None = Field(
+        None, description="end jobs early whose train.monitor is worse than their siblings' after the same epoch"
+    )
+
+
+class TrainConfig(Config):
+    sweep: Sweep = Sweep()
+
+    @model_validator(mode="after")
+    def _pruning_fits(self) -> TrainConfig:
+        if self.sweep.prune and not self.data.val_size:
+            raise ValueError(f"sweep.prune={self.sweep.prune} needs validation examples: give data.val_size above 0")
+        return self
 
 
 class RunConfig(Config):

@@ -13,7 +13,7 @@ from pipeline.base.files import link_or_copy, load_csv, load_yaml, require_file,
 from pipeline.base.hydra import load_network_of_recipe
 from pipeline.base.project import Project
 from pipeline.base.schema import Config
-from pipeline.base.validation import flatten, from_recorded, validate
+from pipeline.base.validation import flatten, from_recorded, without_own_keys
 from pipeline.base.verb_schemas import RunConfig
 from pipeline.data.examples import Examples
 from pipeline.model.kept import best_figures, in_words
@@ -45,8 +45,7 @@ def find_model(project: Project, config: RunConfig, folder: Path) -> Evaluated:
         history_file = project.recipe_results(config.name) / "history.csv"
         load_csv(history_file, HISTORY)
         load_network_of_recipe(project, config)
-        recorded = validate(Config, config.model_dump(include=set(Config.model_fields)))  # without the verb's own key
-        return Evaluated(recorded, model_file, sha256(model_file), history_file, None)
+        return Evaluated(without_own_keys(config), model_file, sha256(model_file), history_file, None)
     if others := [one for one in project.overrides if not one.startswith(("run=", "data="))]:
         raise UserError(f"{others[0]} beside run={config.run}: a run is evaluated with its own configuration")
     with quiet_import():

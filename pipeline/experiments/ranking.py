@@ -32,6 +32,7 @@ from pipeline.reports.comparison_report import mean_cells
 from pipeline.reports.tables import markdown_table, percent, plain
 from pipeline.reports.verdicts import read_predictions
 from pipeline.tracking import queries, sweep_log
+from pipeline.tracking.record import PRUNED_AT
 
 ACCURACY = "val_accuracy"  # what is ranked by where nothing else is asked for
 CONFIDENCE = 0.95
@@ -44,7 +45,7 @@ class Child(NamedTuple):
 
     name: str
     values: dict[str, str]  # by swept key, as they were given
-    status: str  # MLflow's: FINISHED, RUNNING, FAILED or KILLED
+    status: str  # MLflow's: FINISHED, RUNNING, FAILED or KILLED; or PRUNED
     val_accuracy: float
     train_accuracy: float
     seconds: float  # in training
@@ -90,7 +91,7 @@ def renew(
 
 
 def rank(runs: Sequence[Run], monitor: str = ACCURACY) -> list[Child]:
-    """Return MLflow's runs as children: the finished first, by `monitor`, the smaller model at a tie.
+    """Return MLflow's runs as children: the finished first, the pruned last, by `monitor`, the smaller model at a tie.
 
     A run without that metric comes after those that have it. What two machines have both trained counts once.
     """
@@ -101,7 +102,7 @@ def rank(runs: Sequence[Run], monitor: str = ACCURACY) -> list[Child]:
         children[tags["content_sha256"]] = Child(
             plain(" ".join(f"{key}={value}" for key, value in values.items()) or run.info.run_name),
             values,
-            run.info.status,
+            "PRUNED" if PRUNED_AT in tags else run.info.status,
             queries.final(run, ACCURACY),
             queries.final(run, "train_accuracy"),
             sum(queries.curve(run, "epoch_seconds")),
@@ -115,7 +116,13 @@ def rank(runs: Sequence[Run], monitor: str = ACCURACY) -> list[Child]:
 
     def place(child: Child) -> tuple[Any, ...]:
         score = better(monitor, child.monitored)
-        return child.status != "FINISHED", math.isnan(score), -np.nan_to_num(score), child.num_params
+        return (
+            child.status != "FINISHED",
+            child.status == "PRUNED",
+            math.isnan(score),
+            -np.nan_to_num(score),
+            child.num_params,
+        )
 
     return sorted(children.values(), key=place)
 
@@ -139,6 +146,7 @@ def markdown(children: Sequence[Child], monitor: str = ACCURACY, expected_of_bes
     groups = defaultdict(list)
     for position, child in enumerate(children, 1):
         label = str(position) if child.status == "FINISHED" else child.status.lower()
+        label += f" at {child.run.data.tags[PRUNED_AT]}" if child.status == "PRUNED" else ""
         shown = [f"{child.monitored:.6g}" for _ in extra] + [percent(child.val_accuracy), percent(child.train_accuracy)]
         rows.append([label, child.name, *shown, f"{child.seconds:.1f}", f"{child.num_params:,}", child.run_id])
         if child.status == "FINISHED":

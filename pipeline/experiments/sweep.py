@@ -39,17 +39,20 @@ from pipeline.base.hydra import compose
 from pipeline.base.isolation import READER_GONE, reader_gone
 from pipeline.base.project import Project, open_project
 from pipeline.base.schema import Config, better
+from pipeline.base.verb_schemas import TrainConfig
 from pipeline.data.examples import check_split
+from pipeline.experiments import pruning
 from pipeline.experiments.on_ray import prepare_ray
 from pipeline.tracking.environment import COMPUTE_VARIABLES
 from pipeline.tracking.fingerprint import NON_TRAINING_KEYS, Fingerprint, depends_on_length, fingerprint
-from pipeline.tracking.record import is_alive, unfinished, waiting
+from pipeline.tracking.record import PRUNED_AT, is_alive, unfinished, waiting
 
 if TYPE_CHECKING:
     from pipeline.experiments.run import Split
 
 # The variables of the environment: id of the parent run, keys that vary, numbers of epochs that occur, folder, monitor.
 PARENT, KEYS, EPOCHS, FOLDER, MONITOR = (f"SWEEP_{name}" for name in ("PARENT", "KEYS", "EPOCHS", "FOLDER", "MONITOR"))
+PRUNE = "SWEEP_PRUNE"  # sweep.prune, empty for none
 # What jobs get, wherever they run; passwords and tokens stay out of what is sent and written on the way.
 FORWARDED_ENV = re.compile(
     rf"SWEEP_|MLFLOW_(?!.*(PASSWORD|TOKEN|SECRET|KEY|PASSPHRASE))|({COMPUTE_VARIABLES.pattern})$"
@@ -100,7 +103,7 @@ def _open(project: Project, hydra: Any) -> None:
     configs = []
     for job in jobs:
         try:
-            configs.append(compose(project, *job, schema=Config, name="train"))
+            configs.append(compose(project, *job, schema=TrainConfig, name="train"))
             check_split(project, configs[-1].data)
         except Exception as error:
             if (message := one_line(error)) is None:
@@ -127,6 +130,7 @@ def _open(project: Project, hydra: Any) -> None:
         print("schedule, augmentation or patience depend on train.epochs: each number is trained by itself", flush=True)
     os.environ |= {PARENT: parent, KEYS: " ".join(keys), EPOCHS: " ".join(map(str, sorted(epochs)))}
     os.environ |= {FOLDER: str(Path(hydra.sweep.dir).absolute()), MONITOR: configs[0].train.monitor}
+    os.environ[PRUNE] = configs[0].sweep.prune or ""
 
 
 def grid(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -159,14 +163,17 @@ def train_job(project: Project, config: Config, split: Split, identity: Fingerpr
             if run := _find_completed(project, config.data.name, identity, name):
                 with _unless_unreachable():
                     sweep_log.join_sweep(parent, run, values)
-                print(f"{name}: found finished, MLflow run {run.info.run_id}", flush=True)
+                how = "pruned" if PRUNED_AT in run.data.tags else "finished"
+                print(f"{name}: found {how}, MLflow run {run.info.run_id}", flush=True)
                 return better(monitor, queries.final(run, monitor))
             shared, epochs = None, [int(number) for number in os.environ[EPOCHS].split()]
             if len(epochs) > 1 and not depends_on_length(config):  # with those that differ in this number alone
                 folder = project.sweeps / ".shared" / parent / identity.resume_key["configuration"][:16]
                 shared = SharedCheckpoints(folder, epochs)
             tags, bar = sweep_log.child_tags(parent, values), project.jobs_at_once == 1
-            trained = train_tracked(project, config, split, identity, name, tags, bar, shared)
+            rule, folder = os.environ.get(PRUNE), Path(os.environ[FOLDER])
+            hopeless = pruning.watch(rule, config, identity.content_sha256, name, parent, folder)
+            trained = train_tracked(project, config, split, identity, name, tags, bar, shared, hopeless)
             return better(monitor, trained.kept.row()[monitor])
     finally:
         with _unless_unreachable():
@@ -174,7 +181,7 @@ def train_job(project: Project, config: Config, split: Split, identity: Fingerpr
 
 
 def _find_completed(project: Project, experiment: str, identity: Fingerprint, name: str) -> Any:  # MLflow's Run
-    """Return a finished run of just this, or None, also where MLflow does not answer.
+    """Return a finished run of just this, or one that the sweep has pruned; None also where MLflow does not answer.
 
     A child that another machine trains is waited for; one that died is deleted, unless it continues here.
     """
@@ -186,6 +193,8 @@ def _find_completed(project: Project, experiment: str, identity: Fingerprint, na
         for look in itertools.count():
             runs = queries.find_trained(project, experiment, content_sha256=identity.content_sha256)
             children = sweep_log.unfinished_children(os.environ[PARENT], identity.content_sha256)
+            if os.environ.get(PRUNE) and not runs and (pruned := [c for c in children if PRUNED_AT in c.data.tags]):
+                return pruned[0]
             children = [child for child in children if child.data.tags.get("record") not in own]
             dead = [c for c in children if c.info.status != "RUNNING" or not is_alive(c.data.tags.get("process"))]
             if runs or children == dead:
@@ -241,7 +250,7 @@ def _close(project: Project, parent: str, status: str) -> None:
     keys, folder = os.environ[KEYS].split(), Path(os.environ[FOLDER])
     children, text = ranking.renew(project, parent, keys, folder, os.environ[MONITOR])
     print(text)
-    failed = [child.name for child in children if child.status != "FINISHED"]
+    failed = [child.name for child in children if child.status not in ("FINISHED", "PRUNED")]
     sweep_log.log_sweep(parent, [], {}, "FAILED" if failed and status == "FINISHED" else status)
     if failed and status != "KILLED":
         sys.exit(

@@ -137,7 +137,8 @@ def _send(project: Project, record: Record) -> str:
         _log_model(project, client, experiment, run_id, record)
     for key, value in record.info.get("result_tags", {}).items():  # last: a run with these tags is whole
         client.set_tag(run_id, key, value)
-    client.set_terminated(run_id, record.info["status"], record.info["end"])
+    status = record.info["status"]
+    client.set_terminated(run_id, "KILLED" if status == "PRUNED" else status, record.info["end"])  # it knows no PRUNED
     return run_id
 
 
