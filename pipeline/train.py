@@ -11,17 +11,20 @@ from pipeline.base.errors import UserError
 from pipeline.base.project import Project, open_project
 from pipeline.base.schema import better
 from pipeline.base.validation import without_own_keys
-from pipeline.base.verb_schemas import Sweep, TrainConfig
+from pipeline.base.verb_schemas import TrainConfig
 from pipeline.data.examples import head, load_split
 from pipeline.experiments import sweep
 from pipeline.tracking.fingerprint import fingerprint
 
 
 def train(project: Project, config: TrainConfig) -> float:
-    """Return train.monitor of the model that is kept, a loss negated, NaN where it lacks: a search maximises it."""
-    if isinstance(config, TrainConfig) and config.sweep != Sweep() and sweep.PARENT not in os.environ:
-        raise UserError("sweep.prune is for the jobs of a sweep: add -m, or leave it out")
-    config = without_own_keys(config)
+    """Return train.monitor of the model that is kept, a loss negated, NaN where it lacks: a search maximises it.
+
+    `config` may also be a Config, as a notebook composes it.
+    """
+    own = config.sweep.model_dump(exclude_defaults=True) if isinstance(config, TrainConfig) else {}
+    if own and sweep.PARENT not in os.environ:
+        raise UserError(f"sweep.{min(own)} is for the jobs of a sweep: add -m, or leave it out")
     project = project.job()
     examples = head(load_split(project, "train", config.data), config.train.examples)
     val = load_split(project, "val", config.data)
@@ -30,13 +33,13 @@ def train(project: Project, config: TrainConfig) -> float:
         from pipeline.experiments.run import Split, train_tracked
         from pipeline.training.debug import memorization_report
 
-    split = Split(examples, val)
-    identity = fingerprint(project, config, project.training_files)
+    split, recorded = Split(examples, val), without_own_keys(config)
+    identity = fingerprint(project, recorded, project.training_files)
     if sweep.PARENT in os.environ:
         return sweep.train_job(project, config, split, identity)
     overrides = [override for override in project.overrides if not override.startswith("recipe=")]
     name = config.name if project.stage else " ".join([config.name, *overrides])
-    trained = train_tracked(project, config, split, identity, name)
+    trained = train_tracked(project, recorded, split, identity, name)
     if config.train.examples and config.train.epochs > 1:
         print(memorization_report(trained.history, len(examples.labels)))
     print(f"wrote {trained.model_file}; {trained.tracked}")

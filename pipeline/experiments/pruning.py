@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from pipeline.base.errors import UserError
 from pipeline.base.schema import Config, better
+from pipeline.base.verb_schemas import TrainConfig
 from pipeline.model.kept import History
 from pipeline.tracking.record import Record
 
@@ -28,13 +29,12 @@ class Sibling(NamedTuple):
     has_finished: bool
 
 
-def watch(
-    rule: str | None, config: Config, content_sha256: str, name: str, parent: str, folder: Path
-) -> Callable[[History], bool]:
+def watch(config: TrainConfig, content_sha256: str, name: str, parent: str, folder: Path) -> Callable[[History], bool]:
     """Return a function that says, of the rows of a job's epochs so far, whether it is hopeless, and prints why.
 
-    `rule` is sweep.prune, `parent` the id of the sweep's run, and `folder` the sweep's.
+    `parent` is the id of the sweep's run, and `folder` the sweep's.
     """
+    rule = config.sweep.prune
 
     def is_hopeless(rows: History) -> bool:
         epoch, monitor = len(rows), config.train.monitor

@@ -14,13 +14,11 @@ What was trained is known by its fingerprint: the same command again trains what
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import re
 import shlex
 import shutil
 import sys
-import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,27 +36,27 @@ from pipeline.base.errors import UserError, one_line, shorten
 from pipeline.base.hydra import compose
 from pipeline.base.isolation import READER_GONE, reader_gone
 from pipeline.base.project import Project, open_project
-from pipeline.base.schema import Config, better
+from pipeline.base.schema import better
+from pipeline.base.validation import without_own_keys
 from pipeline.base.verb_schemas import TrainConfig
 from pipeline.data.examples import check_split
 from pipeline.experiments import pruning
+from pipeline.experiments.completed import find_completed, unless_unreachable
 from pipeline.experiments.on_ray import prepare_ray
 from pipeline.tracking.environment import COMPUTE_VARIABLES
 from pipeline.tracking.fingerprint import NON_TRAINING_KEYS, Fingerprint, depends_on_length, fingerprint
-from pipeline.tracking.record import PRUNED_AT, is_alive, unfinished, waiting
+from pipeline.tracking.record import PRUNED_AT, waiting
 
 if TYPE_CHECKING:
     from pipeline.experiments.run import Split
 
 # The variables of the environment: id of the parent run, keys that vary, numbers of epochs that occur, folder, monitor.
 PARENT, KEYS, EPOCHS, FOLDER, MONITOR = (f"SWEEP_{name}" for name in ("PARENT", "KEYS", "EPOCHS", "FOLDER", "MONITOR"))
-PRUNE = "SWEEP_PRUNE"  # sweep.prune, empty for none
 # What jobs get, wherever they run; passwords and tokens stay out of what is sent and written on the way.
 FORWARDED_ENV = re.compile(
     rf"SWEEP_|MLFLOW_(?!.*(PASSWORD|TOKEN|SECRET|KEY|PASSPHRASE))|({COMPUTE_VARIABLES.pattern})$"
 )
 MAX_JOBS = 1_000  # each is composed before the first one runs, which takes a minute or two
-POLL_SECONDS = 5.0  # between looks at a job that another machine trains
 
 
 class SweepStart(Callback):
@@ -98,7 +96,7 @@ def _open(project: Project, hydra: Any) -> None:
         keys, jobs = [key for key in params if key not in fixed], [overrides]
     else:
         keys, jobs = grid([*(f"{key}={value}" for key, value in params.items()), *overrides])
-    if idle := [key for key in keys if key.partition(".")[0] in NON_TRAINING_KEYS]:
+    if idle := [key for key in keys if key.partition(".")[0] in (*NON_TRAINING_KEYS, "sweep")]:
         raise UserError(f"{idle[0]} changes nothing in training, each value trains the same: leave it out")
     configs = []
     for job in jobs:
@@ -110,7 +108,8 @@ def _open(project: Project, hydra: Any) -> None:
                 raise
             swept = " ".join(_swept(job, keys))
             raise UserError(f"{swept}: {message}" if swept else message) from error
-    contents = [fingerprint(project, config, project.training_files).content_sha256 for config in configs]
+    identities = [fingerprint(project, without_own_keys(config), project.training_files) for config in configs]
+    contents = [identity.content_sha256 for identity in identities]
     content = "".join(sorted(contents)) + (str(hydra.sweeper) if is_search else "")
 
     with quiet_import():
@@ -130,7 +129,6 @@ def _open(project: Project, hydra: Any) -> None:
         print("schedule, augmentation or patience depend on train.epochs: each number is trained by itself", flush=True)
     os.environ |= {PARENT: parent, KEYS: " ".join(keys), EPOCHS: " ".join(map(str, sorted(epochs)))}
     os.environ |= {FOLDER: str(Path(hydra.sweep.dir).absolute()), MONITOR: configs[0].train.monitor}
-    os.environ[PRUNE] = configs[0].sweep.prune or ""
 
 
 def grid(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -148,7 +146,7 @@ def _swept(overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
     return [override for override in overrides if override.partition("=")[0] in keys]
 
 
-def train_job(project: Project, config: Config, split: Split, identity: Fingerprint) -> float:
+def train_job(project: Project, config: TrainConfig, split: Split, identity: Fingerprint) -> float:
     """Train a job, or answer from the store what was trained already; return train.monitor, more is better, or NaN."""
     from pipeline.experiments import ranking
     from pipeline.experiments.run import SharedCheckpoints, train_tracked
@@ -160,8 +158,8 @@ def train_job(project: Project, config: Config, split: Split, identity: Fingerpr
     try:
         # Whoever of this repository holds the lock is training just this; a process that was killed holds none.
         with FileLock(project.sweeps / ".locks" / f"{identity.content_sha256}.lock"):
-            if run := _find_completed(project, config.data.name, identity, name):
-                with _unless_unreachable():
+            if run := find_completed(project, config.data.name, parent, identity, name, bool(config.sweep.prune)):
+                with unless_unreachable():
                     sweep_log.join_sweep(parent, run, values)
                 how = "pruned" if PRUNED_AT in run.data.tags else "finished"
                 print(f"{name}: found {how}, MLflow run {run.info.run_id}", flush=True)
@@ -171,49 +169,13 @@ def train_job(project: Project, config: Config, split: Split, identity: Fingerpr
                 folder = project.sweeps / ".shared" / parent / identity.resume_key["configuration"][:16]
                 shared = SharedCheckpoints(folder, epochs)
             tags, bar = sweep_log.child_tags(parent, values), project.jobs_at_once == 1
-            rule, folder = os.environ.get(PRUNE), Path(os.environ[FOLDER])
-            hopeless = pruning.watch(rule, config, identity.content_sha256, name, parent, folder)
-            trained = train_tracked(project, config, split, identity, name, tags, bar, shared, hopeless)
+            hopeless = pruning.watch(config, identity.content_sha256, name, parent, Path(os.environ[FOLDER]))
+            recorded = without_own_keys(config)
+            trained = train_tracked(project, recorded, split, identity, name, tags, bar, shared, hopeless)
             return better(monitor, trained.kept.row()[monitor])
     finally:
-        with _unless_unreachable():
+        with unless_unreachable():
             ranking.renew(project, parent, keys, Path(os.environ[FOLDER]), os.environ[MONITOR], partial=True)
-
-
-def _find_completed(project: Project, experiment: str, identity: Fingerprint, name: str) -> Any:  # MLflow's Run
-    """Return a finished run of just this, or one that the sweep has pruned; None also where MLflow does not answer.
-
-    A child that another machine trains is waited for; one that died is deleted, unless it continues here.
-    """
-    from pipeline.tracking import queries, sending, sweep_log
-
-    with _unless_unreachable():
-        sending.send_pending(project)  # what is looked for may be among it
-        own = {record.info["id"] for record in unfinished(project, name, identity.resume_key)}
-        for look in itertools.count():
-            runs = queries.find_trained(project, experiment, content_sha256=identity.content_sha256)
-            children = sweep_log.unfinished_children(os.environ[PARENT], identity.content_sha256)
-            if os.environ.get(PRUNE) and not runs and (pruned := [c for c in children if PRUNED_AT in c.data.tags]):
-                return pruned[0]
-            children = [child for child in children if child.data.tags.get("record") not in own]
-            dead = [c for c in children if c.info.status != "RUNNING" or not is_alive(c.data.tags.get("process"))]
-            if runs or children == dead:
-                break
-            if look == 0:
-                print(f"{name}: another machine trains just this: waiting for it", flush=True)
-            time.sleep(POLL_SECONDS)
-        sweep_log.delete_runs(dead)
-        return runs[0] if runs else None
-    return None
-
-
-@contextmanager
-def _unless_unreachable() -> Iterator[None]:
-    """Leave the block with a word where MLflow fails: training does not wait for it."""
-    try:
-        yield
-    except UserError as error:
-        print(f"{error}: the sweep goes on", flush=True)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from pipeline.tracking.environment import NUMERIC_PACKAGES, THREADS, compute_var
 TRAINING_MODULES = ("data", "model", "training", "experiments/run.py")
 # What decides nothing about a trained model: its name, how it is evaluated, what else `dvc repro` builds. The arrays
 # are hashed themselves, whatever they are called and wherever they came from.
-NON_TRAINING_KEYS = ("evaluate", "recipes", "dataset", "name", "trackers", "sweep")
+NON_TRAINING_KEYS = ("evaluate", "recipes", "dataset", "name", "trackers")
 NON_TRAINING_DATA_KEYS = ("name", "published", "files", "sources")
 
 
