@@ -26,7 +26,7 @@ from pipeline.tracking.record import Record
 RULES, SCHEDULES = ("none", "median", "halving"), ("constant", "one_cycle")
 EPOCHS, EXAMPLES, ORDERS, SEEDS = 8, 5_000, 1_000, 10
 FIXED = ("recipe=fast", f"train.epochs={EPOCHS}", f"train.examples={EXAMPLES}")
-GRID = ("optimizer.learning_rate=0.0003,0.001,0.003,0.006,0.012,0.03", "model.filters=4,16")
+GRID: tuple[str, ...] = ("optimizer.learning_rate=0.0003,0.001,0.003,0.006,0.012,0.03", "model.filters=4,16")
 GRID += ("optimizer.label_smoothing=0.0,0.1",)
 Curves = Sequence[Sequence[float]]  # validation accuracy after every epoch that a job was trained, job by job
 
@@ -64,7 +64,7 @@ def measure(schedule: str) -> dict[str, Any]:
     best = max(curves, key=lambda name: curves[name][-1])
     seeds = sweep(given, *best.split(), f"seed=range(0,{SEEDS})")[1]
     generator = np.random.default_rng(0)
-    orders = [generator.permutation(len(curves)) for _ in range(ORDERS)]
+    orders = [generator.permutation(len(curves)).tolist() for _ in range(ORDERS)]
     return {
         "curves": curves,
         "best": best,

@@ -13,7 +13,8 @@ class Sweep(Section):
     """How a sweep runs: nothing that is trained depends on it."""
 
     prune: Literal["median", "halving"] | None = Field(
-        None, description="end jobs early whose train.monitor is worse than their siblings' after the same epoch"
+        default=None,
+        description="end jobs early whose train.monitor is worse than their siblings' after the same epoch",
     )
 
 
