@@ -18,6 +18,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.schema import Config, better
 from pipeline.base.verb_schemas import TrainConfig
 from pipeline.model.kept import History
+from pipeline.tracking.fingerprint import Fingerprint
 from pipeline.tracking.record import Record
 
 WARM_UP = 0.25  # share of the epochs after which a job is judged for the first time
@@ -29,7 +30,9 @@ class Sibling(NamedTuple):
     has_finished: bool
 
 
-def watch(config: TrainConfig, content_sha256: str, name: str, parent: str, folder: Path) -> Callable[[History], bool]:
+def watch(
+    config: TrainConfig, identity: Fingerprint, name: str, parent: str, folder: Path
+) -> Callable[[History], bool]:
     """Return a function that says, of the rows of a job's epochs so far, whether it is hopeless, and prints why.
 
     `parent` is the id of the sweep's run, and `folder` the sweep's.
@@ -40,7 +43,7 @@ def watch(config: TrainConfig, content_sha256: str, name: str, parent: str, fold
         epoch, monitor = len(rows), config.train.monitor
         if not rule or not is_due(rule, epoch, config.train.epochs):
             return False
-        siblings = find_siblings(parent, folder, config, content_sha256, epoch)
+        siblings = find_siblings(parent, folder, config, identity.content_sha256, epoch)
         reason = why_hopeless(rule, better(monitor, rows[-1][monitor]), siblings)
         if reason:
             what = f"pruned after epoch {epoch} of {config.train.epochs}"

@@ -169,7 +169,7 @@ def train_job(project: Project, config: TrainConfig, split: Split, identity: Fin
                 folder = project.sweeps / ".shared" / parent / identity.resume_key["configuration"][:16]
                 shared = SharedCheckpoints(folder, epochs)
             tags, bar = sweep_log.child_tags(parent, values), project.jobs_at_once == 1
-            hopeless = pruning.watch(config, identity.content_sha256, name, parent, Path(os.environ[FOLDER]))
+            hopeless = pruning.watch(config, identity, name, parent, Path(os.environ[FOLDER]))
             recorded = without_own_keys(config)
             trained = train_tracked(project, recorded, split, identity, name, tags, bar, shared, hopeless)
             return better(monitor, trained.kept.row()[monitor])
