@@ -21,8 +21,8 @@ from pipeline.model.kept import History
 from pipeline.tracking.fingerprint import Fingerprint
 from pipeline.tracking.record import Record
 
-WARM_UP = 0.25  # share of the epochs after which a job is judged for the first time
-MIN_SIBLINGS = 4  # fewer say nothing
+WARM_UP = {"median": 1 / 4, "halving": 1 / 8}  # share of the epochs after which a job is judged for the first time
+MIN_SIBLINGS = {"median": 4, "halving": 2}  # fewer say nothing
 
 
 class Sibling(NamedTuple):
@@ -56,7 +56,7 @@ def watch(
 def is_due(rule: str, epoch: int, epochs: int) -> bool:
     """Return whether jobs are judged after this epoch: after each from the end of the warm-up on, except the last; by
     halving after the first of them, and each that is twice as late."""
-    first = max(1, math.ceil(WARM_UP * epochs))
+    first = max(1, math.ceil(WARM_UP[rule] * epochs))
     if not first <= epoch < epochs:
         return False
     return rule == "median" or epoch in (first * 2**i for i in range(epochs.bit_length()))
@@ -70,9 +70,9 @@ def why_hopeless(rule: str, value: float, siblings: Sequence[Sibling]) -> str:
     """
     if rule == "median":
         finished = [sibling.value for sibling in siblings if sibling.has_finished]
-        if len(finished) >= MIN_SIBLINGS and value < statistics.median(finished):
+        if len(finished) >= MIN_SIBLINGS[rule] and value < statistics.median(finished):
             return f"is worse than the median of the {len(finished)} siblings that have finished"
-    elif len(siblings) >= MIN_SIBLINGS:
+    elif len(siblings) >= MIN_SIBLINGS[rule]:
         ahead = sum(sibling.value > value for sibling in siblings)
         if ahead >= (len(siblings) + 1) / 2:
             return f"is not in the better half: {ahead} of {len(siblings)} siblings were better"

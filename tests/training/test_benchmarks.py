@@ -242,4 +242,4 @@ def test_a_sweep_is_replayed_job_by_job():
     curves = [*([end] * 8 for end in ends), [0.74] * 7 + [0.99], [0.76] * 7 + [0.95]]
     assert pruning.replay("median", curves, range(6)) == (4 * 8 + 2 + 8, 0.95)
     assert pruning.replay("halving", curves, range(6)) == (6 * 8, 0.99), "both are the third"
-    assert pruning.replay("halving", curves, [3, 2, 5, 4, 1, 0]) == (4 * 8 + 2 * 2, 0.99)
+    assert pruning.replay("halving", curves, [3, 2, 5, 4, 1, 0]) == (2 * 8 + 4, 0.9)
