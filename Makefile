@@ -34,27 +34,32 @@ clone:
 	@top="$$(git rev-parse --show-toplevel 2>&1)"; test "$$top" = "$$(pwd -P)" || { test -e .git && echo error: git: $$top || \
 		echo "error: this folder is no git clone (a zip download?), and DVC needs one: clone it, or here: git init && git add -A && git commit -m start"; exit 1; } >&2
 
+# Where the page of MLflow opens on the recipes.
+PORT ?= 5000
+DATASET = $$(sed -n 's/^dataset: *\([^ \#]*\).*/\1/p' params.yaml)
+LINK = python -m pipeline.tracking.views $(DATASET) $(PORT)
+
 repro: clone env  ## Everything: data, training, evaluation, comparison
 	@# A `dvc` that is killed while it writes this list leaves half of it, and then refuses to start.
 	@python -c 'import json; json.load(open(".dvc/tmp/rwlock"))' 2>/dev/null || rm -f .dvc/tmp/rwlock
 	dvc repro
-	@python -m pipeline.compare data=$$(sed -n 's/^dataset: *\([^ #]*\).*/\1/p' params.yaml)
+	@python -m pipeline.compare data=$(DATASET)
 	@printf '%s\n' '' 'Next:' \
 		'  source .venv/bin/activate        for everything below' \
-		'  results/comparison.md            the table; results/comparison.png the curves' \
-		'  make ui                          the runs, at http://127.0.0.1:5000' \
+		'  results/report.html              the comparison, one page to read or send; its table: results/comparison.md' \
+		"  make ui                          the runs, at $$($(LINK))" \
 		'  dvc exp run -S train.epochs=3    try a value; then: dvc exp show'
 
 demo: clone env  ## The same in small: 1 epoch, a tenth of the digits, in the folder demo/
 	@rm -rf demo && git clone --quiet . demo && mkdir -p data/downloads demo/data && ln -s ../../data/downloads demo/data/downloads
 	cd demo && dvc exp run -S train.epochs=1 -S conf/data/mnist.yaml:fraction=0.1 -S conf/data/mnist.yaml:val_size=500
 	@cd demo && python -m pipeline.compare
-	@echo 'In demo/: results/comparison.md, and `mlflow ui` (after: source .venv/bin/activate).'
+	@echo 'In demo/: results/report.html, and `mlflow ui` (after: source .venv/bin/activate).'
 
 # The store of plain `mlflow ui`, answering to no other name: by itself it takes 10.evil.example for a private address,
 # asks what to report of its use to MLflow's makers, and keeps eight processes for jobs that nothing here has.
-PORT ?= 5000
 ui: env  ## The runs in the browser, for this machine alone; another port: make ui PORT=5001
+	@echo "The recipes: $$($(LINK))"
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1 \
 		--host 127.0.0.1 --port $(PORT) --allowed-hosts 127.0.0.1:$(PORT),localhost:$(PORT)
 

@@ -27,7 +27,7 @@ END = "<!-- end -->"
 README_HEAD = ("recipe", "parameters", "epochs", "seeds", "test accuracy", "with TTA", "training time")
 README_ROWS = ("published", "keras_convnet", "baseline", "fast", "accurate")
 COPIED = {  # pages, and the files of docs/runs that are copied into them
-    "sweeps": ["ranking.md"],
+    "sweeps": ["ranking.md", "effects.md"],
     "comparing": ["comparison.md", "published.md"],
     "fashion_mnist": ["fashion_mnist.md", "fashion_mnist_seed0.md"],
 }

@@ -6,7 +6,9 @@ data.channels=3; another size than 28 x 28: data.image_shape=[H,W]. A job that w
 
 from __future__ import annotations
 
+import os
 import shutil
+from pathlib import Path
 
 import yaml
 
@@ -24,9 +26,11 @@ from pipeline.reports.tables import plain
 
 def adopt(project: Project, config: AdoptConfig) -> None:
     """Write conf/data/<name>.yaml and the arrays of the pictures in `config.path`."""
-    folder = (project.root / (config.path or ".")).resolve()
+    folder = Path(os.path.normpath(project.root / (config.path or ".")))
     if project.root not in folder.parents or not folder.is_dir():
-        raise UserError(f"path={config.path} is no folder in this repository: give one with a folder for each class")
+        raise UserError(
+            f"path={config.path} is no folder in this repository: give one, or a link to one, with folders of pictures"
+        )
     name = data_name(folder.name)
     header = f"# Made by `python -m pipeline.adopt path={folder.relative_to(project.root)}`"
     target = project.conf / "data" / f"{name}.yaml"

@@ -15,9 +15,11 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import load_csv, load_json, save_json, write_text
 from pipeline.base.project import Project
 from pipeline.base.verb_schemas import CompareConfig
+from pipeline.data.examples import load_split
 from pipeline.metrics.metrics import Interval
 from pipeline.reports import recipe_table, verdicts
-from pipeline.reports.tables import markdown_table, models_scored
+from pipeline.reports.tables import as_text, markdown_table, models_scored
+from pipeline.tracking.environment import package_versions
 
 
 def compare(project: Project, config: CompareConfig) -> None:
@@ -49,16 +51,33 @@ def compare(project: Project, config: CompareConfig) -> None:
     sentences = [recipe_table.verdict(rows), *(f"{verdict.sentence}." for verdict in pairs)]
     sentences += [f"{name}: {one['kept']}." for name, one in metrics.items() if "kept" in one]
 
-    from pipeline.reports import plots  # Matplotlib reads the environment when it is imported: after `isolate`
+    # Matplotlib reads the environment when it is imported: after `isolate`
+    from pipeline.reports import plots, recipe_report
+    from pipeline.reports.report import Section, save_report
 
+    tests = {row.name: (row.test_accuracy, Interval(row.test_accuracy_low, row.test_accuracy_high)) for row in rows}
+    curves = plots.plot_comparison(histories, tests, recipe_table.PUBLISHED)
+    examples = load_split(project, "test", config.data)  # only to show those that tell the recipes apart
+    images = dict(zip(examples.source_index.tolist(), examples.images, strict=True))
+    answers = [f"{verdict.sentence}." for verdict in pairs] or sentences[:1]
+    others = [sentence for sentence in sentences if sentence not in answers]
+    sections = recipe_report.sections(
+        project, config, rows, answers, others, curves, metrics, predictions, images, package_versions()
+    )
     folder = project.output(project.results)
     table = {"rows": {row.name: row._asdict() for row in rows}, "verdict": sentences[0], "answers": sentences[1:]}
     save_json(folder / "comparison.json", table)
     write_text(folder / "comparison.md", recipe_table.markdown(rows, sentences, config))
-    tests = {row.name: (row.test_accuracy, Interval(row.test_accuracy_low, row.test_accuracy_high)) for row in rows}
-    plots.save_figure(folder / "comparison.png", plots.plot_comparison(histories, tests, recipe_table.PUBLISHED))
+    plots.save_figure(folder / "comparison.png", curves)
     if not project.stage:
-        print(_terminal_table(project, rows, metrics, config))
+        print(timed := _terminal_table(project, rows, metrics, config))
+        sections.append(Section("Training time", timed))
+        from pipeline.tracking.notes import describe_experiment
+
+        said = "\n\n".join(map(as_text, [*sentences[1:], sentences[0]]))  # the page shows the first line until unfolded
+        with suppress(UserError):  # MLflow is away: its table above has no seconds, either
+            describe_experiment(project, config.data.name, f"{said}\n\n{recipe_table.markdown(rows, [], config)}")
+    save_report(folder / "report.html", f"Recipes for {config.data.name}, compared", sections)
     print("\n".join(sentences))
 
 
@@ -73,8 +92,8 @@ def _terminal_table(
         spent, tags = "–", {"model_sha256": of_recipe["model_sha256"], "dvc_stage": f"train@{name}"}
         with suppress(UserError):  # the table is of files; only the seconds are MLflow's
             for run in queries.find_trained(project, config.data.name, **tags):
-                if spent == "–" and (curve := queries.curve(run, "epoch_seconds")):
-                    spent, hardware = f"{sum(curve):,.0f}", run.data.tags["hardware"]
+                if spent == "–" and (total := queries.training_seconds(run)):
+                    spent, hardware = f"{total:,.0f}", run.data.tags["hardware"]
         seconds.append(spent)
     with suppress(UserError):
         hardware += f"; {models_scored(queries.models_scored(project, config.data.name))}"

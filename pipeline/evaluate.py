@@ -18,13 +18,11 @@ from pipeline.base.files import load_csv, save_csv, save_json, write_text
 from pipeline.base.project import Project
 from pipeline.base.schema import Config
 from pipeline.base.verb_schemas import RunConfig
-from pipeline.data.examples import SMALL_LABELS, Examples, load_split, save_predictions
+from pipeline.data.examples import Examples, load_split, save_predictions
 from pipeline.experiments.evaluated import HISTORY, Evaluated, find_model, log_evaluation
 from pipeline.metrics import metrics
 from pipeline.model.kept import in_words, kept_epoch
 from pipeline.reports.card import model_card
-
-MOST_DRAWN = 40  # classes of a confusion matrix, where there are more than SMALL_LABELS
 
 
 def evaluate(project: Project, config: RunConfig) -> None:
@@ -53,8 +51,8 @@ def _evaluate(project: Project, evaluated: Evaluated, test: Examples) -> None:
     results = project.output(project.recipe_results(config.name))
     save_predictions(results / "predictions.csv", test, probabilities)
     save_csv(results / "per_class.csv", {"class": config.data.classes, **per_class})
-    num_params, epochs = model.count_params(), len(history)
-    facts = {"recipe": config.name, "data": config.data.name, "num_params": num_params, "epochs": epochs}
+    num_params, macs, epochs = model.count_params(), count_macs(model), len(history)
+    facts = {"recipe": config.name, "data": config.data.name, "num_params": num_params, "macs": macs, "epochs": epochs}
     facts |= {"best_epoch": epoch, "kept": kept} if kept else {}
     save_json(results / "metrics.json", {**facts, **figures, "model_sha256": evaluated.model_sha256})
     recall = dict(zip(config.data.classes, per_class["recall"], strict=True))
@@ -63,7 +61,7 @@ def _evaluate(project: Project, evaluated: Evaluated, test: Examples) -> None:
 
     files = [results / name for name in ("predictions.csv", "per_class.csv", "metrics.json", "model_card.md")] + drawn
     of_test = {key: value for key, value in figures.items() if key.startswith("test_")}
-    sizes = {"model.num_params": num_params, "model.macs": count_macs(model)}
+    sizes = {"model.num_params": num_params, "model.macs": macs}
     tracked = log_evaluation(project, evaluated, sizes, test, of_test, epoch, files)
     print(
         f"{config.name}: test accuracy {100 * figures['test_accuracy']:.2f} %, {figures['test_errors']} errors "
@@ -107,16 +105,10 @@ def _draw(
     from matplotlib.figure import Figure
 
     from pipeline.reports import plots, sheets
+    from pipeline.reports.answers import confusion_figure
 
     name, classes, labels, predictions = config.name, config.data.classes, test.labels, probabilities.argmax(1)
-    drawn = np.arange(len(classes))
     counted = f"{name}, {len(labels):,} test examples"
-    if len(classes) > SMALL_LABELS:  # nobody could read them all
-        drawn = metrics.most_confused(labels, predictions, len(classes), MOST_DRAWN)
-        counted = f"{counted}: the {len(drawn)} classes with the most mistakes"
-    both_drawn = np.isin(labels, drawn) & np.isin(predictions, drawn)
-    true, predicted = (np.searchsorted(drawn, values[both_drawn]) for values in (labels, predictions))
-    confusion = metrics.confusion_matrix(true, predicted, len(drawn))
     reliability = metrics.calibration(labels, probabilities, config.evaluate.calibration_bins)
     error = f"{name}: calibration error {100 * reliability.error:.2f} points"
     worst = metrics.worst_mistakes(labels, probabilities, most=24)
@@ -128,7 +120,7 @@ def _draw(
     both = f"{name}: the first test examples, prediction and truth"
     figures = {
         "learning_curves": plots.plot_history(history, f"{name}: {kept}" if kept else name),
-        "confusion_matrix": plots.plot_confusion_matrix(confusion, [classes[k] for k in drawn], counted),
+        "confusion_matrix": confusion_figure(labels, predictions, classes, counted),
         "reliability": plots.plot_reliability(reliability, error),
         "worst_mistakes": sheets.plot_examples(test.images[worst], mistakes, 6, most_wrong),
         "gallery": sheets.plot_examples(test.images[first], answers, 4, both, wrong),

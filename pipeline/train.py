@@ -11,10 +11,13 @@ from pipeline.base.errors import UserError
 from pipeline.base.project import Project, open_project
 from pipeline.base.schema import better
 from pipeline.base.validation import without_own_keys
-from pipeline.base.verb_schemas import TrainConfig
+from pipeline.base.verb_schemas import TrainConfig, labels
 from pipeline.data.examples import head, load_split
 from pipeline.experiments import sweep
+from pipeline.experiments.jobs import named
 from pipeline.tracking.fingerprint import fingerprint
+
+MEMORISED = 1000  # examples: where train.examples gives no more, training tries whether they can be learnt by heart
 
 
 def train(project: Project, config: TrainConfig) -> float:
@@ -37,10 +40,10 @@ def train(project: Project, config: TrainConfig) -> float:
     identity = fingerprint(project, recorded, project.training_files)
     if sweep.PARENT in os.environ:
         return sweep.train_job(project, config, split, identity)
-    overrides = [override for override in project.overrides if not override.startswith("recipe=")]
+    overrides = [override for override in named(project.overrides) if not override.startswith("recipe=")]
     name = config.name if project.stage else " ".join([config.name, *overrides])
-    trained = train_tracked(project, recorded, split, identity, name)
-    if config.train.examples and config.train.epochs > 1:
+    trained = train_tracked(project, recorded, split, identity, name, labels(config))
+    if len(examples.labels) <= MEMORISED and config.train.examples and config.train.epochs > 1:
         print(memorization_report(trained.history, len(examples.labels)))
     print(f"wrote {trained.model_file}; {trained.tracked}")
     return better(config.train.monitor, trained.kept.row()[config.train.monitor])

@@ -198,6 +198,7 @@ COPIED = [
     "pipeline",
     "reference",
     "own",
+    "hydra_plugins",
     "mlruns/.gitignore",
     ".dvc/config",
     ".dvcignore",
@@ -343,6 +344,13 @@ def runs(clone: Path, query: str = ""):
 
 def children(clone: Path, parent: str):
     return runs(clone, f"tags.`{PARENT}` = '{parent}'")
+
+
+def study(clone: Path, done: subprocess.CompletedProcess[str]):
+    """The study of a search."""
+    import optuna
+
+    return optuna.load_study(study_name=parent_of(done), storage=f"sqlite:///{clone / 'multirun/optuna.db'}")
 
 
 def parent_of(done: subprocess.CompletedProcess[str]) -> str:

@@ -24,8 +24,8 @@ IMPORTS = """
     alembic.command dvc.cachemgr dvc.cli.parser dvc.data_cloud dvc.repo.experiments dvc.repo.graph dvc.repo.index
     dvc.repo.trie dvc.utils.strictyaml dvc_data.index dvc_http dvc_render.vega fastapi filelock git
     hydra._internal.core_plugins.basic_launcher hydra.experimental.callback hydra.main
-    hydra_plugins.hydra_joblib_launcher.joblib_launcher hydra_plugins.hydra_optuna_sweeper.optuna_sweeper
-    matplotlib.backends.backend_agg mlflow.pyfunc mlflow.store.tracking.sqlalchemy_store mlflow.tensorflow
+    hydra_plugins.hydra_joblib_launcher.joblib_launcher matplotlib.backends.backend_agg optuna
+    mlflow.pyfunc mlflow.store.tracking.sqlalchemy_store mlflow.tensorflow
     mlflow.tracing.provider mlflow.types.agent networkx PIL.PngImagePlugin pygit2 ruamel.yaml scipy.interpolate
     scipy.stats sklearn.datasets sqlalchemy.dialects.sqlite tensorflow uvicorn
 """

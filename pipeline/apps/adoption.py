@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from tqdm import tqdm
 
 from pipeline.apps.images import fitted, read_image
@@ -58,7 +59,7 @@ def list_pictures(folder: Path) -> Listing:
     empty = []
     for label, name in enumerate(classes):
         inside = sorted((folder / name).iterdir())
-        left_out = [path for path in inside if path.is_dir() or _is_of_the_system(path)]
+        left_out = [path for path in inside if path.is_dir() or _is_of_the_system(path) or _is_of_another_kind(path)]
         ignored += left_out
         files += [(label, path) for path in inside if path not in left_out]
         if len(inside) == len(left_out):
@@ -166,6 +167,11 @@ def _continue(work: Path, shape: Sequence[int]) -> dict[Stamp, Decoded]:
 def _stamp(folder: Path, path: Path) -> Stamp:
     state = path.stat()
     return path.relative_to(folder).as_posix(), state.st_size, state.st_mtime_ns
+
+
+def _is_of_another_kind(path: Path) -> bool:
+    """Return whether a file's name says that it is no picture; one without an ending may be."""
+    return path.suffix != "" and Image.registered_extensions().get(path.suffix.lower()) is None
 
 
 def _is_of_the_system(path: Path) -> bool:

@@ -13,6 +13,10 @@ class UserError(Exception):
     """An error that the user can fix. Its message is one line: what was given, what was expected, how to fix it."""
 
 
+class StoppedError(Exception):
+    """A training was stopped from outside: the same command continues it. Its message is one line."""
+
+
 def shorten(value: object) -> str:
     text = str(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text):,} characters)"
@@ -26,7 +30,7 @@ def one_line(error: BaseException) -> str | None:
 
 def _message(error: BaseException) -> str | None:
     kind = type(error)
-    if isinstance(error, UserError):
+    if isinstance(error, (UserError, StoppedError)):
         return str(error)
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
         return f"{mark.name}:{mark.line + 1}:{mark.column + 1}: broken YAML, {error.problem}: fix that line"

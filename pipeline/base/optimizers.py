@@ -75,6 +75,8 @@ def check_optimizer(name: str, args: Mapping[str, Any], weight_decay: float, den
             raise ValueError(f"optimizer.args.{key}={value}: expected {wanted}")
     if len(clips := [key for key in CLIPPING if args.get(key) is not None]) > 1:
         raise ValueError(f"optimizer.args: give one of {' and '.join(clips)}")
+    if args.get("nesterov") and name in ("sgd", "rmsprop") and not args.get("momentum"):
+        raise ValueError("optimizer.args.nesterov=true needs momentum: give optimizer.args.momentum=0.9, say")
     if name == "adamw" and not weight_decay:
         raise ValueError("optimizer.name=adamw without decay is adam: give optimizer.weight_decay (Keras has 0.004)")
     if dense_partitions > 1 and (whole := BY_VARIABLE & {name, *clips}):

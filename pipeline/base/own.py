@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError
 
 WATCHED = "own"  # the folder of such files that DVC sees change
@@ -42,7 +43,7 @@ def load(root: Path, name: str) -> Any:
     importlib.invalidate_caches()
     written, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # its cache tells edits apart by the second
     try:
-        with errors_named(root, name):
+        with errors_named(root, name), quiet_import():  # it may be the first to load TensorFlow
             imported = importlib.import_module(module)
     finally:
         sys.dont_write_bytecode = written

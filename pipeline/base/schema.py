@@ -157,16 +157,20 @@ class Train(Section):
     )
     monitor: Name = Field("val_accuracy", description="what patience and the ranking of a sweep go by")
     metrics: dict[Name, FunctionName] = Field(
-        {}, description="metrics of your own on the validation examples, per epoch: {val_macro_f1: my_metrics:macro_f1}"
+        {}, description="metrics of your own on the validation examples, per epoch: {val_macro_f1: own.scores:macro_f1}"
     )
     source_sha256: Sha256 | None = Field(None, description="of the code of train.metrics; `compose` fills it in")
+    pictures_every: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+        None,
+        description="draw misclassified validation examples and the first filters every so many epochs; no sweep does",
+    )
 
 
 class Evaluate(Section):
     confidence: float = Field(ge=0.5, lt=1, description="level of the confidence intervals")
     calibration_bins: int = Field(ge=2, le=1000, description="bins of equal width over the predicted probability")
     tta_shifts: Literal[1, 5] = Field(1, description="5: mean logits of an image and its four one-pixel shifts (TTA)")
-    plots: dict[Name, FunctionName] = Field({}, description="plots of your own: {hardest: my_plots:hardest}")
+    plots: dict[Name, FunctionName] = Field({}, description="plots of your own: {hardest: own.pictures:hardest}")
     source_sha256: Sha256 | None = Field(None, description="of the code of evaluate.plots; `compose` fills it in")
 
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.base.schema import Config, Section
+from pipeline.base.schema import Config, Name, Section
+
+# The tags that runs have from MLflow and from us.
+OUR_TAGS = re.compile(
+    r"(mlflow|found)\..*|(dvc|git|test)_\w+|\w+_sha256|adopted|best|best_run|command|compared|environment|evaluated_by"
+    r"|group|hardware|kept|note|process|pruned_at|recipe|record|sweep|swept|swept_keys|threads|versions"
+)
 
 
 class Sweep(Section):
     """How a sweep runs: nothing that is trained depends on it."""
 
+    zip: list[str] = Field([], description="keys whose i-th values belong together, instead of every combination")
+    fail_fast: bool = Field(False, description="begin no further job once one has failed")
     prune: Literal["median", "halving"] | None = Field(
         default=None,
         description="end jobs early whose train.monitor is worse than their siblings' after the same epoch",
@@ -19,13 +28,35 @@ class Sweep(Section):
 
 
 class TrainConfig(Config):
-    sweep: Sweep = Sweep()
+    note: Annotated[str, Field(max_length=8_000)] | None = Field(
+        None, description="kept with the run, as its tag `note`"
+    )
+    tags: dict[Name, Any] = Field({}, description="more tags of the run: tags.owner=me")
+    sweep: Sweep = Sweep.model_validate({})
+
+    @model_validator(mode="after")
+    def _tags_fit(self) -> TrainConfig:
+        if taken := [key for key in self.tags if OUR_TAGS.fullmatch(key)]:
+            raise ValueError(f"tags.{taken[0]} is a tag of ours: give yours another name")
+        if nested := [key for key, value in self.tags.items() if isinstance(value, (dict, list))]:
+            raise ValueError(
+                f"tags.{nested[0]}={self.tags[nested[0]]}: give a text or a number, in a name without dots"
+            )
+        return self
 
     @model_validator(mode="after")
     def _pruning_fits(self) -> TrainConfig:
         if self.sweep.prune and not self.data.val_size:
             raise ValueError(f"sweep.prune={self.sweep.prune} needs validation examples: give data.val_size above 0")
         return self
+
+
+def labels(config: Config) -> dict[str, str]:
+    """Return the tags that the user gives a run, the note among them. A plain Config, as in a notebook, has none."""
+    if not isinstance(config, TrainConfig):
+        return {}
+    note = {} if config.note is None else {"note": config.note}
+    return {key: str(value) for key, value in config.tags.items()} | note
 
 
 class RunConfig(Config):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 IN_MEMORY = 256 * 2**20  # bytes: smaller arrays are read whole
 BLOCK_ROWS, BLOCK_BYTES = 2048, 64 * 2**20  # the most of a block
+SCATTERED_ROWS = 128  # the most of one that lie apart: Linux may map 2 MB around each
 
 
 class Rows(NamedTuple):
@@ -60,7 +61,7 @@ def gather(array: NDArray[Any], positions: NDArray[np.integer]) -> NDArray[Any]:
     if not is_large(array):
         return array[positions]
     gathered = np.empty((len(positions), *array.shape[1:]), array.dtype)
-    order, size = np.argsort(positions, kind="stable"), block_rows(array)
+    order, size = np.argsort(positions, kind="stable"), min(SCATTERED_ROWS, block_rows(array))
     for start in range(0, len(order), size):
         places = order[start : start + size]
         gathered[places] = array[positions[places]]

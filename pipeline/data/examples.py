@@ -124,7 +124,8 @@ def check_split(project: Project, data: Data) -> None:
     for key, value in split_record(data).items():
         if record.get(key) != value:
             made = f"the split in {project.processed} was made with {shorten(record.get(key))}"
-            fix = f"give {'data' if key == 'name' else f'data.{key}'}=<that>, or run `dvc repro preprocess`"
+            fix = f"give {'data' if key == 'name' else f'data.{key}'}=<that>, or prepare this one: "
+            fix += f"`dvc exp run -S dataset={data.name} preprocess`, or `dataset:` in params.yaml and `dvc repro`"
             raise UserError(f"data.{key}={shorten(value)}, but {made}: {fix}")
 
 

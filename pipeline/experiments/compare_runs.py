@@ -18,10 +18,13 @@ from pipeline.base.project import Project
 from pipeline.base.schema import Config
 from pipeline.base.verb_schemas import CompareConfig
 from pipeline.data.examples import load_split
+from pipeline.experiments.run_report import learning_curves, provenance
 from pipeline.metrics.metrics import Interval
 from pipeline.metrics.significance import FEWEST, prediction_interval
 from pipeline.reports import comparison_report as report
 from pipeline.reports import plots, sheets
+from pipeline.reports.answers import mistakes_and_calibration, telling_examples
+from pipeline.reports.report import Section, save_report
 from pipeline.reports.tables import as_text, percent, plain
 from pipeline.reports.verdicts import Predictions, Side, read_predictions, same_examples, verdicts
 from pipeline.tracking import queries
@@ -66,13 +69,23 @@ def compare_runs(project: Project, config: CompareConfig) -> None:
     figures = {"comparison.png": plots.plot_sides({side.name: side.accuracies for side in sides}, split)}
     if any(rows.values()):
         figures["examples.png"] = sheets.plot_example_rows(rows)
+    members = dict(zip((side.name for side in sides), groups.values(), strict=True))
+    answers = {name: [predictions[run.info.run_id] for run in of_side] for name, of_side in members.items()}
+    sections = [
+        Section("", text, {f"{split} accuracy of every run": figures["comparison.png"]}),
+        *learning_curves(members),
+        *mistakes_and_calibration(answers, config.data.classes, config.evaluate.calibration_bins),
+        telling_examples(sides, answers, images, config.data.classes),
+        provenance(members),
+    ]
     folder = project.job_folder
     write_text(folder / "comparison.md", text)
     save_json(folder / "comparison.json", report.as_json(sides, found, split, scored))
     for name, figure in figures.items():
         plots.save_figure(folder / name, figure)
-    files = [folder / name for name in ("comparison.md", "comparison.json", *figures)]
-    title = f"compare {' against '.join(side.name for side in sides)}"[: queries.MAX_NAME]
+    title = f"compare {' against '.join(members)}"[: queries.MAX_NAME]
+    save_report(folder / "report.html", title.replace("compare", "Comparison:", 1), sections)
+    files = [folder / name for name in ("comparison.md", "comparison.json", "report.html", *figures)]
     run_id = _log(project, config.data.name, title, files, text, runs)
     print(text)
     print(f"wrote {folder}; MLflow run {run_id}")
@@ -85,7 +98,7 @@ def _side(runs: Sequence[Run], predictions: Mapping[str, Predictions], labels: N
         plain(runs[0].data.tags["recipe"]),
         {key: {of_run.get(key, "–") for of_run in traits} for key in keys},
         np.array([predictions[run.info.run_id].predictions == labels for run in runs]),
-        [sum(seconds) for run in runs if (seconds := queries.curve(run, "epoch_seconds"))],
+        [seconds for run in runs if (seconds := queries.training_seconds(run))],
         int(params.get("model.num_params", 0)),
         int(params.get("model.macs", 0)),  # earlier code logged none
     )

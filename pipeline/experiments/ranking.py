@@ -26,10 +26,15 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import save_csv, write_text
 from pipeline.base.project import Project
 from pipeline.base.schema import better
+from pipeline.experiments.importance import explain, level_of, levels
+from pipeline.experiments.jobs import keys_of
+from pipeline.experiments.run_report import learning_curves, provenance
 from pipeline.metrics.significance import Mean, best_of
 from pipeline.reports import plots
 from pipeline.reports.comparison_report import mean_cells
-from pipeline.reports.tables import markdown_table, percent, plain
+from pipeline.reports.plots import short_labels
+from pipeline.reports.report import Section, save_report
+from pipeline.reports.tables import as_text, markdown_table, percent, plain
 from pipeline.reports.verdicts import read_predictions
 from pipeline.tracking import queries, sweep_log
 from pipeline.tracking.record import PRUNED_AT
@@ -45,7 +50,7 @@ class Child(NamedTuple):
 
     name: str
     values: dict[str, str]  # by swept key, as they were given
-    status: str  # MLflow's: FINISHED, RUNNING, FAILED or KILLED; or PRUNED
+    status: str  # MLflow's: FINISHED, RUNNING, FAILED or KILLED; STOPPED from outside, or PRUNED
     val_accuracy: float
     train_accuracy: float
     seconds: float  # in training
@@ -58,12 +63,12 @@ class Child(NamedTuple):
 
 
 def renew(
-    project: Project, parent: str, keys: Sequence[str], folder: Path, monitor: str = ACCURACY, partial: bool = False
+    project: Project, parent: str, factors: Sequence[str], folder: Path, monitor: str = ACCURACY, partial: bool = False
 ) -> tuple[list[Child], str]:
-    """Write the ranking and its picture to `folder`, and log them to the parent run: the ranking, and as text.
+    """Write the ranking and its pictures to `folder`, and log them to the parent run: the ranking, and as text.
 
-    With `partial`, while the sweep runs: not soon after the last time, when both are empty, and without what takes
-    reading every child.
+    `factors` are the keys that vary, those that do so together joined by commas. With `partial`, while the sweep runs:
+    not soon after the last time, when both are empty, and without what takes long or needs every child.
     """
     with FileLock(project.sweeps / ".locks" / f"{parent}.lock"):
         begin, next_time = time.time(), folder / ".next"
@@ -73,13 +78,23 @@ def renew(
         is_ours = monitor == ACCURACY
         text = markdown(children, monitor, None if partial or not is_ours else _expected_of_best(children))
         columns: dict[str, Sequence[Any]] = {"rank": range(1, len(children) + 1)}
-        columns |= {key: [child.values.get(key, "") for child in children] for key in keys}
+        columns |= {key: [child.values.get(key, "") for child in children] for key in keys_of(factors)}
         columns |= {} if is_ours else {monitor: [child.monitored for child in children]}
         columns |= {name: [getattr(child, name) for child in children] for name in ("name", *Child._fields[2:-2])}
         table, note, picture = files = [folder / name for name in ("ranking.csv", "ranking.md", "sweep.png")]
+        if not partial and (found := _explain(children, factors, monitor)):
+            text += f"\n{found[0]}"
+            files.append(folder / "effects.png")
+            plots.save_figure(files[-1], found[1])
         save_csv(table, columns)
         write_text(note, text)
-        plots.save_figure(picture, _draw(children, [key for key in keys if key != "seed"], monitor))
+        plots.save_figure(
+            picture, figure := _draw(children, [factor for factor in factors if factor != "seed"], monitor)
+        )
+        if not partial:
+            files.append(folder / "report.html")
+            title = f"Sweep over {', '.join(keys_of(factors))}"
+            save_report(files[-1], title, _sections(children, text, figure, parent, monitor))
         tags = {"mlflow.note.content": text[:MAX_NOTE]}
         if children and children[0].status == "FINISHED":
             tags |= {"best": children[0].name, "best_run": children[0].run_id}
@@ -102,10 +117,10 @@ def rank(runs: Sequence[Run], monitor: str = ACCURACY) -> list[Child]:
         children[tags["content_sha256"]] = Child(
             plain(" ".join(f"{key}={value}" for key, value in values.items()) or run.info.run_name),
             values,
-            "PRUNED" if PRUNED_AT in tags else run.info.status,
+            _status(run),
             queries.final(run, ACCURACY),
             queries.final(run, "train_accuracy"),
-            sum(queries.curve(run, "epoch_seconds")),
+            queries.training_seconds(run),
             int(params.get("model.num_params", 0)),
             int(params.get("data.val_examples", 0)),
             tags["group"],
@@ -116,15 +131,36 @@ def rank(runs: Sequence[Run], monitor: str = ACCURACY) -> list[Child]:
 
     def place(child: Child) -> tuple[Any, ...]:
         score = better(monitor, child.monitored)
-        return (
-            child.status != "FINISHED",
-            child.status == "PRUNED",
-            math.isnan(score),
-            -np.nan_to_num(score),
-            child.num_params,
-        )
+        late = (child.status != "FINISHED") + (child.status == "PRUNED")
+        return late, math.isnan(score), -np.nan_to_num(score), child.num_params
 
     return sorted(children.values(), key=place)
+
+
+def _shown(monitor: str) -> tuple[int, str, str]:
+    """Return by what a monitored metric is multiplied, what it is called then, and its format."""
+    return (100, "validation accuracy in %", ".2f") if monitor == ACCURACY else (1, monitor, ".4g")
+
+
+def _explain(children: Sequence[Child], factors: Sequence[str], monitor: str) -> tuple[str, Figure] | None:
+    """Return which factor mattered to the finished children, as text and picture, if there is something to say."""
+    scale, label, form = _shown(monitor)
+    done = [child for child in children if child.status == "FINISHED" and math.isfinite(child.monitored)]
+    results = [scale * child.monitored for child in done]
+    return explain([child.values for child in done], results, factors, label, form, CONFIDENCE)
+
+
+def _status(run: Run) -> str:
+    if PRUNED_AT in run.data.tags:
+        return "PRUNED"
+    is_stopped = run.info.status == "KILLED" and run.data.tags.get("progress", "").startswith("stopped")
+    return "STOPPED" if is_stopped else str(run.info.status)
+
+
+def unfinished(children: Sequence[Child]) -> list[str]:
+    """Return the names of the children that did not finish, with a word for those that somebody stopped."""
+    left = [child for child in children if child.status not in ("FINISHED", "PRUNED")]
+    return [f"{child.name}, stopped" if child.status == "STOPPED" else child.name for child in left]
 
 
 def _expected_of_best(children: Sequence[Child]) -> Mean | None:
@@ -174,35 +210,39 @@ def markdown(children: Sequence[Child], monitor: str = ACCURACY, expected_of_bes
     return text
 
 
-def _draw(children: Sequence[Child], keys: Sequence[str], monitor: str = ACCURACY) -> Figure:
-    """Draw a heat map of two swept keys, seeds averaged; the curves of all children where it is not two."""
+def _sections(children: Sequence[Child], text: str, figure: Figure, parent: str, monitor: str) -> list[Section]:
+    """Return what stands in the report of a sweep that has ended."""
+    finished = {child.name: [child.run] for child in children if child.status == "FINISHED"}
+    if not finished:
+        return [Section("", f"No job finished.\n\n{text}")]
+    best = children[0]
+    score = percent(best.monitored) if monitor == ACCURACY else f"{best.monitored:.6g}"
+    answer = f"**First of {len(finished)} by {monitor}: {as_text(best.name)}, with {score}.**"
+    compare = (
+        f"Whether they differ by more than chance, which digits tell them apart, and what they mistake:\n\n"
+        f"    python -m pipeline.compare a={parent}\n"
+    )
+    return [
+        Section("", f"{answer}\n\n{text}", {"All jobs": figure}),
+        *learning_curves(finished),
+        provenance(finished),
+        Section("What to ask next", compare),
+    ]
+
+
+def _draw(children: Sequence[Child], factors: Sequence[str], monitor: str = ACCURACY) -> Figure:
+    """Draw a heat map of two factors, seeds averaged; the curves of all children where it is not two."""
     cells = defaultdict(list)
-    factor, label = (100, "validation accuracy in %") if monitor == ACCURACY else (1, monitor)
+    scale, label, form = _shown(monitor)
     for child in children:
         if child.status == "FINISHED":
-            cells[tuple(child.values.get(key, "") for key in keys)].append(factor * child.monitored)
-    if len(keys) != 2 or not cells:
+            cells[tuple(level_of(child.values, factor) for factor in factors)].append(scale * child.monitored)
+    if len(factors) != 2 or not cells:
         names = short_labels([child.name for child in children], 60)
-        curves = [factor * np.array(queries.curve(child.run, monitor)) for child in children]
+        curves = [scale * np.array(queries.curve(child.run, monitor)) for child in children]
         labels = [f"{position}: {name}" for position, name in enumerate(names, 1)]
         return plots.plot_curves(dict(zip(labels, curves, strict=True)), label)
-    axes = [sorted({child.values.get(key, "") for child in children}, key=_number_first) for key in keys]
+    axes = [levels(level_of(child.values, factor) for child in children) for factor in factors]
     values = [[np.mean(cells.get((row, column), math.nan)) for column in axes[1]] for row in axes[0]]
-    ticks = [short_labels(axis, 24) for axis in axes]
-    return plots.plot_heat_map(np.array(values), keys, ticks, f"{label}, last epoch", ".2f" if factor > 1 else ".4g")
-
-
-def short_labels(texts: Sequence[str], longest: int) -> list[str]:
-    """Return labels that fit beside a picture: if one is long, all from shortly before the first difference on."""
-    if max(map(len, texts), default=0) <= longest:
-        return list(texts)
-    alike = len(os.path.commonprefix(texts)) if len(texts) > 1 else 0  # noqa: RUF071 - no paths
-    start = max(0, alike - longest // 2)
-    return [f"{'…' if start else ''}{text[start:][:longest]}{'…' if text[start:][longest:] else ''}" for text in texts]
-
-
-def _number_first(text: str) -> tuple[float, str]:
-    try:
-        return float(text), text
-    except ValueError:
-        return math.inf, text
+    ticks = [short_labels([",".join(level) for level in axis], 24) for axis in axes]
+    return plots.plot_heat_map(np.array(values), factors, ticks, f"{label}, last epoch", form)

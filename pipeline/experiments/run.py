@@ -5,7 +5,7 @@ The job's folder is the record of the run; MLflow gets what stands there, and a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,29 +14,27 @@ import keras
 import numpy as np
 from scipy.special import softmax
 
-from pipeline.base import own
-from pipeline.base.console import TrainingProgress
+from pipeline.base.console import TrainingProgress, copied_to
 from pipeline.base.errors import UserError
-from pipeline.base.files import link_or_copy, save_csv, save_json, save_yaml, sha256, write_text
+from pipeline.base.files import link_or_copy, save_csv, save_json, sha256
 from pipeline.base.project import Project
-from pipeline.base.schema import Config, own_functions
+from pipeline.base.schema import Config
 from pipeline.data.examples import Examples, save_predictions
+from pipeline.experiments.described import run_info, write_description
 from pipeline.experiments.own_metrics import load_metrics
-from pipeline.model.build import build_model, count_macs
+from pipeline.experiments.pictures import Pictures
+from pipeline.model.build import build_model
 from pipeline.model.files import save_model, weights_sha256
 from pipeline.model.inference import predict, start
 from pipeline.model.kept import History, best_figures, in_words, is_over, kept_epoch
-from pipeline.reports import plots, sheets
-from pipeline.tracking.environment import git_diff, packages, run_tags
-from pipeline.tracking.fingerprint import Fingerprint, training_params
-from pipeline.tracking.record import PRUNED_AT, Record, Row, now, process_tag, resume_or_create, system_metrics
-from pipeline.tracking.sending import SYNC, LiveLog, describe, send_pending
+from pipeline.tracking.fingerprint import Fingerprint
+from pipeline.tracking.live import LiveLog
+from pipeline.tracking.record import CONSOLE, PRUNED_AT, Record, Row, now, process_tag, resume_or_create, system_metrics
+from pipeline.tracking.sending import SYNC, send_pending
 from pipeline.tracking.trackers import Trackers
 from pipeline.training import checkpoint
-from pipeline.training.augment import random_affine
 from pipeline.training.loop import Epoch, Metric, fit
 
-SHOWN = 12  # images drawn before and after augmentation
 RESULTS = ("history.csv", "val_predictions.csv")
 
 
@@ -75,25 +73,26 @@ def train_tracked(
     """Train, write model, history and validation predictions, and log everything to one MLflow run.
 
     `name` is the run's, in MLflow and before each line on the terminal; `tags` are those of a sweep's child. A run that
-    was killed continues after its last whole epoch. One that `is_hopeless`, which is asked after each epoch, ends with
-    its metrics and without a model.
+    was killed, or stopped from outside (a StoppedError), continues after its last whole epoch. One that `is_hopeless`,
+    which is asked after each epoch, ends with its metrics and without a model.
     """
     start(config.seed)
     model = build_model(project, config)
     metrics = load_metrics(project, config, split.val)
-    record = resume_or_create(project, _info(project, config, split, fingerprint, name, model, tags or {}))
+    record = resume_or_create(project, run_info(project, config, split, fingerprint, name, model, tags or {}))
     trackers = Trackers(project.root, config, record)
     try:
-        _describe(project, config, split, record)
-        log = LiveLog(project, record)
-        log.send()
-        history = _train(model, config, split, fingerprint, log, bar, shared, metrics, trackers, is_hopeless)
-        rows = [epoch.row() for epoch in history]
-        is_pruned = len(rows) < config.train.epochs and not is_over(config.train, rows)
-        if is_pruned:
-            record.update(result_tags={PRUNED_AT: str(len(rows))})
-        else:
-            _write_results(project, config, split, model, history, record)
+        with copied_to(record.folder / CONSOLE):
+            log = LiveLog(project, record)
+            print(f"{name}: to stop it after an epoch: touch {log.stop_file}", flush=True)
+            write_description(project, config, split, record)
+            log.send()
+            history = _train(model, config, split, fingerprint, log, bar, shared, metrics, trackers, is_hopeless)
+            rows = [epoch.row() for epoch in history]
+            if is_pruned := len(rows) < config.train.epochs and not is_over(config.train, rows):
+                record.update(result_tags={PRUNED_AT: str(len(rows))})
+            else:
+                _write_results(project, config, split, model, history, record)
     except BaseException as error:
         with suppress(OSError, UserError):  # of a full disk, say: the error itself is to be told
             if isinstance(error, UserError):  # the same command would meet it again
@@ -110,51 +109,6 @@ def train_tracked(
     kept = history[kept_epoch(config.train, rows) - 1]
     run_id = sent.get(record.info["id"])
     return Trained(f"MLflow run {run_id}" if run_id else "\n".join([*left, SYNC]), history, kept, model_file)
-
-
-def _info(
-    project: Project,
-    config: Config,
-    split: Split,
-    fingerprint: Fingerprint,
-    name: str,
-    model: keras.Model,
-    tags: Mapping[str, str],
-) -> dict[str, Any]:
-    """What is known of a run before training."""
-    sizes: dict[str, Any] = {
-        "data.train_examples": len(split.train.labels),
-        "data.val_examples": len(split.val.labels),
-        "model.num_params": model.count_params(),
-        "model.macs": count_macs(model),
-    }
-    return {
-        "experiment": config.data.name,
-        "name": name,
-        "tags": {**run_tags(project, "pipeline.train"), "recipe": config.name, **fingerprint.tags(), **tags},
-        "params": training_params(config) | {key: str(size) for key, size in sizes.items() if size is not None},
-        "inputs": describe(zip(("train", "val"), split, strict=True)),
-        "resume_key": fingerprint.resume_key,
-        "trackers": bool(config.trackers),
-    }
-
-
-def _describe(project: Project, config: Config, split: Split, record: Record) -> None:
-    """Write what is known before training into the record, with images before and after the largest augmentation."""
-    save_yaml(record.folder / "config.yaml", config.model_dump())
-    write_text(record.folder / "packages.txt", packages())
-    for file in own.sources(project.root, own_functions(config)).values():  # to read; it runs in the repository alone
-        write_text(record.folder / "source" / file.relative_to(project.root), file.read_text(encoding="utf-8"))
-    if changes := git_diff(project.root):
-        write_text(record.folder / "git.diff", changes)
-    if not config.augment.is_on:
-        return
-    images = split.train.images[:SHOWN]
-    augmented = random_affine(images, [config.seed, 0], config.augment).numpy()
-    titles = ["unmodified"] * len(images) + ["augmented"] * len(images)
-    heading = f"{config.name}: training images before and after augmentation"
-    figure = sheets.plot_examples(np.concatenate([images, augmented]), titles, len(images), heading)
-    plots.save_figure(record.folder / "augmented.png", figure)
 
 
 def _train(
@@ -180,15 +134,21 @@ def _train(
     rows, state, best = resumed or ([], None, ())
     if rows:
         print(f"{name}: continues after epoch {len(rows)}", flush=True)
-    record.add_rows([metrics_row(row, size) for row in rows])
-    for row in rows:
-        trackers.epoch(metrics_row(row, size))
+    logged = [metrics_row(rows[:epochs], size) for epochs in range(1, len(rows) + 1)]
+    record.add_rows(logged)
+    for row in logged:
+        trackers.epoch(row)
+    pictures = Pictures(config, record, model, split.val)
+    if not rows:
+        pictures.draw(0)
+
+    def over() -> bool:
+        if not (ended := is_over(config.train, rows)):
+            log.check_stop(f"epoch {len(rows)}/{config.train.epochs}")
+        return ended or (len(rows) > 0 and is_hopeless(rows))
+
     system_metrics()  # from here on
     with TrainingProgress(name, config.train.epochs, size, len(rows), bar) as progress:
-
-        def over() -> bool:
-            return is_over(config.train, rows) or (len(rows) > 0 and is_hopeless(rows))
-
         for epoch, seconds, state_of in fit(model, config, *split, progress.batch, len(rows), state, over, metrics):
             rows.append({**epoch.row(), "epoch_seconds": seconds, "time": now()})
             state = state_of()
@@ -197,12 +157,13 @@ def _train(
             file = checkpoint.save(record.folder, fingerprint.resume_key, checkpoint.Checkpoint(rows, state, best))
             if shared and epoch.epoch in shared.epochs:
                 link_or_copy(file, shared.folder / file.name)
-            row = metrics_row(rows[-1], size)
+            row = metrics_row(rows, size)
             record.add_rows([row | {"values": row["values"] | system_metrics()}])
-            record.update(process=process_tag())
+            pictures.draw(epoch.epoch)
+            progress.epoch_done(epoch.train_accuracy, epoch.val_accuracy, seconds)
+            record.update(process=process_tag(), progress=progress.said)
             log.send()
             trackers.epoch(row)
-            progress.epoch_done(epoch.train_accuracy, epoch.val_accuracy, seconds)
     if best:
         for variable, value in zip(model.variables, best, strict=True):
             variable.assign(value)
@@ -211,10 +172,13 @@ def _train(
     return [Epoch.of_row(row, metrics) for row in rows]
 
 
-def metrics_row(row: Mapping[str, Any], size: int) -> Row:
-    """Return a row of the history as MLflow shows it, at step = epoch."""
-    values = {key: value for key, value in row.items() if key not in ("epoch", "time")}
-    values["images_per_second"] = size / row["epoch_seconds"]
+def metrics_row(rows: Sequence[Mapping[str, Any]], size: int) -> Row:
+    """Return the last of these rows of the history as MLflow shows it, at step = epoch; speed is a section there."""
+    row = rows[-1]
+    values = {key: value for key, value in row.items() if key not in ("epoch", "time", "epoch_seconds")}
+    values["speed/epoch_seconds"] = row["epoch_seconds"]
+    values["speed/training_seconds"] = sum(row["epoch_seconds"] for row in rows)
+    values["speed/images_per_second"] = size / row["epoch_seconds"]
     return {"step": row["epoch"], "time": row["time"], "values": values}
 
 

@@ -14,49 +14,47 @@ What was trained is known by its fingerprint: the same command again trains what
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, MutableSequence, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 
 from pipeline.base.console import quiet_import
-from pipeline.base.errors import UserError, one_line, shorten
-from pipeline.base.hydra import compose
+from pipeline.base.errors import UserError, one_line
 from pipeline.base.isolation import READER_GONE, reader_gone
 from pipeline.base.project import Project, open_project
 from pipeline.base.schema import better
 from pipeline.base.validation import without_own_keys
-from pipeline.base.verb_schemas import TrainConfig
-from pipeline.data.examples import check_split
+from pipeline.base.verb_schemas import TrainConfig, labels
 from pipeline.experiments import pruning
 from pipeline.experiments.completed import find_completed, unless_unreachable
+from pipeline.experiments.jobs import compose_jobs, grid, keys_of, named, run_just, search_space, swept
 from pipeline.experiments.on_ray import prepare_ray
 from pipeline.tracking.environment import COMPUTE_VARIABLES
-from pipeline.tracking.fingerprint import NON_TRAINING_KEYS, Fingerprint, depends_on_length, fingerprint
+from pipeline.tracking.fingerprint import Fingerprint, depends_on_length, fingerprint
 from pipeline.tracking.record import PRUNED_AT, waiting
 
 if TYPE_CHECKING:
     from pipeline.experiments.run import Split
 
-# The variables of the environment: id of the parent run, keys that vary, numbers of epochs that occur, folder, monitor.
+# The variables of the environment: id of the parent run, keys that vary (those that do so together joined by a comma),
+# numbers of epochs that occur, folder, monitor.
 PARENT, KEYS, EPOCHS, FOLDER, MONITOR = (f"SWEEP_{name}" for name in ("PARENT", "KEYS", "EPOCHS", "FOLDER", "MONITOR"))
 # What jobs get, wherever they run; passwords and tokens stay out of what is sent and written on the way.
 FORWARDED_ENV = re.compile(
     rf"SWEEP_|MLFLOW_(?!.*(PASSWORD|TOKEN|SECRET|KEY|PASSPHRASE))|({COMPUTE_VARIABLES.pattern})$"
 )
-MAX_JOBS = 1_000  # each is composed before the first one runs, which takes a minute or two
+FAILED = ".failed"  # a file of the sweep's folder, once a job has failed
 
 
 class SweepStart(Callback):
@@ -77,49 +75,45 @@ class SweepStart(Callback):
         try:
             if "ray" in config.hydra.launcher:
                 prepare_ray(config.hydra.launcher, self.ray)
-            _open(open_project(self.root), config.hydra)
+            is_list = isinstance(config.sweep.zip, MutableSequence)  # if not, the first job will say so
+            _open(open_project(self.root), config.hydra, config.sweep.zip if is_list else [])
             self.variables = {key: value for key, value in os.environ.items() if FORWARDED_ENV.match(key)}
         except Exception as error:  # Hydra would warn of it, and go on
             message = one_line(error)
             sys.exit(f"error: {message}" if message else traceback.format_exc())
 
 
-def _open(project: Project, hydra: Any) -> None:
+def _open(project: Project, hydra: Any, zipped: Sequence[str] = ()) -> None:
     """Check every job, open the parent run or that of an earlier try, and set the variables for the jobs.
 
-    `hydra` is Hydra's own section of the configuration. The digest of all that is trained names the sweep.
+    `hydra` is Hydra's own section of the configuration, `zipped` sweep.zip. The digest of all that is trained names the
+    sweep.
     """
     overrides, params = list(hydra.overrides.task), dict(hydra.sweeper.get("params") or {})
-    is_search = "optuna" in hydra.sweeper._target_
-    if is_search:  # the overrides that all trials share are the only job known before
-        fixed = {override.partition("=")[0] for override in overrides}
-        keys, jobs = [key for key in params if key not in fixed], [overrides]
-    else:
-        keys, jobs = grid([*(f"{key}={value}" for key, value in params.items()), *overrides])
-    if idle := [key for key in keys if key.partition(".")[0] in (*NON_TRAINING_KEYS, "sweep")]:
-        raise UserError(f"{idle[0]} changes nothing in training, each value trains the same: leave it out")
-    configs = []
-    for job in jobs:
-        try:
-            configs.append(compose(project, *job, schema=TrainConfig, name="train"))
-            check_split(project, configs[-1].data)
-        except Exception as error:
-            if (message := one_line(error)) is None:
-                raise
-            swept = " ".join(_swept(job, keys))
-            raise UserError(f"{swept}: {message}" if swept else message) from error
-    identities = [fingerprint(project, without_own_keys(config), project.training_files) for config in configs]
-    contents = [identity.content_sha256 for identity in identities]
-    content = "".join(sorted(contents)) + (str(hydra.sweeper) if is_search else "")
+    given = [*(f"{key}={value}" for key, value in params.items()), *overrides]
+    is_search = "n_trials" in hydra.sweeper
+    if is_search and zipped:
+        raise UserError("sweep.zip is for a grid, and a search chooses its values itself: leave one of them out")
+    factors, jobs = search_space(given) if is_search else grid(given, zipped)
+    if zipped:
+        run_just(jobs)
+    keys = keys_of(factors)
+    composed = compose_jobs(project, keys, jobs)
+    configs = [without_own_keys(config) for config in composed]
+    contents = [fingerprint(project, config, project.training_files).content_sha256 for config in configs]
+    content = "".join(sorted(contents))
+    if is_search:  # with more trials it goes on
+        space = [part for part in given if part.partition("=")[0] in keys]
+        content += str([hydra.sweeper.seed, hydra.sweeper.n_jobs, *space])
 
     with quiet_import():
         from pipeline.tracking import queries, sweep_log
 
-    name, experiment = " ".join(["sweep", *overrides]), configs[0].data.name
+    name, experiment = " ".join(["sweep", *named(overrides)]), configs[0].data.name
     hydra_overrides = [part for part in hydra.overrides.hydra if not part.startswith("hydra.mode=")]
     command = shlex.join(["python", "-m", "pipeline.train", "-m", *hydra_overrides, *overrides])
     digest = hashlib.sha256(content.encode()).hexdigest()
-    parent, again = sweep_log.open_sweep(project, experiment, name, command, digest, keys)
+    parent, again = sweep_log.open_sweep(project, experiment, name, command, digest, keys, labels(composed[0]))
     known = 0 if is_search else sum(bool(queries.find_trained(project, experiment, content_sha256=c)) for c in contents)
     count = f"{hydra.sweeper.n_trials} trials" if is_search else f"{len(jobs)} jobs"
     finished = f", {known} found finished" if known else ""
@@ -127,34 +121,27 @@ def _open(project: Project, hydra: Any) -> None:
     epochs = {config.train.epochs for config in configs}
     if len(epochs) > 1 and any(map(depends_on_length, configs)):
         print("schedule, augmentation or patience depend on train.epochs: each number is trained by itself", flush=True)
-    os.environ |= {PARENT: parent, KEYS: " ".join(keys), EPOCHS: " ".join(map(str, sorted(epochs)))}
-    os.environ |= {FOLDER: str(Path(hydra.sweep.dir).absolute()), MONITOR: configs[0].train.monitor}
-
-
-def grid(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Return the keys that vary and the overrides of every job, as Hydra's sweeper will make them."""
-    parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(overrides))
-    [jobs] = BasicSweeper.split_arguments(parsed, None)  # not public, as seen in Hydra 1.3.8
-    if not 0 < len(jobs) <= MAX_JOBS:
-        raise UserError(f"{shorten(' '.join(overrides))}: {len(jobs):,} jobs, expected 1 to {MAX_JOBS:,}")
-    varies = {override.get_key_element(): override.is_sweep_override() for override in parsed}
-    return [key for key, swept in varies.items() if swept], jobs
-
-
-def _swept(overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """Return those overrides of a job, key=value, whose keys vary."""
-    return [override for override in overrides if override.partition("=")[0] in keys]
+    os.environ |= {PARENT: parent, KEYS: " ".join(factors), EPOCHS: " ".join(map(str, sorted(epochs)))}
+    folder = Path(hydra.sweep.dir).absolute()
+    (folder / FAILED).unlink(missing_ok=True)  # of an earlier try, where the user named the folder
+    os.environ |= {FOLDER: str(folder), MONITOR: configs[0].train.monitor}
 
 
 def train_job(project: Project, config: TrainConfig, split: Split, identity: Fingerprint) -> float:
-    """Train a job, or answer from the store what was trained already; return train.monitor, more is better, or NaN."""
+    """Train a job, or answer from the store what was trained already; return train.monitor, more is better, or NaN.
+
+    With sweep.fail_fast it returns NaN at once where another job has failed.
+    """
     from pipeline.experiments import ranking
     from pipeline.experiments.run import SharedCheckpoints, train_tracked
     from pipeline.tracking import queries, sweep_log
 
-    parent, keys, monitor = os.environ[PARENT], os.environ[KEYS].split(), config.train.monitor
-    swept = _swept(project.overrides, keys)
-    name, values = " ".join(swept) or "all the same", dict(override.split("=", 1) for override in swept)
+    parent, factors, monitor = os.environ[PARENT], os.environ[KEYS].split(), config.train.monitor
+    folder = Path(os.environ[FOLDER])
+    if config.sweep.fail_fast and (folder / FAILED).exists():
+        return math.nan
+    given = swept(project.overrides, keys_of(factors))
+    name, values = " ".join(given) or "all the same", dict(override.split("=", 1) for override in given)
     try:
         # Whoever of this repository holds the lock is training just this; a process that was killed holds none.
         with FileLock(project.sweeps / ".locks" / f"{identity.content_sha256}.lock"):
@@ -166,16 +153,19 @@ def train_job(project: Project, config: TrainConfig, split: Split, identity: Fin
                 return better(monitor, queries.final(run, monitor))
             shared, epochs = None, [int(number) for number in os.environ[EPOCHS].split()]
             if len(epochs) > 1 and not depends_on_length(config):  # with those that differ in this number alone
-                folder = project.sweeps / ".shared" / parent / identity.resume_key["configuration"][:16]
-                shared = SharedCheckpoints(folder, epochs)
-            tags, bar = sweep_log.child_tags(parent, values), project.jobs_at_once == 1
-            hopeless = pruning.watch(config, identity, name, parent, Path(os.environ[FOLDER]))
-            recorded = without_own_keys(config)
+                common = project.sweeps / ".shared" / parent / identity.resume_key["configuration"][:16]
+                shared = SharedCheckpoints(common, epochs)
+            tags, bar = {**labels(config), **sweep_log.child_tags(parent, values)}, project.jobs_at_once == 1
+            hopeless, recorded = pruning.watch(config, identity, name, parent, folder), without_own_keys(config)
             trained = train_tracked(project, recorded, split, identity, name, tags, bar, shared, hopeless)
             return better(monitor, trained.kept.row()[monitor])
+    except Exception:
+        with suppress(OSError):  # of a full disk, say: the error itself is to be told
+            (folder / FAILED).touch()
+        raise
     finally:
         with unless_unreachable():
-            ranking.renew(project, parent, keys, Path(os.environ[FOLDER]), os.environ[MONITOR], partial=True)
+            ranking.renew(project, parent, factors, folder, os.environ[MONITOR], partial=True)
 
 
 @contextmanager
@@ -209,13 +199,13 @@ def _close(project: Project, parent: str, status: str) -> None:
         one.info["tags"].get(queries.PARENT) == parent for one in waiting(project)
     ):
         raise UserError(left[-1])
-    keys, folder = os.environ[KEYS].split(), Path(os.environ[FOLDER])
-    children, text = ranking.renew(project, parent, keys, folder, os.environ[MONITOR])
+    factors, folder = os.environ[KEYS].split(), Path(os.environ[FOLDER])
+    children, text = ranking.renew(project, parent, factors, folder, os.environ[MONITOR])
     print(text)
-    failed = [child.name for child in children if child.status not in ("FINISHED", "PRUNED")]
+    failed = ranking.unfinished(children)
     sweep_log.log_sweep(parent, [], {}, "FAILED" if failed and status == "FINISHED" else status)
     if failed and status != "KILLED":
         sys.exit(
             f"error: {len(failed)} of {len(children)} jobs did not finish ({'; '.join(failed)}): the same command "
-            "again trains them and no other"
+            "again trains what is missing and no other"
         )

@@ -74,15 +74,18 @@ def class_figures(labels: Labels, predictions: Labels, classes: int) -> dict[str
 
 def calibration(labels: Labels, probabilities: Probabilities, bins: int) -> Calibration:
     """Reliability of the confidence (Guo et al. 2017, arXiv 1706.04599); a bin holds its upper edge, not its lower."""
-    confidence = probabilities.max(1)
-    right = probabilities.argmax(1) == labels
+    return calibration_of(probabilities.max(1), probabilities.argmax(1) == labels, bins)
+
+
+def calibration_of(confidence: NDArray[np.floating], right: NDArray[np.bool_], bins: int) -> Calibration:
+    """The same of the confidence in each prediction [N], and whether it is right [N]."""
     place = np.maximum(np.searchsorted(np.linspace(0, 1, bins + 1), confidence) - 1, 0)
     size = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
         mean = np.bincount(place, confidence, bins) / size
         share = np.bincount(place, right, bins) / size
     gaps = np.abs(mean - share)[size > 0] * size[size > 0]
-    return Calibration(size, mean, share, float(gaps.sum() / len(labels)))
+    return Calibration(size, mean, share, float(gaps.sum() / len(right)))
 
 
 def worst_mistakes(labels: Labels, probabilities: Probabilities, most: int) -> NDArray[np.int64]:

@@ -84,11 +84,15 @@ def markdown(sides: Sequence[Side], verdicts: Sequence[Verdict], confidence: flo
     ]
     if discordant:
         parts.append("\n".join(discordant))
-    if differing := [[key, *values] for key, values in differences(sides)]:
-        parts += ["What differs:", markdown_table([["", *(side.name for side in sides)], *differing])]
-    else:
-        parts.append("Nothing differs but the seed.")
+    parts.append(differing_table(sides))
     return "\n\n".join(parts) + "\n"
+
+
+def differing_table(sides: Sequence[Side]) -> str:
+    """Return what differs, as a table; in words where nothing does."""
+    if differing := [[key, *values] for key, values in differences(sides)]:
+        return f"What differs:\n\n{markdown_table([['', *(side.name for side in sides)], *differing])}"
+    return "Nothing differs but the seed."
 
 
 def mean_cells(accuracies: Sequence[float], confidence: float) -> list[str]:

@@ -5,6 +5,7 @@ Shapes: N examples, H rows, W columns, K classes, M bins. Images are uint8 [N, H
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
@@ -145,6 +146,28 @@ def plot_heat_map(
         return figure
 
 
+def plot_effects(effects: Mapping[str, Mapping[str, Sequence[float]]], label: str) -> Figure:
+    """Results of runs, by factor and its level: every run as a dot, means as a line."""
+    columns = min(len(effects), 3)
+    rows = -(-len(effects) // columns)
+    with drawing(1 + 3 * columns, 3.2 * rows) as figure:
+        for axes, (factor, levels) in zip(
+            figure.subplots(rows, columns, sharey=True, squeeze=False).flat, effects.items(), strict=False
+        ):
+            places = range(len(levels))
+            for place, results in zip(places, levels.values(), strict=True):
+                axes.plot([place] * len(results), results, "o", color=GREY, alpha=0.5, markersize=4)
+            axes.plot(places, [np.mean(results) for results in levels.values()], "o-", color=BLUE)
+            ticks = short_labels(list(levels), 24)
+            axes.set_xticks(places, map(text, ticks), rotation=0 if sum(map(len, ticks)) < 30 else 30)
+            axes.set(
+                xlabel=text(factor.replace(",", "\n")), ylabel=label if axes.get_subplotspec().is_first_col() else ""
+            )
+        for axes in figure.axes[len(effects) :]:
+            axes.set_visible(False)
+        return figure
+
+
 def plot_sides(accuracies: Mapping[str, Sequence[float]], of: str) -> Figure:
     """Every run of every side as a dot, in percent, and the mean of a side as a line."""
     with drawing(7.2, 1.2 + 0.6 * len(accuracies)) as figure:
@@ -186,6 +209,15 @@ def show_plain_ticks(axis: Axis) -> None:
 def text(name: str) -> str:
     """A name from elsewhere, which is no formula."""
     return name.replace("$", r"\$")
+
+
+def short_labels(texts: Sequence[str], longest: int) -> list[str]:
+    """Return labels that fit beside a picture: if one is long, all from shortly before the first difference on."""
+    if max(map(len, texts), default=0) <= longest:
+        return list(texts)
+    alike = len(os.path.commonprefix(texts)) if len(texts) > 1 else 0  # noqa: RUF071 - no paths
+    start = max(0, alike - longest // 2)
+    return [f"{'…' if start else ''}{text[start:][:longest]}{'…' if text[start:][longest:] else ''}" for text in texts]
 
 
 def _curve(axes: Axes, history: History, key: str, error: bool = False, **line: Any) -> None:

@@ -26,6 +26,7 @@ class Predictions(NamedTuple):
     example: NDArray[np.int64]  # [N], the position among the published ones
     labels: NDArray[np.int64]  # [N]
     predictions: NDArray[np.int64]  # [N]
+    confidence: NDArray[np.float64] = np.array([])  # [N], the probability of the prediction, NaN where none was kept
 
 
 class Side(NamedTuple):
@@ -63,7 +64,10 @@ def read_predictions(path: Path) -> Predictions:
     rows = load_csv(path, keys)
     if not all(row[key].is_integer() for row in rows for key in keys):
         raise UserError(f"{path} is damaged, {', '.join(keys)} are not whole numbers: {REMAKE}")
-    return Predictions(*(np.array([int(row[key]) for row in rows]) for key in keys))
+    probabilities = [key for key in rows[0] if key.startswith("probability_")]
+    confidence = [max((row[key] for key in probabilities), default=math.nan) for row in rows]
+    example, labels, predictions = (np.array([int(row[key]) for row in rows]) for key in keys)
+    return Predictions(example, labels, predictions, np.array(confidence))
 
 
 def same_examples(

@@ -52,8 +52,11 @@ def hardware() -> str:
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> str:
-    python = f"python {platform.python_version()}"
-    return ", ".join([python, *(f"{name} {importlib.metadata.version(name)}" for name in packages)])
+    return f"python {platform.python_version()}, {package_versions(packages)}"
+
+
+def package_versions(packages: Sequence[str] = PACKAGES) -> str:
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
 
 
 def compute_variables() -> str:

@@ -22,6 +22,7 @@ TRAINING_MODULES = ("data", "model", "training", "experiments/run.py")
 # What decides nothing about a trained model: its name, how it is evaluated, what else `dvc repro` builds. The arrays
 # are hashed themselves, whatever they are called and wherever they came from.
 NON_TRAINING_KEYS = ("evaluate", "recipes", "dataset", "name", "trackers")
+NON_TRAINING_TRAIN_KEYS = ("pictures_every",)
 NON_TRAINING_DATA_KEYS = ("name", "published", "files", "sources")
 
 
@@ -71,15 +72,18 @@ def _file_sha256(path: Path) -> str:
 def training_values(config: Config) -> dict[str, Any]:
     """Return what of a configuration can change a trained model, without defaults, to be hashed."""
     values = {key: value for key, value in non_defaults(config).items() if key not in NON_TRAINING_KEYS}
-    if config.train.patience is None:  # train.monitor then ranks, and stops nothing
-        values["train"] = {key: value for key, value in values["train"].items() if key != "monitor"}
+    # Without train.patience, train.monitor ranks and stops nothing.
+    ignored = (*NON_TRAINING_TRAIN_KEYS, *(["monitor"] if config.train.patience is None else []))
+    values["train"] = {key: value for key, value in values["train"].items() if key not in ignored}
     values["data"] = {key: value for key, value in values["data"].items() if key not in NON_TRAINING_DATA_KEYS}
     return values
 
 
 def training_params(config: Config) -> dict[str, str]:
     """Return the values that a training is logged with: dotted keys, as text, defaults included."""
-    return flatten({key: value for key, value in config.model_dump().items() if key not in NON_TRAINING_KEYS})
+    values = {key: value for key, value in config.model_dump().items() if key not in NON_TRAINING_KEYS}
+    values["train"] = {key: value for key, value in values["train"].items() if key not in NON_TRAINING_TRAIN_KEYS}
+    return flatten(values)
 
 
 def depends_on_length(config: Config) -> bool:

@@ -56,7 +56,7 @@ def _existing_run(project: Project, run_id: str, experiment_name: str) -> Run:
         raise UserError(f"{run_id} is no run of {address()}: take an id from a ranking or `mlflow ui`") from None
     if run.info.experiment_id != experiment:
         other = client.get_experiment(run.info.experiment_id).name
-        raise UserError(f"{run_id} is a run of the experiment {other!r}: give one of {experiment_name!r}")
+        raise UserError(f"{run_id} is a run of {other!r}: give data={other}, or a run of {experiment_name!r}")
     if run.info.lifecycle_stage != "active":
         raise UserError(f"{run_id} is deleted: `mlflow runs restore --run-id {run_id}` brings it back")
     return run
@@ -85,7 +85,10 @@ def find_runs(project: Project, what: str, experiment_name: str) -> dict[str, li
                 f"{what!r} is no recipe, run, sweep or group, and no filter of MLflow's ({str(error).splitlines()[0]})"
             ) from None
     if not runs:
-        raise UserError(f"{what!r} names no finished run of {address()}: train one, or name another")
+        raise UserError(
+            f"{what!r} names no finished run of {address()}, where a recipe's name stands for what `dvc repro` trained "
+            "of it: train one, or give a run's id"
+        )
     return by_group(runs)
 
 
@@ -165,6 +168,12 @@ def final(run: Run, key: str) -> float:
 def load_network(project: Project, run: Run) -> None:
     """Import what the model of a run was built by, where that is the user's own, so that its layers are known."""
     own.load_recorded(project.root, run.data.params.get("model.build"), run.data.params.get("model.source_sha256"))
+
+
+def training_seconds(run: Run) -> float:
+    """Return the seconds that the epochs of a run took; 0 if it has none."""
+    seconds = run.data.metrics.get("speed/training_seconds")
+    return sum(curve(run, "epoch_seconds")) if seconds is None else float(seconds)  # earlier code logged those alone
 
 
 def curve(run: Run, key: str) -> list[float]:

@@ -3,13 +3,16 @@
 run.json holds experiment, name, tags, params, inputs, start, end and status, which is MLflow's, or PRUNED where a sweep
 ended its job early, for good. Of some runs it holds more:
   resume_key, process     of a training: what its checkpoints fit, and who trains it (see `process_tag`)
+  progress                of a training: the last epoch, and while it runs the time that is left
   result_tags             hashes of the model: logged last, so an MLflow run that has them is whole
   sent                    a training that was killed is in MLflow as far as it came, and may still continue
   trackers                whether others than MLflow are told: the folder stays, of a stage too, for what they write
   evaluated_sha256, run   of an evaluation: the model, and the id of its MLflow run
   evaluated_by            of an evaluation: DVC's stage, or the command
 metrics.jsonl holds a row per step; an artifact is every other file but model.keras, checkpoints, hidden files, what is
-TensorBoard's, and the record of a training in an evaluation's folder training/.
+TensorBoard's, and the record of a training in an evaluation's folder training/. console.log is what it printed.
+
+A file `stop` that somebody puts there ends the training after its epoch; the next start removes it.
 
 Until MLflow has all of a record, outputs/.pending/<id> points to its folder: it is pending. Of the pending ones, those
 are waiting that can be sent now, and those unfinished that a process left in the middle: they continue.
@@ -38,7 +41,8 @@ from pipeline.base.project import Project
 
 MACHINE = hashlib.sha256(HOST.encode()).hexdigest()[:8]
 SILENT_SECONDS = 900  # after which a training counts as dead: longer than an epoch takes
-NO_ARTIFACT = re.compile(r"(run\.json|tensorboard/.*|metrics\.jsonl|model\.keras|training/.*|.*\.ckpt|(.*/)?\..*)")
+CONSOLE, STOP = "console.log", "stop"
+NO_ARTIFACT = re.compile(r"(run\.json|stop|tensorboard/.*|metrics\.jsonl|model\.keras|training/.*|.*\.ckpt|(.*/)?\..*)")
 PRUNED_AT = "pruned_at"  # tag of a run that its sweep ended early: after which epoch
 Row = dict[str, Any]  # {"step": int, "time": int, "values": {key: float}}; times in milliseconds since 1970
 
@@ -64,7 +68,8 @@ class Record:
     @classmethod
     def begin(cls, folder: Path, info: Mapping[str, Any]) -> Record:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.jsonl").unlink(missing_ok=True)  # of an earlier run, where the user named the folder
+        for name in ("metrics.jsonl", CONSOLE):  # of an earlier run, where the user named the folder
+            (folder / name).unlink(missing_ok=True)
         save_json(folder / "run.json", {"id": uuid.uuid4().hex, "start": now(), **info})
         return cls(folder)
 
@@ -146,10 +151,11 @@ def resume_or_create(project: Project, info: Mapping[str, Any]) -> Record:
                 raise
             continue  # another process has just taken it, or another disk
         record = Record(folder)
-        record.update(status="RUNNING", end=None, sent=False, process=process_tag())
+        record.update(status="RUNNING", end=None, sent=False, progress=None, process=process_tag())
         break
     else:
         record = Record.begin(folder, {**info, "status": "RUNNING", "process": process_tag()})
+    (folder / STOP).unlink(missing_ok=True)
     add_pending(project, folder)  # again: whoever looked before it was there has removed the pointer
     return record
 

@@ -1,4 +1,4 @@
-"""What MLflow gets of a record, and when: while a run goes on, when it ends, or later.
+"""What MLflow gets of a record when its run ends, or later; while it goes on, tracking/live.py sends.
 
 Sending twice changes nothing, so what could not be sent is simply sent again.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import shutil
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -35,52 +34,14 @@ from pipeline.base.project import Project
 from pipeline.data.blocks import blocks, is_large
 from pipeline.data.examples import Examples
 from pipeline.model.files import load_model
-from pipeline.tracking import queries
+from pipeline.tracking import notes, queries
 from pipeline.tracking.environment import ANONYMOUS_TAGS, NUMERIC_PACKAGES
-from pipeline.tracking.record import SILENT_SECONDS, Record, Row, pending, pointer, process_tag, waiting
+from pipeline.tracking.record import Record, Row, pending, pointer, process_tag, waiting
 from pipeline.tracking.store import ExperimentDeletedError, open_store, translate_errors
 
 SYNC = "python -m pipeline.sync, or the next run, sends it"
-RETRY_SECONDS = 60.0  # that MLflow is left alone after a failure, doubled after each further one
-MAX_RETRY_SECONDS = SILENT_SECONDS / 3  # a training that tries less often would count as dead
 LOCK_SECONDS = 60.0  # to wait for another process that sends
 MAX_METRICS, MAX_PARAMS = 1000, 100  # what MLflow takes in one request
-
-
-class LiveLog:
-    """Sends a record while it grows.
-
-    Where MLflow fails, training waits for one failed request (5 s, base/isolation.py; a server that is slow, but
-    answers, may take as long for each of several). The next try comes after RETRY_SECONDS, then after twice as long,
-    and so on up to MAX_RETRY_SECONDS.
-    """
-
-    def __init__(self, project: Project, record: Record) -> None:
-        self.project = project
-        self.record = record
-        self.run_id: str | None = None
-        self.sent = 0  # rows
-        self.pause, self.next_try = RETRY_SECONDS, 0.0
-
-    def send(self) -> None:
-        """Send what is new, unless MLflow failed a short while ago."""
-        if time.monotonic() < self.next_try:
-            return
-        try:
-            with translate_errors():
-                client, experiment = open_store(self.project, self.record.info["experiment"])
-                if self.run_id is None:
-                    self.run_id = create_or_update(client, experiment, self.record)
-                else:
-                    _log_rows(client, self.run_id, self.record.rows[self.sent :])
-                client.set_tag(self.run_id, "process", process_tag())
-            self.sent = len(self.record.rows)
-            self.pause = RETRY_SECONDS
-        except UserError as error:
-            if self.pause == RETRY_SECONDS:
-                print(f"{error}. Training goes on; what is logged is kept in {self.record.folder}", flush=True)
-            self.next_try = time.monotonic() + self.pause
-            self.pause = min(2 * self.pause, MAX_RETRY_SECONDS)
 
 
 def send_pending(project: Project) -> tuple[dict[str, str], list[str]]:
@@ -137,8 +98,11 @@ def _send(project: Project, record: Record) -> str:
         _log_model(project, client, experiment, run_id, record)
     for key, value in record.info.get("result_tags", {}).items():  # last: a run with these tags is whole
         client.set_tag(run_id, key, value)
+    if progress := record.info.get("progress"):
+        client.set_tag(run_id, "progress", progress.partition(",")[0])  # no time is left
     status = record.info["status"]
     client.set_terminated(run_id, "KILLED" if status == "PRUNED" else status, record.info["end"])  # it knows no PRUNED
+    notes.describe_run(client, run_id)
     return run_id
 
 
@@ -163,15 +127,20 @@ def _log_all(client: MlflowClient, run_id: str, record: Record) -> None:
     params = [Param(key, value) for key, value in record.info["params"].items()]
     for start in range(0, len(params), MAX_PARAMS):
         client.log_batch(run_id, params=params[start : start + MAX_PARAMS])
-    _log_rows(client, run_id, record.rows)
+    log_rows(client, run_id, record.rows)
     inputs = [(Dataset(**one), [InputTag("mlflow.data.context", one["name"])]) for one in record.info["inputs"]]
     client.log_inputs(run_id, [DatasetInput(*one) for one in inputs])
-    with translate_errors(OSError):  # a full disk below mlruns/
-        for path in record.artifacts():
-            client.log_artifact(run_id, str(record.folder / path), str(path.parent) if path.parent.parts else None)
+    for path in record.artifacts():
+        log_file(client, run_id, record, path)
 
 
-def _log_rows(client: MlflowClient, run_id: str, rows: Sequence[Row]) -> None:
+@translate_errors(OSError)  # a full disk below mlruns/
+def log_file(client: MlflowClient, run_id: str, record: Record, path: Path) -> None:
+    """Log an artifact of a record, or its new content."""
+    client.log_artifact(run_id, str(record.folder / path), str(path.parent) if path.parent.parts else None)
+
+
+def log_rows(client: MlflowClient, run_id: str, rows: Sequence[Row]) -> None:
     metrics = [Metric(key, value, row["time"], row["step"]) for row in rows for key, value in row["values"].items()]
     for start in range(0, len(metrics), MAX_METRICS):
         client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
@@ -222,6 +191,7 @@ def _send_evaluation(project: Project, client: MlflowClient, experiment: str, re
     client.set_tag(run.info.run_id, "evaluated_by", info["evaluated_by"])
     if is_other:
         client.set_terminated(run.info.run_id, "FINISHED", info["end"])
+    notes.describe_run(client, run.info.run_id)
     return str(info["run"])
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing
 from pipeline.base.project import Project
+from pipeline.tracking import views
 
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the view that the web page opens with
 SQLITE = "sqlite:///"
@@ -94,13 +95,16 @@ def open_store(project: Project, experiment: str) -> tuple[MlflowClient, str]:
     if known is None:
         with lock:
             known = client.get_experiment_by_name(experiment) or client.get_experiment(
-                client.create_experiment(experiment, artifacts, tags=MODEL_TRAINING)
+                client.create_experiment(experiment, artifacts, tags=MODEL_TRAINING | views.renewed({}))
             )
     if known.lifecycle_stage != "active":
         raise ExperimentDeletedError(
             f"the MLflow experiment {experiment!r} is deleted: restore it with "
             f"`mlflow experiments restore --experiment-id {known.experiment_id}`"
         )
+    with suppress(UserError), translate_errors():  # a page without views is no reason to stop
+        for key, value in views.renewed(known.tags).items():
+            client.set_experiment_tag(known.experiment_id, key, value)
     return client, known.experiment_id
 
 

@@ -10,6 +10,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from pipeline.base.project import Project
+from pipeline.tracking import views
 from pipeline.tracking.environment import run_tags
 from pipeline.tracking.queries import MAX_NAME, PARENT, search
 from pipeline.tracking.store import open_store, translate_errors
@@ -17,17 +18,26 @@ from pipeline.tracking.store import open_store, translate_errors
 
 @translate_errors()
 def open_sweep(
-    project: Project, experiment_name: str, name: str, command: str, digest: str, keys: Sequence[str]
+    project: Project,
+    experiment_name: str,
+    name: str,
+    command: str,
+    digest: str,
+    keys: Sequence[str],
+    labels: Mapping[str, str],
 ) -> tuple[str, bool]:
     """Open the parent run of a sweep, or that of an earlier try: its run id, and whether it was there.
 
-    `digest` is of what the sweep trains; `keys` are those that it varies.
+    `digest` is of what the sweep trains; `keys` are those that it varies; `labels` are tags that the user gives.
     """
     client, experiment = open_store(project, experiment_name)
+    client.set_experiment_tag(experiment, views.SWEPT, " ".join(keys))  # for the view Sweep, from the next opening on
     if runs := search(client, experiment, f"tags.sweep = '{digest}'"):
         client.update_run(runs[0].info.run_id, "RUNNING")
+        for key, value in labels.items():
+            client.set_tag(runs[0].info.run_id, key, value)
         return runs[0].info.run_id, True
-    tags = run_tags(project, "pipeline.train -m")
+    tags = {**labels, **run_tags(project, "pipeline.train -m")}
     tags |= {"sweep": digest, "swept_keys": " ".join(keys), "command": command}
     return client.create_run(experiment, run_name=name[:MAX_NAME], tags=tags).info.run_id, False
 

@@ -97,6 +97,16 @@ def test_pictures_that_cannot_be_read_are_named_and_counted_and_left_out_only_wh
     assert counts.tolist() == [6, 6, 6, 5, 6, 6, 6, 6, 6, 6]
 
 
+def test_a_link_to_pictures_elsewhere_is_taken_and_what_is_no_picture_by_its_name_is_left_out(project, toys, capsys):
+    elsewhere = toys.rename(project.root.parent / "elsewhere")
+    toys.symlink_to(elsewhere)
+    (elsewhere / "star" / "list.json").write_text("{}")
+    arrays, _ = adopted(project)
+    assert len(arrays["train_labels"]) == 48 and (project.conf / "data/toys.yaml").exists()
+    assert capsys.readouterr().out.startswith("ignored, no pictures of a class: star/list.json\n10 classes, ")
+    shutil.rmtree(elsewhere)
+
+
 def test_classes_without_a_picture_are_one_line(project, toys):
     for name in ("empty", "void"):
         (toys / name).mkdir()

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import run
 
-from pipeline.base.console import TrainingProgress, quiet_import
+from pipeline.base.console import TrainingProgress, copied_to, quiet_import
+from pipeline.base.errors import UserError
 
 CHATTER = (
     b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n"
@@ -73,13 +74,13 @@ def test_training_prints_one_line_an_epoch_where_there_is_no_terminal(capsys):
     assert err == ""
 
 
-def test_the_bar_of_a_terminal_counts_the_digits_of_all_epochs(capsys, monkeypatch):
+def test_the_bar_of_a_terminal_counts_the_digits_of_all_epochs(capsys, monkeypatch, tmp_path):
     ours, theirs = os.openpty()  # a real terminal
     os.set_blocking(ours, False)  # what was written is there to read, and no end of it is waited for
     termios.tcsetwinsize(theirs, (24, 100))
     with os.fdopen(theirs, "w") as terminal, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", terminal)
-        with TrainingProgress("accurate", 2, 1000) as progress:
+        with copied_to(tmp_path / "log"), TrainingProgress("accurate", 2, 1000) as progress:
             progress.batch(1000, 0.5)
             progress.epoch_done(0.5, math.nan, 1.0)
             progress.batch(250, 0.75)
@@ -91,4 +92,45 @@ def test_the_bar_of_a_terminal_counts_the_digits_of_all_epochs(capsys, monkeypat
             shown += part
     os.close(ours)
     assert b"accurate epoch 2/2, train 75.00 %:" in shown and b"1.25k/2.00k" in shown
-    assert capsys.readouterr().out.startswith("accurate epoch 1/2  train 50.00 %  val –")
+    out = capsys.readouterr().out
+    assert out.startswith("accurate epoch 1/2  train 50.00 %  val –")
+    assert (tmp_path / "log").read_text() == out, "without the bar"
+
+
+def test_a_log_has_what_a_terminal_shows_in_the_end_and_goes_on_where_it_was(capsys, tmp_path):
+    log = tmp_path / "log"
+    for number in range(2):
+        with copied_to(log):
+            print("10 %\r100 %\rof", end="")
+            print("\r\nsaid", number)
+            print("a bar 50 %\r          \rwarned", file=sys.stderr)
+            kept = sys.stdout
+            print("cut", end="")
+        print("after", file=kept)
+    assert log.read_text() == "of0 %\nsaid 0\nwarned\nof0 %\nsaid 1\nwarned\n"
+    assert capsys.readouterr().out.startswith("10 %\r100 %\rof\r\nsaid 0\ncutafter\n")
+
+
+def test_a_bar_of_hours_takes_no_memory(tmp_path, capsys):
+    with copied_to(tmp_path / "log"):
+        for number in range(10_000):
+            print(f"\r{number} images", end="")
+        assert len(sys.stdout.line) < 50
+        print()
+    assert (tmp_path / "log").read_text() == "9999 images\n" and len(capsys.readouterr().out) > 100_000
+
+
+@pytest.mark.parametrize(
+    ("error", "last"),
+    [(UserError("the loss is not finite"), "error: the loss is not finite"), (KeyboardInterrupt(), "interrupted")],
+)
+def test_a_log_ends_with_the_error_as_the_terminal_has_it(tmp_path, error, last):
+    with pytest.raises(type(error)), copied_to(tmp_path / "log"):
+        raise error
+    assert (tmp_path / "log").read_text() == f"{last}\n"
+
+
+def test_where_the_log_cannot_be_written_training_goes_on(tmp_path, capsys):
+    with copied_to(tmp_path):  # a folder
+        print("said")
+    assert capsys.readouterr().out == "said\n"

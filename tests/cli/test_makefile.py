@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, git, run
+from conftest import ROOT, git, program, run
 
 # Stands for uv: it writes what it is asked for, and makes a folder of the environment.
 UV = """#!/bin/sh
@@ -77,3 +78,17 @@ def test_a_clone_has_the_same_bytes_where_git_changes_line_ends(folder: Path) ->
     assert git(clone, "status", "--porcelain") == ""
     names = ["Makefile", "params.yaml", "dvc.lock", "samples.png"]
     assert [name for name in names if (clone / name).read_bytes() != (folder / name).read_bytes()] == []
+
+
+def test_make_ui_says_where_the_recipes_are(folder: Path) -> None:
+    (folder / ".venv").mkdir()
+    (folder / ".venv" / "installed").touch()
+    (folder / "pipeline").symlink_to(ROOT / "pipeline")
+    program(folder / ".venv" / "bin" / "mlflow", "import sys; print(*sys.argv[1:3])")
+    with sqlite3.connect(folder / "mlflow.db") as store:
+        store.execute("CREATE TABLE experiments (experiment_id INTEGER, name TEXT)")
+        store.execute("INSERT INTO experiments VALUES (7, 'mnist')")
+    store.close()
+    done = run("make", "--silent", "ui", "PORT=5001", cwd=folder)
+    address = "http://127.0.0.1:5001/#/experiments/7/runs?viewStateShareKey=recipes"
+    assert done.stdout.splitlines() == [f"The recipes: {address}", "ui --workers"], done.stderr

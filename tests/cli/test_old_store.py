@@ -48,9 +48,9 @@ def test_they_are_compared_by_what_differs(old, ids):
     done = pipeline(old, "compare", f"a={ids[0]}", f"b={ids[1]}")
     assert done.returncode == 0, done.stderr
     [file] = (old / "outputs").glob("*/comparison.json")
-    assert set(json.loads(file.read_text())["sides"]) == {
-        f"baseline optimizer.learning_rate={rate}" for rate in ("0.001", "0.002")
-    }
+    sides = json.loads(file.read_text())["sides"]
+    assert set(sides) == {f"baseline optimizer.learning_rate={rate}" for rate in ("0.001", "0.002")}
+    assert all(side["seconds"][0] > 0 for side in sides.values())  # under their former name
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import children, git, parent_of, pipeline, runs, store
+from conftest import PARENT, children, git, parent_of, pipeline, runs, store
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,15 @@ def test_two_groups_are_compared_on_validation_until_the_test_digits_are_read(cl
         "comparison.md",
         "comparison.json",
         "comparison.png",
+        "report.html",
     }
+    page = Path(client.download_artifacts(run_id, "report.html")).read_text()
+    assert page.count("3 runs together</figcaption>") == 4, "confusion and calibration of either side"
+    for run in runs(clone, f"tags.group = '{groups[0]}'"):
+        assert run.info.run_id in page and run.data.tags["hardware"] in page and run.data.tags["git_commit"] in page
+    [parent] = {run.data.tags[PARENT] for run in runs(clone, f"tags.group = '{groups[0]}'")}
+    page = Path(client.download_artifacts(parent, "report.html")).read_text()
+    assert "<strong>First of 6 by val_accuracy: " in page and f"pipeline.compare a={parent}" in page
     answer = json.loads(Path(client.download_artifacts(run_id, "comparison.json")).read_text())
     means = [sum(side["accuracies"]) / 3 for side in answer["sides"].values()]
     assert answer["verdicts"][0]["difference"] == pytest.approx(means[1] - means[0])

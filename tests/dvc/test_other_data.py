@@ -170,7 +170,7 @@ def twice(folder: Path) -> None:
 
 def text(folder: Path) -> None:
     draw(folder, ["a", "b"], 8)
-    (folder / "a" / "notes.txt").write_text("no picture")
+    (folder / "a" / "notes.png").write_text("no picture")
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def text(folder: Path) -> None:
         (many, ["path=mine"], "257 folders of "),
         (few, ["path=mine"], "has 4 different pictures: give at least 5"),
         (twice, ["path=mine"], "the same picture in two classes"),
-        (text, ["path=mine"], "notes.txt is no image"),
+        (text, ["path=mine"], "notes.png is no image"),
         (lambda folder: draw(folder, ["a", "b" * 41], 8), ["path=mine"], "data.classes"),
         (lambda folder: draw(folder, ["a", "b"], 8), ["path=mine", "data.image_shape=[0,28]"], "data.image_shape"),
     ],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 import json
 import re
 from collections.abc import Callable
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, dvc, git, ran, run, start, store
+from PIL import Image
 
 
 def load_metrics(clone: Path, recipe: str) -> dict:
@@ -55,6 +59,29 @@ def test_every_output_is_there_and_agrees_with_the_others(clone):
     assert rows["accurate"]["test_errors"] == load_metrics(clone, "accurate")["test_errors"]
 
 
+def test_the_report_shows_what_the_results_say_and_nothing_that_varies(clone):
+    page = (clone / "results/report.html").read_text()
+    again = run("python", "-m", "pipeline.compare", cwd=clone, DVC_STAGE="compare")
+    assert again.returncode == 0, again.stderr
+    assert (clone / "results/report.html").read_text() == page
+    answers = json.loads((clone / "results/comparison.json").read_text())["answers"]
+    assert f"<p><strong>{html.escape(answers[0])}</strong></p>" in page
+    pictures = [(kind, base64.b64decode(content)) for kind, content in re.findall(r'image/(\S+);base64,([^"]+)"', page)]
+    assert [kind for kind, _ in pictures[:5]] == ["svg+xml"] * 5
+    texts = [page.encode(), *(content for kind, content in pictures if kind == "svg+xml")]
+    varying = [str(clone), str(Path.home()), git(clone, "rev-parse", "HEAD")[:12]]
+    assert not [one for one in varying if any(one.encode() in text for text in texts)]
+    shown = [Image.open(io.BytesIO(content)) for kind, content in pictures if kind == "png"]
+    numbers = [int(number) for number in re.findall(r"<figcaption>#(\d+): ", page)]
+    images = np.load(clone / "data/processed/test.npz")["images"]
+    assert numbers and all(np.array_equal(255 - images[n], image) for n, image in zip(numbers, shown, strict=True))
+    for recipe in ("baseline", "accurate"):
+        figures = load_metrics(clone, recipe)
+        assert f"{figures['macs']:,}</td>" in page and figures["model_sha256"][:16] in page
+    # 2 kernels of 3 × 3 at 26 × 26 places, then dense layers of 64, 64 and 10
+    assert load_metrics(clone, "baseline")["macs"] == 676 * 9 * 2 + 676 * 2 * 64 + 64 * 64 + 64 * 10
+
+
 def test_nothing_runs_twice_and_the_tree_stays_clean(clone, digits):
     done = dvc(clone, digits, "repro")
     assert ran(done) == [] and "up to date" in done.stdout
@@ -87,6 +114,23 @@ def test_the_store_holds_one_finished_run_a_training_with_its_test_figures(clone
         assert str(Path.home()) not in json.dumps(
             {**found.data.params, "source": found.data.tags["mlflow.source.name"]}
         )
+
+
+def test_the_page_has_the_figures_of_each_run_and_after_compare_the_comparison(clone):
+    client = store(clone)
+    experiment = client.get_experiment_by_name("mnist")
+    for recipe in ("baseline", "accurate"):
+        [found] = client.search_runs([experiment.experiment_id], f"tags.dvc_stage = 'train@{recipe}'", max_results=1)
+        figures, note = load_metrics(clone, recipe), found.data.tags["mlflow.note.content"]
+        assert f"{100 * figures['test_accuracy']:.2f} % (" in note and f" {figures['test_errors']} of 100 |" in note
+    assert "mlflow.note.content" not in experiment.tags, "the stage reads and writes files alone"
+    done = run("python", "-m", "pipeline.compare", cwd=clone)
+    assert done.returncode == 0, done.stderr
+    note = client.get_experiment(experiment.experiment_id).tags["mlflow.note.content"]
+    answers = json.loads((clone / "results/comparison.json").read_text())["answers"]
+    assert note.splitlines()[1] == answers[0]  # the page shows the first line until it is unfolded
+    table = (clone / "results/comparison.md").read_text().partition("\n\n")[0]
+    assert table.count("\n") == 4 and table in note
 
 
 @pytest.mark.slow
@@ -132,11 +176,11 @@ def test_a_run_outside_dvc_has_its_own_folder_and_leaves_dvcs_outputs_alone(clon
     done = run(*words, cwd=clone)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    [folder] = (clone / "outputs").glob("2*")
+    folder = max((clone / "outputs").glob("2*"))
     assert not [*(clone / "outputs/stages").iterdir(), *(clone / "outputs/.pending").iterdir()], "MLflow has all of it"
     assert {path.name for path in folder.iterdir()} == {
         *("model.keras", "history.csv", "val_predictions.csv", "config.yaml", "tags.json"),
-        *("packages.txt", "run.json", "metrics.jsonl"),
+        *("packages.txt", "run.json", "metrics.jsonl", "console.log"),
     }
     assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["epochs"] == 1
     assert git(clone, "status", "--porcelain") == "" and ran(dvc(clone, digits, "repro")) == []
@@ -158,6 +202,31 @@ def test_a_training_that_is_killed_goes_on_and_ends_with_the_bits_of_one_that_wa
         [model] = re.findall(r"^wrote (.+);", done.stdout, re.MULTILINE)
         models.append(Path(model).read_bytes())
     assert models[0] == models[1]
+
+
+@pytest.mark.slow
+def test_a_stage_that_is_stopped_leaves_the_last_good_results_and_continues(clone, digits):
+    kept = [clone / "models/baseline/model.keras", *sorted((clone / "results").rglob("*"))]
+    before = {path: path.read_bytes() for path in kept if path.is_file() and path.name != "config.yaml"}
+    params = (clone / "params.yaml").read_text()
+    (clone / "params.yaml").write_text(params.replace("epochs: 2", "epochs: 40"))
+    words = ("dvc", "repro", "train@baseline")
+    with start(*words, cwd=clone, MNIST_SOURCE=str(digits)) as process:
+        while "baseline epoch 1/40" not in (line := process.stdout.readline()):
+            assert process.poll() is None
+            if touch := re.match("baseline: to stop it after an epoch: touch (.+)", line):
+                stop = clone / touch[1]
+        stop.touch()
+        out, err = process.communicate(timeout=300)
+    assert process.returncode != 0 and "epoch 40/40" not in out
+    assert re.search(
+        r"^error: stopped after epoch \d+/40 by the file outputs/stages/.+/stop: the same", err, re.MULTILINE
+    )
+    assert {path: path.read_bytes() for path in before} == before
+    again = dvc(clone, digits, "repro", "train@baseline")
+    assert again.returncode == 0 and "baseline: continues after epoch " in again.stdout
+    git(clone, "restore", ".")
+    assert dvc(clone, digits, "repro").returncode == 0 and git(clone, "status", "--porcelain") == ""
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import re
 import signal
@@ -12,7 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import children, copy, dvc, git, parent_of, pipeline, runs, start, store
+from conftest import children, copy, dvc, git, parent_of, pipeline, runs, start, store, study
+
+from pipeline.base.project import open_project
+from pipeline.base.verb_schemas import TrainConfig
+from pipeline.experiments import sweep
 
 GRID = ("-m", "recipe=baseline", "train.epochs=1,3", "model.filters=2,4")
 
@@ -58,7 +63,12 @@ def test_children_are_ranked_by_validation_and_the_test_digits_are_not_read(clon
     assert store(clone).get_run(parent).data.tags["best_run"] == rows[0]["run_id"]
     assert "The best of 4 was chosen on these 50 examples, so its accuracy" in grid.stdout
     assert "BBC-CV, from the predictions of 4)" in grid.stdout
-    assert {item.path for item in store(clone).list_artifacts(parent)} == {"ranking.csv", "ranking.md", "sweep.png"}
+    files = {"ranking.csv", "ranking.md", "sweep.png", "effects.png", "report.html"}
+    assert {item.path for item in store(clone).list_artifacts(parent)} == files
+    shares = re.findall(
+        r"^\| (?:train.epochs|model.filters|interactions) +\| +([\d.]+) % \|", grid.stdout, re.MULTILINE
+    )
+    assert sum(map(float, shares)) == pytest.approx(100, abs=0.02), "what mattered, in the full grid of 4"
 
 
 def test_the_same_sweep_again_trains_nothing(clone, grid):
@@ -66,6 +76,35 @@ def test_the_same_sweep_again_trains_nothing(clone, grid):
     again = pipeline(clone, "train", *GRID)
     assert again.returncode == 0 and "4 jobs, 4 found finished" in again.stdout and "epoch 1/" not in again.stdout
     assert parent_of(again) == parent_of(grid) and {found.info.run_id for found in runs(clone)} == before
+
+
+def test_paired_values_are_trained_together_and_labels_change_nothing(clone):
+    words = (
+        "-m",
+        "recipe=baseline",
+        "train.epochs=1",
+        "seed=4,5",
+        "model.filters=2,3",
+        "sweep.zip=[seed,model.filters]",
+    )
+    done = pipeline(clone, "train", *words, "note=first try, of (two)", "tags.owner=me")
+    assert done.returncode == 0, done.stderr
+    parent = store(clone).get_run(parent_of(done))
+    trained = children(clone, parent.info.run_id)
+    assert sorted(run.info.run_name for run in trained) == ["seed=4 model.filters=2", "seed=5 model.filters=3"]
+    assert parent.info.run_name == " ".join(["sweep", *words[1:]]), "without the labels"
+    assert parent.data.tags["swept_keys"] == "seed model.filters"
+    for run in (parent, *trained):
+        assert (run.data.tags["note"], run.data.tags["owner"]) == ("first try, of (two)", "me")
+    for run in trained:
+        config = Path(store(clone).download_artifacts(run.info.run_id, "config.yaml")).read_text()
+        assert not re.search("^(note|tags|sweep)", config, re.MULTILINE)
+        assert not [key for key in run.data.params if key.startswith(("note", "tags", "sweep"))]
+    labelled = runs(clone, "tags.note LIKE '%of (two)' and tags.owner = 'me'")
+    assert {run.info.run_id for run in labelled} == {run.info.run_id for run in (parent, *trained)}
+    again = pipeline(clone, "train", *words, "note='second try'")
+    assert "2 jobs, 2 found finished" in again.stdout and parent_of(again) == parent.info.run_id
+    assert store(clone).get_run(parent.info.run_id).data.tags["note"] == "second try"
 
 
 @pytest.mark.slow
@@ -91,7 +130,7 @@ def test_runs_that_differ_in_their_length_alone_share_their_first_epochs_and_end
     folder = max((clone / "multirun").glob("2*"))
     for number, epochs in enumerate(lengths):
         [child] = [run for run in children(clone, parent_of(done)) if run.data.params["train.epochs"] == str(epochs)]
-        assert len(store(clone).get_metric_history(child.info.run_id, "epoch_seconds")) == epochs
+        assert len(store(clone).get_metric_history(child.info.run_id, "speed/epoch_seconds")) == epochs
         alone = pipeline(clone, "train", *words, f"train.epochs={epochs}")
         assert alone.returncode == 0 and "continues" not in alone.stdout
         own = max((clone / "outputs").glob("2*"))
@@ -201,6 +240,27 @@ def test_a_second_machine_waits_for_what_the_first_one_trains(clone, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_job_that_is_stopped_counts_as_that_and_the_others_go_on(clone):
+    words = ("-m", "recipe=baseline", "train.epochs=40", "seed=10,11")
+    with start("python", "-m", "pipeline.train", *words, cwd=clone) as process:
+        while "seed=10 epoch 1/40" not in (line := process.stdout.readline()):
+            if touch := re.match("seed=10: to stop it after an epoch: touch (.+)", line):
+                stop = clone / touch[1]
+        stop.touch()
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert re.search(
+        r"^error: .*seed=10: stopped after epoch \d+/40 by the file multirun/.*/0/stop: the same", err, re.MULTILINE
+    )
+    assert "error: 1 of 2 jobs did not finish (seed=10, stopped): the same command again trains them" in err
+    assert "seed=11 epoch 40/40" in out and re.search(r"^\| stopped +\| +seed=10 ", out, re.MULTILINE)
+    assert "seed=10" not in (stop.parents[1] / "1/console.log").read_text(), "each has its own"
+    again = pipeline(clone, "train", *words)
+    assert again.returncode == 0 and "1 found finished" in again.stdout, again.stderr
+    assert "seed=10: continues after epoch " in again.stdout and "seed=11 epoch" not in again.stdout
+
+
+@pytest.mark.slow
 def test_a_failed_child_does_not_stop_the_others_and_the_command_fails(clone):
     wild = ("optimizer.weight_decay=0.99", "optimizer.batch_size=4")
     words = ("-m", "recipe=baseline", "train.epochs=1", *wild, "optimizer.learning_rate=10,0.001")
@@ -216,9 +276,38 @@ def test_a_failed_child_does_not_stop_the_others_and_the_command_fails(clone):
     assert len(children(clone, parent_of(done))) == 2, "the failed child is replaced"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")], ids=["basic", "joblib"])
+def test_a_sweep_that_fails_fast_begins_nothing_after_the_first_failure(clone, words):
+    wild = ("optimizer.weight_decay=0.99", "optimizer.batch_size=4", "optimizer.learning_rate=10,0.001")
+    seeds = f"seed=range({30 + len(words)},{33 + len(words)})"
+    words = ("-m", *words, "recipe=baseline", "train.epochs=1", *wild, seeds)
+    done = pipeline(clone, "train", *words, "sweep.fail_fast=true")
+    assert done.returncode == 1
+    begun = children(clone, parent_of(done))
+    assert 1 <= len(begun) <= 2, "one of each process"
+    assert re.search(rf"error: (\d) of {len(begun)} jobs did not finish \(optimizer.learning_rate=10 ", done.stderr)
+    again = pipeline(clone, "train", *words)
+    assert again.returncode == 1 and parent_of(again) == parent_of(done)
+    found = children(clone, parent_of(done))
+    assert sorted(run.info.status for run in found) == ["FAILED"] * 3 + ["FINISHED"] * 3
+
+
+def test_a_job_is_not_begun_once_another_has_failed(monkeypatch, tmp_path, compose):
+    monkeypatch.setattr(
+        os, "environ", os.environ | {sweep.PARENT: "none", sweep.KEYS: "seed", sweep.FOLDER: str(tmp_path)}
+    )
+    (tmp_path / sweep.FAILED).touch()
+    config = compose("sweep.fail_fast=true", schema=TrainConfig, name="train")
+    assert math.isnan(sweep.train_job(open_project(tmp_path), config, None, None))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["-m", "seed=0,1,2", "train.epochs=1,2", "sweep.zip=[seed,train.epochs]"], "seed has 3, train.epochs has 2"),
+        (["sweep=search", "recipe=baseline", "sweep.zip=[seed]"], "sweep.zip is for a grid, and a search chooses"),
+        (["-m", "tags.owner=a,b"], "tags.owner changes nothing in training"),
         (["-m", "train.epochs=1,0"], "train.epochs=0: train.epochs=0: input should be greater"),
         (["-m", "seed=range(0,0)"], ": 0 jobs, expected 1 to 1,000"),
         (["-m", "recipe=baseline,basline"], "Could not find 'recipe/basline'"),
@@ -252,14 +341,30 @@ def test_experiments_queued_in_dvc_land_in_the_same_store(clone, digits):
     assert git(clone, "status", "--porcelain") == "", "the queue works in checkouts of its own"
 
 
-@pytest.mark.slow
-def test_a_search_is_seeded_and_answered_from_what_was_trained(clone):
-    words = ("sweep=search", "recipe=baseline", "train.epochs=1", "hydra.sweeper.n_trials=2", "model.filters=2")
+def test_a_search_is_seeded_and_goes_on_with_more_trials(clone):
+    fixed = ("recipe=baseline", "train.epochs=1", "model.filters=2", "augment.rotation=choice(0,5)")
+    words = ("sweep=search", "hydra.sweeper.n_trials=2", *fixed)
     first = pipeline(clone, "train", *words)
     assert first.returncode == 0, first.stderr
-    found = children(clone, parent_of(first))
-    assert len({child.data.params["optimizer.learning_rate"] for child in found}) == 2
-    assert all("augment.rotation=" in c.info.run_name and "model.filters" not in c.info.run_name for c in found)
-    again = pipeline(clone, "train", *words)
-    assert again.returncode == 0 and again.stdout.count("found finished") == 2
-    assert len(children(clone, parent_of(first))) == 2
+    trials = study(clone, first).trials
+    assert len({trial.params["optimizer.learning_rate"] for trial in trials}) == 2
+    assert {trial.params["augment.rotation"] for trial in trials} <= {"0", "5"}
+    assert all(
+        "augment.rotation=" in c.info.run_name and "filters" not in c.info.run_name
+        for c in children(clone, parent_of(first))
+    )
+    logged = {f"{child.data.metrics['val_accuracy']:.6f}" for child in children(clone, parent_of(first))}
+    assert {f"{trial.value:.6f}" for trial in trials} == logged
+    more = pipeline(clone, "train", *words, "hydra.sweeper.n_trials=3", "hydra/launcher=joblib")
+    assert more.returncode == 0 and more.stdout.count("found finished, MLflow") == 2, more.stderr
+    assert parent_of(more) == parent_of(first) and len(children(clone, parent_of(more))) == 3
+    assert [trial.params for trial in study(clone, more).trials[:2]] == [trial.params for trial in trials]
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_after_a_failed_trial(clone):
+    words = ("recipe=accurate", "train.epochs=1", "optimizer.batch_size=choice(50,349)", "augment.rotation=0")
+    words += ("model.filters=2", "optimizer.learning_rate=0.001", "hydra.sweeper.n_trials=4")
+    done = pipeline(clone, "train", "sweep=search", *words)
+    states = {trial.params["optimizer.batch_size"]: trial.state.name for trial in study(clone, done).trials}
+    assert done.returncode == 1 and states == {"50": "COMPLETE", "349": "FAIL"}, done.stdout + done.stderr

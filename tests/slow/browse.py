@@ -2,6 +2,7 @@
 
 python tests/slow/browse.py sweep=<run id>      # docs/ui/sweep.png, from the store of this clone
 python tests/slow/browse.py recipe=accurate     # docs/ui/drawing.png, from a model of this clone
+python tests/slow/browse.py views=<folder>      # the pictures of docs/ui/README.md into a folder, from the store
 """
 
 from __future__ import annotations
@@ -191,6 +192,14 @@ def walk(
     return seen | {"compared": text(driver)}
 
 
+def open_view(driver: WebDriver, address: str, experiment: str, view: str, *words: str, charts: bool = False) -> None:
+    """Open a saved view of the runs by its link, and wait until it shows these words."""
+    driver.get("about:blank")  # the page reads a view when it is loaded
+    mode = "&compareRunsMode=CHART" if charts else ""
+    driver.get(f"{address}/#/experiments/{experiment}/runs?viewStateShareKey={view}{mode}")
+    see(driver, *words)
+
+
 def save_drawing(picture: Path, *overrides: str) -> None:
     """Draw a 2, a 5 and a 7 on the page of `pipeline.serve`, called with these overrides, and save what it shows."""
     with socket.socket() as free:
@@ -210,6 +219,23 @@ def save_drawing(picture: Path, *overrides: str) -> None:
         server.wait()
 
 
+def save_views(client: Any, folder: Path) -> None:
+    """Save what the views Recipes and Sweep and the newest run of a recipe show."""
+    experiment = client.get_experiment_by_name("mnist").experiment_id
+    recipe = client.search_runs([experiment], "tags.dvc_stage LIKE 'train@%'", max_results=1)[0]
+    with mlflow_ui(ROOT) as address, browser() as driver:
+        open_view(driver, address, experiment, "recipes", "val_accuracy")
+        click(driver, "//button[@data-component-id='mlflow.assistant.chat_panel.close']")
+        driver.save_screenshot(str(folder / "recipes.png"))
+        for name, view in (("recipes_charts", "recipes"), ("sweep_view", "sweep")):
+            open_view(driver, address, experiment, view, "Charts", charts=True)
+            time.sleep(5)  # charts are drawn one by one
+            driver.save_screenshot(str(folder / f"{name}.png"))
+        driver.get(f"{address}/#/experiments/{experiment}/runs/{recipe.info.run_id}")
+        click(driver, "//*[text()='Show more']")
+        driver.save_screenshot(str(folder / "run.png"))
+
+
 def main(argument: str) -> None:
     key, _, value = argument.partition("=")
     if key == "recipe":
@@ -218,6 +244,9 @@ def main(argument: str) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{ROOT / 'mlflow.db'}")
+    if key == "views":
+        save_views(client, Path(value))
+        return
     parent = client.get_run(value)
     query = f"tags.`mlflow.parentRunId` = '{value}'"
     children = client.search_runs([parent.info.experiment_id], query, max_results=9)

@@ -309,9 +309,13 @@ def difference(key: str, found: Any, expected: Any) -> str:
     return f"{key}: {found}, not {expected}"
 
 
-OF_TIME = ("epoch_seconds", "images_per_second")  # logged once an epoch like the others, but never the same twice
+OF_TIME = (
+    "speed/epoch_seconds",
+    "speed/training_seconds",
+    "speed/images_per_second",
+)  # logged once an epoch like the others, but never the same twice
 UPLOADING = ".artifact.uploading."  # what MLflow leaves of a file that it was killed in
-OWN = ("tags.json", "MLmodel", "model.keras")  # artifacts with dates or ids in them
+OWN = ("tags.json", "MLmodel", "model.keras", "console.log")  # artifacts with dates, ids or speeds in them
 
 
 def state(folder: Path) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def found(folder: Path, parent: str) -> dict[str, tuple[str, str]]:
     result = {}
     for child in children(folder, parent):
         assert child.info.status == "FINISHED"
-        for key in ("val_accuracy", "val_loss", "train_accuracy", "epoch_seconds"):
+        for key in ("val_accuracy", "val_loss", "train_accuracy", "speed/epoch_seconds"):
             rows = store(folder).get_metric_history(child.info.run_id, key)
             assert sorted(row.step for row in rows) == list(range(1, EPOCHS + 1)), (child.info.run_name, key)
         assert child.info.run_name not in result, "a run is double"

@@ -137,7 +137,7 @@ def nested(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where a store of that address has its artifacts
     project = Project(ROOT, tmp_path)
     client, experiment = open_store(project, "mnist")
-    parent, _ = sweep_log.open_sweep(project, "mnist", "sweep", "command", "digest", NESTED)
+    parent, _ = sweep_log.open_sweep(project, "mnist", "sweep", "command", "digest", NESTED, {})
 
     def child(status: str, accuracy: float, content: str, **tags: str):
         known = {"content_sha256": content, "group": f"g{content}", "recipe": "baseline", **tags}
@@ -186,6 +186,26 @@ def test_what_two_machines_have_trained_both_counts_once(nested, tmp_path):
     child("RUNNING", 0.5, "other", **tags)
     children, _ = ranking.renew(Project(tmp_path, tmp_path), parent, NESTED, tmp_path)
     assert [(child.status, child.group) for child in children] == [("FINISHED", "gsame"), ("RUNNING", "gother")]
+
+
+def test_one_that_was_stopped_from_outside_is_named_as_such(nested, tmp_path):
+    parent, child = nested
+    for content, status, progress in (
+        ("stopped", "KILLED", "stopped after epoch 1/3"),
+        ("killed", "KILLED", "epoch 1/3"),
+        ("resumed", "RUNNING", "stopped after epoch 1/3"),
+        ("done", "FINISHED", "epoch 3/3"),
+    ):
+        tags = sweep_log.child_tags(parent, {"model.convolutions": "[]", "model.units": content})
+        child(status, 0.5, content, **tags, progress=progress)
+    children, text = ranking.renew(Project(tmp_path, tmp_path), parent, NESTED, tmp_path)
+    names = [f"model.convolutions=[] model.units={name}" for name in ("stopped, stopped", "killed", "resumed")]
+    assert sorted(ranking.unfinished(children)) == sorted(names)
+    assert re.findall(r"^\| (\w+) +\| +model.convolutions=\[\] model.units=(\w+)", text, re.MULTILINE)[0] == (
+        "1",
+        "done",
+    )
+    assert "| stopped |" in text
 
 
 def opened(project: Project, *overrides: str) -> None:

@@ -16,7 +16,7 @@ from pipeline.base.project import Project, open_project
 from pipeline.base.verb_schemas import TrainConfig
 from pipeline.experiments import completed, ranking, sweep
 from pipeline.sync import sync
-from pipeline.tracking import queries, sending, sweep_log
+from pipeline.tracking import live, queries, sending, sweep_log
 from pipeline.tracking.record import Record, add_pending, now, pending
 from pipeline.tracking.store import open_store
 from pipeline.training import checkpoint
@@ -166,10 +166,10 @@ def test_a_run_that_ends_while_sync_begins_is_sent_without_its_name(project, mon
 
 def test_after_an_outage_the_next_one_is_told_and_tried_again_soon(project, monkeypatch, capsys):
     """The pause was doubled for ever, and a second outage in one run was silent."""
-    monkeypatch.setattr(sending.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(live.time, "monotonic", lambda: clock[0])
     clock, away = [0.0], "http://127.0.0.1:9"
     one = record(project, "live", 1, status="RUNNING")
-    log = sending.LiveLog(project, one)
+    log = live.LiveLog(project, one)
 
     def send(at: float, uri: str | None) -> str:
         clock[0] = at
@@ -201,7 +201,7 @@ def test_a_file_of_ours_that_cannot_be_read_is_no_fault_of_the_store(project):
 def swept(project, monkeypatch) -> tuple[Any, str, str]:
     """A sweep over the seed: the client, the experiment's id and the parent's."""
     client, experiment = open_store(project, "mnist")
-    parent, _ = sweep_log.open_sweep(project, "mnist", "sweep", "command", "digest", ["seed"])
+    parent, _ = sweep_log.open_sweep(project, "mnist", "sweep", "command", "digest", ["seed"], {})
     values = {sweep.PARENT: parent, sweep.KEYS: "seed", sweep.EPOCHS: "3", sweep.MONITOR: "val_accuracy"}
     for key, value in (values | {sweep.FOLDER: str(project.sweeps / "now")}).items():
         monkeypatch.setenv(key, value)

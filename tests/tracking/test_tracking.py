@@ -28,6 +28,7 @@ from pipeline.base.schema import Config
 from pipeline.base.validation import flatten, validate
 from pipeline.base.verb_schemas import RunConfig
 from pipeline.data.examples import Examples, save_arrays
+from pipeline.experiments import described
 from pipeline.experiments import run as experiment_run
 from pipeline.experiments.evaluated import Evaluated, find_model, log_evaluation
 from pipeline.experiments.run import Split, train_tracked
@@ -73,7 +74,7 @@ def train(project: Project, config: Config, split: Split, name: str, fit: Any) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment_run, "fit", fit)
         # So that the two halves of the sheet can be told apart.
-        patch.setattr(experiment_run, "random_affine", lambda images, *_: tf.constant(255 - images))
+        patch.setattr(described, "random_affine", lambda images, *_: tf.constant(255 - images))
         return train_tracked(project, config, split, fingerprint(project, config, files), name, tags)
 
 
@@ -102,6 +103,7 @@ def test_parameters_are_every_value_of_the_configuration(trained):
     settings = trained.config.model_dump()
     for key in ("evaluate", "recipes", "dataset", "name", "trackers"):  # of the evaluation, or of no result
         settings.pop(key)
+    settings["train"].pop("pictures_every")
     assert set(flatten(settings)) < set(params) and "recipes" not in params
     assert not any(key.startswith("evaluate.") for key in params)
 
@@ -115,8 +117,9 @@ def test_metrics_stand_at_their_epoch_and_absent_ones_are_left_out(trained):
     assert history("train_accuracy") == [(1, 0.5), (2, 0.75)]
     assert history("val_accuracy") == [(1, 0.6)]
     assert history("learning_rate") == [(1, 0.001), (2, 0.0005)]
-    assert history("epoch_seconds") == [(1, 0.5), (2, 0.5)]
-    assert history("images_per_second") == [(1, 80.0), (2, 80.0)]
+    assert history("speed/epoch_seconds") == [(1, 0.5), (2, 0.5)]
+    assert history("speed/training_seconds") == [(1, 0.5), (2, 1.0)]
+    assert history("speed/images_per_second") == [(1, 80.0), (2, 80.0)]
 
 
 def test_tags_name_code_data_model_and_machine_but_no_person(trained):
@@ -175,7 +178,7 @@ def test_the_run_of_a_model_is_found_by_content(project, trained, tmp_path):
     digest = sha256(trained.model_file)
     [found] = queries.find_trained(project, "mnist", model_sha256=digest, dvc_stage="train@accurate")
     assert found.info.run_id == trained.run.info.run_id
-    assert queries.curve(found, "epoch_seconds") == [0.5, 0.5]
+    assert queries.training_seconds(found) == 1.0 and queries.curve(found, "speed/epoch_seconds") == [0.5, 0.5]
     assert queries.find_trained(project, "mnist", model_sha256=digest, dvc_stage="train@baseline") == []
     other = tmp_path / "other.keras"
     other.write_bytes(trained.model_file.read_bytes() + b" ")
@@ -407,7 +410,7 @@ def test_what_trained_no_model_is_named(project, trained):
     with pytest.raises(UserError, match="'a sweep', running\\) holds no trained model"):
         queries.find_run(project, empty, trained.config.data)
     other = client.create_run(client.create_experiment("of something else")).info.run_id
-    with pytest.raises(UserError, match="is a run of the experiment 'of something else'"):
+    with pytest.raises(UserError, match="is a run of 'of something else': give data=of something else, or"):
         queries.find_runs(project, other, "mnist")
     client.delete_run(empty)
     with pytest.raises(UserError, match=f"{empty} is deleted: `mlflow runs restore"):
@@ -416,8 +419,11 @@ def test_what_trained_no_model_is_named(project, trained):
 
 def test_a_sweep_has_its_children_and_what_it_found_but_nothing_deleted(project, trained):
     client, experiment = open_store(project, "mnist")
-    parent, again = sweep_log.open_sweep(project, "mnist", "sweep", "python", "digest", ["seed"])
-    assert not again and sweep_log.open_sweep(project, "mnist", "sweep", "python", "digest", ["seed"]) == (parent, True)
+    parent, again = sweep_log.open_sweep(project, "mnist", "sweep", "python", "digest", ["seed"], {})
+    assert not again and sweep_log.open_sweep(project, "mnist", "sweep", "python", "digest", ["seed"], {}) == (
+        parent,
+        True,
+    )
     child = client.create_run(experiment, tags={queries.PARENT: parent})
     found, deleted = (client.create_run(experiment) for _ in range(2))
     for run in (child, found, deleted):

@@ -346,7 +346,9 @@ def test_a_split_made_with_another_value_is_an_error_in_its_own_project_alone(
     assert load_split(same, "val", data).labels.tolist() == digits.labels.tolist()
     expected = rf"data\.{key}=.*, but the split in .*other/data/processed was made with {re.escape(str(value))}: "
     for check in (lambda: check_split(other, data), lambda: load_split(other, "val", data)):
-        with pytest.raises(UserError, match=rf"{expected}give {re.escape(option)}=<that>, or run `dvc repro preproc"):
+        with pytest.raises(
+            UserError, match=rf"{expected}give {re.escape(option)}=<that>, or prepare this one: `dvc exp run -S"
+        ):
             check()
     save_json(other.processed / "split.json", {name: kept for name, kept in record.items() if name != key})
     with pytest.raises(UserError, match="was made with None"):

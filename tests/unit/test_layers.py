@@ -95,13 +95,16 @@ def test_the_rooms_that_compute_know_nothing_of_commands_progress_and_tracking()
         (
             ("mlflow",),
             {
-                *(f"tracking.{name}" for name in ("queries", "registry", "sending", "store", "sweep_log")),
-                *("experiments.compare_runs", "experiments.ranking"),
+                *(
+                    f"tracking.{name}"
+                    for name in ("live", "notes", "queries", "registry", "sending", "store", "sweep_log")
+                ),
+                *("experiments.compare_runs", "experiments.ranking", "experiments.run_report"),
             },
         ),
         (
             ("hydra",),
-            {"base.command", "base.hydra", "experiments.sweep"},
+            {"base.command", "base.hydra", "experiments.jobs", "experiments.sweep"},
         ),
         (("omegaconf",), {"base.command", "base.hydra", "experiments.on_ray"}),
         (("fastapi", "starlette"), {"apps.service"}),
@@ -146,7 +149,7 @@ def test_a_stage_depends_on_every_room_it_computes_with(stage):
     if stage == "evaluate":
         needed -= {"pipeline/training"}  # which the fingerprint of a run is of
     if stage == "compare":
-        needed -= {"pipeline/data", "pipeline/model", "pipeline/training"}  # of a=, b=, which is no stage
+        needed -= {"pipeline/model", "pipeline/training"}  # of a=, b=, which is no stage
     if stage == "robustness":
         needed -= {"pipeline/training"}
     assert depends == needed
@@ -156,7 +159,11 @@ def test_a_stage_depends_on_every_room_it_computes_with(stage):
 def test_the_test_digits_are_a_dependency_of_what_tests_alone():
     name = "data/processed/test.npz"
     hiding = {name, "data/processed", "data", "data/processed/"}
-    assert {stage for stage in STAGES if hiding & set(STAGES[stage]["deps"])} == {"evaluate", "robustness"}
+    assert {stage for stage in STAGES if hiding & set(STAGES[stage]["deps"])} == {
+        "evaluate",
+        "compare",
+        "robustness",
+    }
     readers = {
         module
         for module, tree in SOURCE.items()
@@ -165,8 +172,8 @@ def test_the_test_digits_are_a_dependency_of_what_tests_alone():
         and getattr(node.func, "id", "") == "load_split"
         and any(isinstance(part, ast.Constant) and part.value == "test" for part in ast.walk(node))
     }
-    # compare_runs draws test digits where a person asks for it, outside DVC; their metrics are evaluate's.
-    assert readers == {"evaluate", "robustness", "experiments.compare_runs"}
+    # compare and compare_runs only show test digits; their metrics are evaluate's.
+    assert readers == {"evaluate", "compare", "robustness", "experiments.compare_runs"}
 
 
 def test_the_hash_of_the_code_is_of_what_it_does_in_the_rooms_that_compute(tmp_path):

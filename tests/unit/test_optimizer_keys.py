@@ -19,6 +19,10 @@ from pipeline.model.kept import best_figures, in_words, is_over, kept_epoch
             ("optimizer.name=sgd", "optimizer.args.momentm=0.9"),
             "sgd takes no argument momentm: it takes momentum, nesterov, clipnorm",
         ),
+        (
+            ("optimizer.name=sgd", "optimizer.args.nesterov=true"),
+            r"nesterov=true needs momentum: give optimizer\.args\.m",
+        ),
         (("optimizer.name=adafactor",), "input should be 'adam', 'adamw'"),
         (("optimizer.name=adamw",), r"without decay is adam: give optimizer\.weight_decay"),
         (("optimizer.name=muon",), r"dense_partitions=2: muon needs the whole kernel of a layer: give 1"),

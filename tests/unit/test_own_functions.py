@@ -61,7 +61,7 @@ def test_what_cannot_be_is_refused_when_it_is_composed(repository, override, mes
 
 def test_the_names_of_our_plots_are_those_that_are_drawn():
     text = (ROOT / "pipeline/evaluate.py").read_text()
-    assert tuple(re.findall(r'^        "(\w+)": (?:plots|sheets)\.', text, re.MULTILINE)) == PLOTS
+    assert tuple(re.findall(r'^        "(\w+)": (?:plots|sheets|confusion_figure)\b', text, re.MULTILINE)) == PLOTS
 
 
 def test_a_metric_is_of_the_fingerprint_and_trackers_and_what_is_ranked_by_are_not(repository):
@@ -74,7 +74,7 @@ def test_a_metric_is_of_the_fingerprint_and_trackers_and_what_is_ranked_by_are_n
         return fingerprint(repository, compose(repository, *overrides), files) != fingerprint(repository, plain, files)
 
     tracker = "trackers=[pipeline.tracking.tensorboard:TensorBoard,own_functions:Tracker]"
-    assert not differs(tracker) and not differs("train.monitor=val_loss")
+    assert not differs(tracker) and not differs("train.monitor=val_loss", "train.pictures_every=3")
     assert differs("train.monitor=val_loss", "train.patience=2")
     metric = "+train.metrics.val_f1=own_functions:macro_f1"
     assert differs(metric)

@@ -43,9 +43,12 @@ def test_a_killed_training_continues_in_the_new_jobs_folder_and_steps_stay_as_th
     first = killed(project)
     first.add_rows([row(1, 100, loss=0.5)])
     (first.folder / "epoch-000001.ckpt").write_bytes(b"checkpoint")
+    (first.folder / "console.log").write_text("epoch 1\n")
+    (first.folder / "stop").touch()
     again = record.resume_or_create(in_folder(project, "second"), INFO)
     assert again.folder == project.root / "outputs/second" and not first.folder.exists()
     assert (again.folder / "epoch-000001.ckpt").read_bytes() == b"checkpoint"
+    assert (again.folder / "console.log").read_text() == "epoch 1\n" and not (again.folder / "stop").exists()
     assert again.info["id"] == first.info["id"] and again.info["status"] == "RUNNING"
     again.add_rows([row(1, 900, loss=0.25, accuracy=1.0), row(2, 901, loss=0.125)])
     assert again.rows == [row(1, 100, loss=0.5), row(1, 900, accuracy=1.0), row(2, 901, loss=0.125)]
@@ -104,7 +107,15 @@ def test_a_damaged_record_is_passed_over_with_a_word(project, capsys, content):
 def test_artifacts_are_all_files_but_our_own(project):
     one = record.resume_or_create(project, INFO)
     one.add_rows([row(1, 100, loss=0.5)])
-    names = ("config.yaml", "plots/a.png", "model.keras", "epoch-000001.ckpt", ".a.partial", "training/history.csv")
+    names = (
+        "config.yaml",
+        "plots/a.png",
+        "model.keras",
+        "epoch-000001.ckpt",
+        ".a.partial",
+        "training/history.csv",
+        "stop",
+    )
     for name in names:
         (one.folder / name).parent.mkdir(exist_ok=True)
         (one.folder / name).touch()
