@@ -9,7 +9,7 @@ import pytest
 from conftest import children, parent_of, pipeline, store
 
 RATES = ("0.003", "0.004", "0.005", "0.006")  # they learn; the last one does not
-SWEEP = ("recipe=baseline", "train.epochs=3", f"optimizer.learning_rate={','.join(RATES)},0.0000001")
+SWEEP = ("recipe=baseline", "train.epochs=3", f"optimizer.learning_rate={','.join(RATES)},1e-07")
 
 
 @pytest.mark.slow
@@ -22,7 +22,7 @@ def test_a_hopeless_job_is_pruned_and_found_again_as_such(clone, rule, launcher)
     words = ("-m", *launcher, *SWEEP, f"seed={len(launcher)}", f"sweep.prune={rule}")
     done = pipeline(clone, "train", *words)
     assert done.returncode == 0, done.stderr
-    hopeless = "optimizer.learning_rate=0.0000001"
+    hopeless = "optimizer.learning_rate=1e-07"
     assert re.search(rf"^{hopeless}: pruned after epoch 1 of 3: val_accuracy 0\.\d+ is ", done.stdout, re.MULTILINE)
     parent = parent_of(done)
     runs = {child.info.run_name: child for child in children(clone, parent)}

@@ -99,7 +99,7 @@ def swept(tmp_path, monkeypatch) -> tuple[Any, Project, str]:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     project = Project(ROOT, tmp_path)
     client, _ = open_store(project, "mnist")
-    parent, _ = sweep_log.open_sweep(project, "mnist", "sweep", "command", "digest", ["seed"])
+    parent, _ = sweep_log.open_sweep(project, "mnist", "sweep", "command", "digest", ["seed"], {})
     folder = tmp_path / "multirun/now"
     variables = {sweep.PARENT: parent, sweep.KEYS: "seed", sweep.EPOCHS: "4", sweep.MONITOR: "val_accuracy"}
     for key, value in (variables | {sweep.FOLDER: str(folder)}).items():
