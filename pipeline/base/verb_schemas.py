@@ -21,6 +21,10 @@ class Sweep(Section):
 
     zip: list[str] = Field([], description="keys whose i-th values belong together, instead of every combination")
     fail_fast: bool = Field(False, description="begin no further job once one has failed")
+    prune: Literal["median", "halving"] | None = Field(
+        default=None,
+        description="end jobs early whose train.monitor is worse than their siblings' after the same epoch",
+    )
 
 
 class TrainConfig(Config):
@@ -38,6 +42,12 @@ class TrainConfig(Config):
             raise ValueError(
                 f"tags.{nested[0]}={self.tags[nested[0]]}: give a text or a number, in a name without dots"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _pruning_fits(self) -> TrainConfig:
+        if self.sweep.prune and not self.data.val_size:
+            raise ValueError(f"sweep.prune={self.sweep.prune} needs validation examples: give data.val_size above 0")
         return self
 
 

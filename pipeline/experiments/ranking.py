@@ -37,6 +37,7 @@ from pipeline.reports.report import Section, save_report
 from pipeline.reports.tables import as_text, markdown_table, percent, plain
 from pipeline.reports.verdicts import read_predictions
 from pipeline.tracking import queries, sweep_log
+from pipeline.tracking.record import PRUNED_AT
 
 ACCURACY = "val_accuracy"  # what is ranked by where nothing else is asked for
 CONFIDENCE = 0.95
@@ -49,7 +50,7 @@ class Child(NamedTuple):
 
     name: str
     values: dict[str, str]  # by swept key, as they were given
-    status: str  # MLflow's: FINISHED, RUNNING, FAILED or KILLED; or STOPPED from outside
+    status: str  # MLflow's: FINISHED, RUNNING, FAILED or KILLED; STOPPED from outside, or PRUNED
     val_accuracy: float
     train_accuracy: float
     seconds: float  # in training
@@ -105,7 +106,7 @@ def renew(
 
 
 def rank(runs: Sequence[Run], monitor: str = ACCURACY) -> list[Child]:
-    """Return MLflow's runs as children: the finished first, by `monitor`, the smaller model at a tie.
+    """Return MLflow's runs as children: the finished first, the pruned last, by `monitor`, the smaller model at a tie.
 
     A run without that metric comes after those that have it. What two machines have both trained counts once.
     """
@@ -130,7 +131,8 @@ def rank(runs: Sequence[Run], monitor: str = ACCURACY) -> list[Child]:
 
     def place(child: Child) -> tuple[Any, ...]:
         score = better(monitor, child.monitored)
-        return child.status != "FINISHED", math.isnan(score), -np.nan_to_num(score), child.num_params
+        late = (child.status != "FINISHED") + (child.status == "PRUNED")
+        return late, math.isnan(score), -np.nan_to_num(score), child.num_params
 
     return sorted(children.values(), key=place)
 
@@ -149,13 +151,15 @@ def _explain(children: Sequence[Child], factors: Sequence[str], monitor: str) ->
 
 
 def _status(run: Run) -> str:
+    if PRUNED_AT in run.data.tags:
+        return "PRUNED"
     is_stopped = run.info.status == "KILLED" and run.data.tags.get("progress", "").startswith("stopped")
     return "STOPPED" if is_stopped else str(run.info.status)
 
 
 def unfinished(children: Sequence[Child]) -> list[str]:
     """Return the names of the children that did not finish, with a word for those that somebody stopped."""
-    left = [child for child in children if child.status != "FINISHED"]
+    left = [child for child in children if child.status not in ("FINISHED", "PRUNED")]
     return [f"{child.name}, stopped" if child.status == "STOPPED" else child.name for child in left]
 
 
@@ -178,6 +182,7 @@ def markdown(children: Sequence[Child], monitor: str = ACCURACY, expected_of_bes
     groups = defaultdict(list)
     for position, child in enumerate(children, 1):
         label = str(position) if child.status == "FINISHED" else child.status.lower()
+        label += f" at {child.run.data.tags[PRUNED_AT]}" if child.status == "PRUNED" else ""
         shown = [f"{child.monitored:.6g}" for _ in extra] + [percent(child.val_accuracy), percent(child.train_accuracy)]
         rows.append([label, child.name, *shown, f"{child.seconds:.1f}", f"{child.num_params:,}", child.run_id])
         if child.status == "FINISHED":

@@ -5,7 +5,7 @@ The job's folder is the record of the run; MLflow gets what stands there, and a 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +26,10 @@ from pipeline.experiments.pictures import Pictures
 from pipeline.model.build import build_model
 from pipeline.model.files import save_model, weights_sha256
 from pipeline.model.inference import predict, start
-from pipeline.model.kept import best_figures, in_words, is_over, kept_epoch
+from pipeline.model.kept import History, best_figures, in_words, is_over, kept_epoch
 from pipeline.tracking.fingerprint import Fingerprint
 from pipeline.tracking.live import LiveLog
-from pipeline.tracking.record import CONSOLE, Record, Row, now, process_tag, resume_or_create, system_metrics
+from pipeline.tracking.record import CONSOLE, PRUNED_AT, Record, Row, now, process_tag, resume_or_create, system_metrics
 from pipeline.tracking.sending import SYNC, send_pending
 from pipeline.tracking.trackers import Trackers
 from pipeline.training import checkpoint
@@ -68,11 +68,13 @@ def train_tracked(
     tags: Mapping[str, str] | None = None,
     bar: bool = True,
     shared: SharedCheckpoints | None = None,
+    is_hopeless: Callable[[History], bool] = lambda _: False,
 ) -> Trained:
     """Train, write model, history and validation predictions, and log everything to one MLflow run.
 
     `name` is the run's, in MLflow and before each line on the terminal; `tags` are those of a sweep's child. A run that
-    was killed, or stopped from outside (a StoppedError), continues after its last whole epoch.
+    was killed, or stopped from outside (a StoppedError), continues after its last whole epoch. One that `is_hopeless`,
+    which is asked after each epoch, ends with its metrics and without a model.
     """
     start(config.seed)
     model = build_model(project, config)
@@ -85,8 +87,12 @@ def train_tracked(
             print(f"{name}: to stop it after an epoch: touch {log.stop_file}", flush=True)
             write_description(project, config, split, record)
             log.send()
-            history = _train(model, config, split, fingerprint, log, bar, shared, metrics, trackers)
-            _write_results(project, config, split, model, history, record)
+            history = _train(model, config, split, fingerprint, log, bar, shared, metrics, trackers, is_hopeless)
+            rows = [epoch.row() for epoch in history]
+            if is_pruned := len(rows) < config.train.epochs and not is_over(config.train, rows):
+                record.update(result_tags={PRUNED_AT: str(len(rows))})
+            else:
+                _write_results(project, config, split, model, history, record)
     except BaseException as error:
         with suppress(OSError, UserError):  # of a full disk, say: the error itself is to be told
             if isinstance(error, UserError):  # the same command would meet it again
@@ -96,11 +102,11 @@ def train_tracked(
             trackers.end(record.info["status"])
             send_pending(project)
         raise
-    record.finish("FINISHED")
-    trackers.end("FINISHED")
+    record.finish("PRUNED" if is_pruned else "FINISHED")
+    trackers.end("KILLED" if is_pruned else "FINISHED")
     sent, left = send_pending(project)
     model_file = project.model(config.name) if project.stage else record.folder / "model.keras"
-    kept = history[kept_epoch(config.train, [epoch.row() for epoch in history]) - 1]
+    kept = history[kept_epoch(config.train, rows) - 1]
     run_id = sent.get(record.info["id"])
     return Trained(f"MLflow run {run_id}" if run_id else "\n".join([*left, SYNC]), history, kept, model_file)
 
@@ -115,6 +121,7 @@ def _train(
     shared: SharedCheckpoints | None,
     metrics: Mapping[str, Metric],
     trackers: Trackers,
+    is_hopeless: Callable[[History], bool],
 ) -> list[Epoch]:
     """Train what is left to train; after each epoch the checkpoint comes first, then the record, then MLflow, then
     the other trackers.
@@ -138,7 +145,7 @@ def _train(
     def over() -> bool:
         if not (ended := is_over(config.train, rows)):
             log.check_stop(f"epoch {len(rows)}/{config.train.epochs}")
-        return ended
+        return ended or (len(rows) > 0 and is_hopeless(rows))
 
     system_metrics()  # from here on
     with TrainingProgress(name, config.train.epochs, size, len(rows), bar) as progress:

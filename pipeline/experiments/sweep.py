@@ -14,14 +14,12 @@ What was trained is known by its fingerprint: the same command again trains what
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 import os
 import re
 import shlex
 import shutil
 import sys
-import time
 import traceback
 from collections.abc import Iterator, Mapping, MutableSequence, Sequence
 from contextlib import contextmanager, suppress
@@ -38,11 +36,13 @@ from pipeline.base.project import Project, open_project
 from pipeline.base.schema import better
 from pipeline.base.validation import without_own_keys
 from pipeline.base.verb_schemas import TrainConfig, labels
+from pipeline.experiments import pruning
+from pipeline.experiments.completed import find_completed, unless_unreachable
 from pipeline.experiments.jobs import compose_jobs, grid, keys_of, named, run_just, search_space, swept
 from pipeline.experiments.on_ray import prepare_ray
 from pipeline.tracking.environment import COMPUTE_VARIABLES
 from pipeline.tracking.fingerprint import Fingerprint, depends_on_length, fingerprint
-from pipeline.tracking.record import is_alive, unfinished, waiting
+from pipeline.tracking.record import PRUNED_AT, waiting
 
 if TYPE_CHECKING:
     from pipeline.experiments.run import Split
@@ -55,7 +55,6 @@ FORWARDED_ENV = re.compile(
     rf"SWEEP_|MLFLOW_(?!.*(PASSWORD|TOKEN|SECRET|KEY|PASSPHRASE))|({COMPUTE_VARIABLES.pattern})$"
 )
 FAILED = ".failed"  # a file of the sweep's folder, once a job has failed
-POLL_SECONDS = 5.0  # between looks at a job that another machine trains
 
 
 class SweepStart(Callback):
@@ -146,59 +145,27 @@ def train_job(project: Project, config: TrainConfig, split: Split, identity: Fin
     try:
         # Whoever of this repository holds the lock is training just this; a process that was killed holds none.
         with FileLock(project.sweeps / ".locks" / f"{identity.content_sha256}.lock"):
-            if run := _find_completed(project, config.data.name, identity, name):
-                with _unless_unreachable():
+            if run := find_completed(project, config.data.name, parent, identity, name, bool(config.sweep.prune)):
+                with unless_unreachable():
                     sweep_log.join_sweep(parent, run, values)
-                print(f"{name}: found finished, MLflow run {run.info.run_id}", flush=True)
+                how = "pruned" if PRUNED_AT in run.data.tags else "finished"
+                print(f"{name}: found {how}, MLflow run {run.info.run_id}", flush=True)
                 return better(monitor, queries.final(run, monitor))
             shared, epochs = None, [int(number) for number in os.environ[EPOCHS].split()]
             if len(epochs) > 1 and not depends_on_length(config):  # with those that differ in this number alone
                 common = project.sweeps / ".shared" / parent / identity.resume_key["configuration"][:16]
                 shared = SharedCheckpoints(common, epochs)
             tags, bar = {**labels(config), **sweep_log.child_tags(parent, values)}, project.jobs_at_once == 1
-            trained = train_tracked(project, without_own_keys(config), split, identity, name, tags, bar, shared)
+            hopeless, recorded = pruning.watch(config, identity, name, parent, folder), without_own_keys(config)
+            trained = train_tracked(project, recorded, split, identity, name, tags, bar, shared, hopeless)
             return better(monitor, trained.kept.row()[monitor])
     except Exception:
         with suppress(OSError):  # of a full disk, say: the error itself is to be told
             (folder / FAILED).touch()
         raise
     finally:
-        with _unless_unreachable():
+        with unless_unreachable():
             ranking.renew(project, parent, factors, folder, os.environ[MONITOR], partial=True)
-
-
-def _find_completed(project: Project, experiment: str, identity: Fingerprint, name: str) -> Any:  # MLflow's Run
-    """Return a finished run of just this, or None, also where MLflow does not answer.
-
-    A child that another machine trains is waited for; one that died is deleted, unless it continues here.
-    """
-    from pipeline.tracking import queries, sending, sweep_log
-
-    with _unless_unreachable():
-        sending.send_pending(project)  # what is looked for may be among it
-        own = {record.info["id"] for record in unfinished(project, name, identity.resume_key)}
-        for look in itertools.count():
-            runs = queries.find_trained(project, experiment, content_sha256=identity.content_sha256)
-            children = sweep_log.unfinished_children(os.environ[PARENT], identity.content_sha256)
-            children = [child for child in children if child.data.tags.get("record") not in own]
-            dead = [c for c in children if c.info.status != "RUNNING" or not is_alive(c.data.tags.get("process"))]
-            if runs or children == dead:
-                break
-            if look == 0:
-                print(f"{name}: another machine trains just this: waiting for it", flush=True)
-            time.sleep(POLL_SECONDS)
-        sweep_log.delete_runs(dead)
-        return runs[0] if runs else None
-    return None
-
-
-@contextmanager
-def _unless_unreachable() -> Iterator[None]:
-    """Leave the block with a word where MLflow fails: training does not wait for it."""
-    try:
-        yield
-    except UserError as error:
-        print(f"{error}: the sweep goes on", flush=True)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The folder of a run is its record: all that MLflow gets stands there first, and is sent from there, now or later.
 
-run.json holds experiment, name, tags, params, inputs, start, end and status, and of some runs more:
+run.json holds experiment, name, tags, params, inputs, start, end and status, which is MLflow's, or PRUNED where a sweep
+ended its job early, for good. Of some runs it holds more:
   resume_key, process     of a training: what its checkpoints fit, and who trains it (see `process_tag`)
   progress                of a training: the last epoch, and while it runs the time that is left
   result_tags             hashes of the model: logged last, so an MLflow run that has them is whole
@@ -42,6 +43,7 @@ MACHINE = hashlib.sha256(HOST.encode()).hexdigest()[:8]
 SILENT_SECONDS = 900  # after which a training counts as dead: longer than an epoch takes
 CONSOLE, STOP = "console.log", "stop"
 NO_ARTIFACT = re.compile(r"(run\.json|stop|tensorboard/.*|metrics\.jsonl|model\.keras|training/.*|.*\.ckpt|(.*/)?\..*)")
+PRUNED_AT = "pruned_at"  # tag of a run that its sweep ended early: after which epoch
 Row = dict[str, Any]  # {"step": int, "time": int, "values": {key: float}}; times in milliseconds since 1970
 
 

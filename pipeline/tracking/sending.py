@@ -100,7 +100,8 @@ def _send(project: Project, record: Record) -> str:
         client.set_tag(run_id, key, value)
     if progress := record.info.get("progress"):
         client.set_tag(run_id, "progress", progress.partition(",")[0])  # no time is left
-    client.set_terminated(run_id, record.info["status"], record.info["end"])
+    status = record.info["status"]
+    client.set_terminated(run_id, "KILLED" if status == "PRUNED" else status, record.info["end"])  # it knows no PRUNED
     notes.describe_run(client, run_id)
     return run_id
 

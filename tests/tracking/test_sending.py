@@ -13,7 +13,8 @@ from conftest import PARENT, ROOT, fresh_store, start
 from pipeline.base.errors import UserError
 from pipeline.base.files import save_yaml
 from pipeline.base.project import Project, open_project
-from pipeline.experiments import ranking, sweep
+from pipeline.base.verb_schemas import TrainConfig
+from pipeline.experiments import completed, ranking, sweep
 from pipeline.sync import sync
 from pipeline.tracking import live, queries, sending, sweep_log
 from pipeline.tracking.record import Record, add_pending, now, pending
@@ -223,9 +224,9 @@ def test_a_sweep_counts_what_another_command_has_trained_instead_of_its_own_unfi
 
     killed = run("KILLED", **{PARENT: parent})
     trained = run("FINISHED", model_sha256="m")
-    completed = sweep._find_completed(project, "mnist", identity("c"), "seed=3")
-    assert completed.info.run_id == trained
-    sweep_log.join_sweep(parent, completed, {"seed": "3"})
+    found = completed.find_completed(project, "mnist", parent, identity("c"), "seed=3")
+    assert found.info.run_id == trained
+    sweep_log.join_sweep(parent, found, {"seed": "3"})
     sweep._close(project, parent, "FINISHED")
     assert [run.info.run_id for run in queries.sweep_runs(parent)] == [trained]
     assert client.get_run(parent).info.status == "FINISHED"
@@ -239,7 +240,7 @@ def test_a_child_that_another_machine_trains_is_waited_for_and_a_dead_one_is_rep
     client, experiment, parent = swept
 
     def find(content: str) -> Any:  # Run
-        return sweep._find_completed(project, "mnist", identity(content), "seed=1")
+        return completed.find_completed(project, "mnist", parent, identity(content), "seed=1")
 
     def child(content: str, status: str, minutes: int) -> str:
         process = f"0123abcd 7 {now() - 60_000 * minutes}"
@@ -263,9 +264,9 @@ def test_a_child_that_another_machine_trains_is_waited_for_and_a_dead_one_is_rep
             client.set_tag(alive, "model_sha256", "m")
             client.set_terminated(alive, "FINISHED")
 
-    monkeypatch.setattr(sweep.time, "sleep", sleep)
-    completed = find("b")
-    assert completed.info.run_id == alive and looks == [sweep.POLL_SECONDS] * 2
+    monkeypatch.setattr(completed.time, "sleep", sleep)
+    found = find("b")
+    assert found.info.run_id == alive and looks == [completed.POLL_SECONDS] * 2
     assert capsys.readouterr().out == "seed=1: another machine trains just this: waiting for it\n"
 
     twice = [child("b", "RUNNING", 0), child("b", "FAILED", 0)]  # finished by one, another is still at it
@@ -273,20 +274,17 @@ def test_a_child_that_another_machine_trains_is_waited_for_and_a_dead_one_is_rep
     assert [stage(run_id) for run_id in twice] == ["active", "deleted"]
 
 
-def test_a_job_that_was_found_finished_does_not_fail_with_mlflow(project, swept, monkeypatch, capsys):
-    run = SimpleNamespace(info=SimpleNamespace(run_id="abc"), data=SimpleNamespace(metrics={"val_accuracy": 0.5}))
+def test_a_job_that_was_found_finished_does_not_fail_with_mlflow(project, swept, compose, monkeypatch, capsys):
+    data = SimpleNamespace(metrics={"val_accuracy": 0.5}, tags={})
+    run = SimpleNamespace(info=SimpleNamespace(run_id="abc"), data=data)
 
     def fail(*_: Any, **__: Any) -> None:
         raise UserError("the store failed")
 
-    monkeypatch.setattr(sweep, "_find_completed", lambda *_: run)
+    monkeypatch.setattr(sweep, "find_completed", lambda *_: run)
     monkeypatch.setattr(sweep_log, "join_sweep", fail)
     monkeypatch.setattr(ranking, "renew", fail)
-    config: Any = SimpleNamespace(
-        data=SimpleNamespace(name="mnist"),
-        train=SimpleNamespace(monitor="val_accuracy"),
-        sweep=SimpleNamespace(fail_fast=False),
-    )
+    config: Any = compose("recipe=baseline", schema=TrainConfig, name="train")
     assert sweep.train_job(project, config, None, identity("c")) == 0.5
     assert "the store failed: the sweep goes on\nall the same: found finished" in capsys.readouterr().out
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import peers, report, run, tables
+from benchmarks import peers, pruning, report, run, tables
 from benchmarks.report import accuracies
 from pipeline.metrics.significance import mean_interval
 from pipeline.model import inference
@@ -234,3 +234,12 @@ def test_new_times_within_the_range_of_the_stored_ones_are_noise(stored, new, ex
     assert expected in line and f"{sorted(new)[1] / 11:.2f}" in line and "(n = 3 and 3)" in line
     other = [trial | {"hardware": "another"} for trial in now]
     assert "other hardware" in run.compare(before, other) and "other hardware" not in run.compare(before, now)
+
+
+def test_a_sweep_is_replayed_job_by_job():
+    """Four jobs finish unjudged; then one is below their median of .75 after two of eight epochs, and one is above."""
+    ends = (0.6, 0.7, 0.8, 0.9)
+    curves = [*([end] * 8 for end in ends), [0.74] * 7 + [0.99], [0.76] * 7 + [0.95]]
+    assert pruning.replay("median", curves, range(6)) == (4 * 8 + 2 + 8, 0.95)
+    assert pruning.replay("halving", curves, range(6)) == (6 * 8, 0.99), "both are the third"
+    assert pruning.replay("halving", curves, [3, 2, 5, 4, 1, 0]) == (2 * 8 + 4, 0.9)
