@@ -26,7 +26,7 @@ from pipeline.base.project import Project, open_project
 from pipeline.base.schema import Config
 
 Verb = Callable[[Project, Any], float | None]  # what `python -m pipeline.<verb>` calls, once for each job of a sweep
-TEXT_KEYS = ("a", "b", "input", "note", "path", "run")  # whose values are text, as the id 9447e1230643, no number
+TEXT_KEYS = ("a", "b", "input", "note", "path", "run", "to")  # whose values are text, as the id 9447e1230643, no number
 
 
 def main(verb: Verb) -> None:

@@ -68,6 +68,16 @@ class CompareConfig(Config):
     b: str | None = Field(None, description="like `a`; if both are null, the recipes of `dvc repro` are compared")
 
 
+class SyncConfig(Config):
+    to: str | None = Field(
+        None, description="MLflow store to copy this one to: sqlite:///<path>/mlflow.db, or the address of a server"
+    )
+
+
+class CleanConfig(Config):
+    yes: bool = Field(False, description="remove what is listed")
+
+
 class AdoptConfig(Config):
     path: str | None = Field(None, description="folder of this repository, with a folder of pictures per class")
     skip_damaged: bool = Field(False, description="leave out pictures that cannot be read")

@@ -7,9 +7,10 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import filelock
 import mlflow
@@ -65,47 +66,105 @@ def translate_errors(*more: type[Exception]) -> Iterator[None]:
         ) from None
 
 
-@translate_errors(ImportError, OSError)  # a missing driver, a full disk
-def open_store(project: Project, experiment: str) -> tuple[MlflowClient, str]:
-    """Open the store, and find or create the experiment: a client and the experiment's id.
+class Store(NamedTuple):
+    """Where a store is, and where its new experiments keep their artifacts."""
 
-    The store is MLFLOW_TRACKING_URI where it is set, otherwise mlflow.db in the user's repository, which plain
-    `mlflow ui` reads, with artifacts below mlruns/.
-    """
-    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # its errors reach the user as ours, in one line
-    logging.getLogger("alembic").setLevel(logging.ERROR)
+    uri: str
+    file: Path | None = None  # of SQLite
+    artifacts: str | None = None  # a URI; None leaves it to MLflow
+    lock: Path | None = None
+    is_own: bool = False  # mlflow.db of this repository
+
+
+def own_store(project: Project) -> Store:
+    """Return MLFLOW_TRACKING_URI where it is set, otherwise mlflow.db in the user's repository, which plain `mlflow ui`
+    reads, with artifacts below mlruns/."""
     own, asked = project.home / "mlflow.db", os.environ.get("MLFLOW_TRACKING_URI")
     uri = asked or f"{SQLITE}{own}"
+    file = _sqlite_file(uri)
+    artifacts = (project.home / "mlruns").as_uri() if file == own else None
+    return Store(f"{SQLITE}{file}" if file else uri, file, artifacts, Path(f"{file or own}.lock"), file == own)
+
+
+def other_store(uri: str) -> Store:
+    """Return the store at another address: an SQLite file with artifacts in mlruns/ beside it, as every repository has,
+    or a tracking server."""
+    if file := _sqlite_file(uri):
+        return Store(f"{SQLITE}{file}", file, (file.parent / "mlruns").as_uri(), Path(f"{file}.lock"))
+    return Store(uri.rstrip("/"))
+
+
+def _sqlite_file(uri: str) -> Path | None:
     path = Path(uri.removeprefix(SQLITE)).absolute() if uri.startswith(SQLITE) else None
     if path and ("?" in str(path) or "%" in str(path)):
         raise UserError(
             f"the MLflow store {path} has ? or % in its path, which MLflow does not read as a name: move the "
             "repository, or set MLFLOW_TRACKING_URI to a path without"
         )
-    mlflow.set_tracking_uri(f"{SQLITE}{path}" if path else uri)
-    if not asked:  # MLflow sets the variable as well, but another project has a store of its own
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-    artifacts = (project.home / "mlruns").as_uri() if path == own else None
-    lock = filelock.FileLock(f"{path or own}.lock")
-    if path:
-        with lock:  # several processes that create the same database at once would leave it half made
-            _prepare(path, artifacts)
-    client = MlflowClient()
-    known = client.get_experiment_by_name(experiment)
+    return path
+
+
+@contextmanager
+def at(store: Store) -> Iterator[MlflowClient]:
+    """Let all that asks MLflow, and errors, mean this store inside the block; its client."""
+    before, variable = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
+    try:
+        client = connect(store)
+        with translate_errors(OSError):
+            yield client
+    finally:
+        mlflow.set_tracking_uri(before)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow sets it as well
+        if variable:
+            os.environ["MLFLOW_TRACKING_URI"] = variable
+
+
+@translate_errors(ImportError, OSError)  # a missing driver, a full disk
+def connect(store: Store) -> MlflowClient:
+    """Make this the store that MLflow asks, and create an SQLite file that is not there yet: its client."""
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # its errors reach the user as ours, in one line
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    mlflow.set_tracking_uri(store.uri)
+    if store.file:
+        with filelock.FileLock(str(store.lock)):  # processes that create one database at once leave it half made
+            _prepare(store.file, store.artifacts if store.is_own else None)
+    return MlflowClient()
+
+
+@translate_errors(ImportError, OSError)
+def open_experiment(client: MlflowClient, store: Store, name: str) -> str:
+    """Find or create an experiment: its id. A deleted one is an ExperimentDeletedError."""
+    known = client.get_experiment_by_name(name)
     if known is None:
-        with lock:
-            known = client.get_experiment_by_name(experiment) or client.get_experiment(
-                client.create_experiment(experiment, artifacts, tags=MODEL_TRAINING | views.renewed({}))
+        with filelock.FileLock(str(store.lock)) if store.lock else nullcontext():
+            known = client.get_experiment_by_name(name) or client.get_experiment(
+                client.create_experiment(name, store.artifacts, tags=MODEL_TRAINING | views.renewed({}))
             )
     if known.lifecycle_stage != "active":
         raise ExperimentDeletedError(
-            f"the MLflow experiment {experiment!r} is deleted: restore it with "
+            f"the MLflow experiment {name!r} is deleted: restore it with "
             f"`mlflow experiments restore --experiment-id {known.experiment_id}`"
         )
     with suppress(UserError), translate_errors():  # a page without views is no reason to stop
         for key, value in views.renewed(known.tags).items():
             client.set_experiment_tag(known.experiment_id, key, value)
-    return client, known.experiment_id
+    return str(known.experiment_id)
+
+
+def open_store(project: Project, experiment: str) -> tuple[MlflowClient, str]:
+    """Open this repository's store, and find or create the experiment: a client and the experiment's id."""
+    client = open_own(project)
+    return client, open_experiment(client, own_store(project), experiment)
+
+
+def open_own(project: Project) -> MlflowClient:
+    """Open this repository's store, see `own_store`: its client."""
+    asked = os.environ.get("MLFLOW_TRACKING_URI")
+    try:
+        return connect(own_store(project))
+    finally:
+        if not asked:  # MLflow sets the variable as well, but another project has a store of its own
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 def _prepare(path: Path, artifacts: str | None) -> None:

@@ -158,7 +158,7 @@ def test_a_record_of_a_deleted_experiment_holds_up_no_other(project, swept):
 def test_a_run_that_ends_while_sync_begins_is_sent_without_its_name(project, monkeypatch, capsys):
     one = training(project, 1)
     monkeypatch.setattr(sending, "send_pending", lambda _: ({one.info["id"]: "abc", "late": "def"}, []))
-    sync(project, None)
+    sync(project, SimpleNamespace(to=None))
     assert (
         capsys.readouterr().out == "sent: trained, MLflow run abc\nsent: a run that ended meanwhile, MLflow run def\n"
     )

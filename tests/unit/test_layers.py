@@ -97,7 +97,17 @@ def test_the_rooms_that_compute_know_nothing_of_commands_progress_and_tracking()
             {
                 *(
                     f"tracking.{name}"
-                    for name in ("live", "notes", "queries", "registry", "sending", "store", "sweep_log")
+                    for name in (
+                        "copying",
+                        "leftovers",
+                        "live",
+                        "notes",
+                        "queries",
+                        "registry",
+                        "sending",
+                        "store",
+                        "sweep_log",
+                    )
                 ),
                 *("experiments.compare_runs", "experiments.ranking", "experiments.run_report"),
             },
