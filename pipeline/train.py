@@ -9,7 +9,7 @@ from pipeline.base.command import main
 from pipeline.base.console import quiet_import
 from pipeline.base.project import Project, open_project
 from pipeline.base.schema import Config, better
-from pipeline.data.examples import head, load_split
+from pipeline.data.split import training_examples
 from pipeline.experiments import sweep
 from pipeline.tracking.fingerprint import fingerprint
 
@@ -17,8 +17,7 @@ from pipeline.tracking.fingerprint import fingerprint
 def train(project: Project, config: Config) -> float:
     """Return train.monitor of the model that is kept, a loss negated, NaN where it lacks: a search maximises it."""
     project = project.job()
-    examples = head(load_split(project, "train", config.data), config.train.examples)
-    val = load_split(project, "val", config.data)
+    examples, val = training_examples(project, config)
 
     with quiet_import():
         from pipeline.experiments.run import Split, train_tracked

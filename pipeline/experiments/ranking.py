@@ -26,6 +26,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import save_csv, write_text
 from pipeline.base.project import Project
 from pipeline.base.schema import better
+from pipeline.experiments import folds
 from pipeline.metrics.significance import Mean, best_of
 from pipeline.reports import plots
 from pipeline.reports.comparison_report import mean_cells
@@ -71,6 +72,9 @@ def renew(
         children = rank(queries.sweep_runs(parent), monitor)
         is_ours = monitor == ACCURACY
         text = markdown(children, monitor, None if partial or not is_ours else _expected_of_best(children))
+        done = [] if partial else [child.run for child in children if child.status == "FINISHED"]
+        of_folds, predictions, metrics = folds.renew_sweep(done, folder, CONFIDENCE)
+        text = of_folds + text
         columns: dict[str, Sequence[Any]] = {"rank": range(1, len(children) + 1)}
         columns |= {key: [child.values.get(key, "") for child in children] for key in keys}
         columns |= {} if is_ours else {monitor: [child.monitored for child in children]}
@@ -78,11 +82,11 @@ def renew(
         table, note, picture = files = [folder / name for name in ("ranking.csv", "ranking.md", "sweep.png")]
         save_csv(table, columns)
         write_text(note, text)
-        plots.save_figure(picture, _draw(children, [key for key in keys if key != "seed"], monitor))
+        plots.save_figure(picture, _draw(children, [key for key in keys if key not in folds.VARIED], monitor))
         tags = {"mlflow.note.content": text[:MAX_NOTE]}
-        if children and children[0].status == "FINISHED":
+        if children and children[0].status == "FINISHED" and not folds.count_folds(children[0].run):
             tags |= {"best": children[0].name, "best_run": children[0].run_id}
-        sweep_log.log_sweep(parent, files, tags)
+        sweep_log.log_sweep(parent, [*files, *predictions], tags, metrics=metrics)
         next_time.touch()
         end = time.time()
         os.utime(next_time, (end, end + IDLE_FACTOR * (end - begin)))
@@ -125,7 +129,7 @@ def _expected_of_best(children: Sequence[Child]) -> Mean | None:
     correct = []
     with tempfile.TemporaryDirectory() as folder:
         for child in children:
-            if child.status == "FINISHED" and child.val_examples > 1:
+            if child.status == "FINISHED" and child.val_examples > 1 and not folds.count_folds(child.run):
                 with suppress(UserError):
                     found = read_predictions(queries.artifact(child.run, "val_predictions.csv", Path(folder)))
                     correct.append(found.predictions == found.labels)
@@ -141,7 +145,7 @@ def markdown(children: Sequence[Child], monitor: str = ACCURACY, expected_of_bes
         label = str(position) if child.status == "FINISHED" else child.status.lower()
         shown = [f"{child.monitored:.6g}" for _ in extra] + [percent(child.val_accuracy), percent(child.train_accuracy)]
         rows.append([label, child.name, *shown, f"{child.seconds:.1f}", f"{child.num_params:,}", child.run_id])
-        if child.status == "FINISHED":
+        if child.status == "FINISHED" and not folds.count_folds(child.run):  # whose means stand before the ranking
             common = [f"{key}={value}" for key, value in child.values.items() if key != "seed"]
             groups[" ".join([*common, f"group {child.group}"])].append(child.val_accuracy)
     by = "validation accuracy"

@@ -69,7 +69,7 @@ def test_the_id_of_a_group_is_never_a_number(compose, tmp_path, monkeypatch, dig
 
 
 def child(name: str, accuracy: float, status: str = "FINISHED", **values: str) -> ranking.Child:
-    run = SimpleNamespace(info=SimpleNamespace(run_id=name), data=SimpleNamespace(tags={}))
+    run = SimpleNamespace(info=SimpleNamespace(run_id=name), data=SimpleNamespace(tags={}, params={}))
     return ranking.Child(name, values, status, accuracy, 0.9, 1.0, 10, 1_000, "g0", name, run, accuracy)
 
 
