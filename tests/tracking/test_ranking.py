@@ -42,7 +42,7 @@ def test_a_ranking_is_renewed_now_and_then_and_always_at_the_end(tmp_path, monke
 
     monkeypatch.setattr(ranking, "_draw", lambda *_: Figure())
     monkeypatch.setattr(queries, "sweep_runs", sweep_runs)
-    monkeypatch.setattr(sweep_log, "log_sweep", lambda *_: None)
+    monkeypatch.setattr(sweep_log, "log_sweep", lambda *_, **__: None)
     project = Project(tmp_path, tmp_path)
     ranking.renew(project, "parent", ["seed"], tmp_path, partial=True)
     due = (tmp_path / ".next").stat().st_mtime - time.time()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, generated_digits
 
+from pipeline import promote
 from pipeline.base.errors import UserError
 from pipeline.base.files import save_json
 from pipeline.base.project import Project, open_project
@@ -156,10 +157,10 @@ def test_a_sentence_on_folds_says_what_it_compares_on_and_what_it_holds_for():
     a[:, :30], b[:, 500:505] = False, False
     sides = folded("a", a, [0.96, 0.97, 0.98]), folded("b", b, [0.99, 0.995, 1.0])
     [verdict] = verdicts.verdicts(sides, 0.95, "out-of-fold")
-    # 30 digits against 5, all seeds alike: as McNemar's of one seed each.
+    # 30 digits against 5, all seeds alike, as McNemar's of one seed: 25 / 1002 +- 1.96 sqrt(36 - 25² / 1002) / 1002.
     single = significance.compare_runs(a[0], b[0], 0.95)
     assert verdict.p == pytest.approx(single.p) and verdict.test.low == pytest.approx(single.low)
-    assert verdict.sentence.startswith("b is better than a: +2.50 points (95 % +1.36 to +3.63), p < 0.001")
+    assert verdict.sentence.startswith("b is better than a: +2.50 points (95 % +1.33 to +3.66), p < 0.001")
     assert verdict.sentence.endswith(
         "n = 3 × 3 folds + 3 × 3 folds, 1,000 out-of-fold examples, errors summed by example over the seeds; this "
         "holds for these networks on other examples, not for other seeds"
@@ -213,6 +214,12 @@ def test_a_sweep_of_folds_has_means_an_interval_and_all_predictions(predicted, t
     text, _, metrics = folds.renew_sweep([*runs, *better], tmp_path, 0.95)
     assert text.index("filters=16") < text.index("filters=8") and metrics == {}
     assert folds.renew_sweep([SimpleNamespace(data=SimpleNamespace(params={}))], tmp_path, 0.95) == ("", [], {})
+
+
+def test_a_fold_is_not_promoted():
+    """No other run could be compared with it: it validates on other examples."""
+    with pytest.raises(UserError, match=r"^g0-1-2 is one fold of a cross-validation: "):
+        promote._held_out(run(2, 1, 0.9))
 
 
 def test_a_missing_fold_is_named_and_no_mean_is_given(predicted, tmp_path):
