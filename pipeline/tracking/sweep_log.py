@@ -71,9 +71,9 @@ def log_sweep(
     """Renew a sweep's files, tags and metrics, and end it where a status is given."""
     client = MlflowClient()
     known = client.get_run(parent).data.metrics if metrics else {}
-    for key, value in metrics.items():
-        if known.get(key) != value:
-            client.log_metric(parent, key, value)
+    for key, figure in metrics.items():
+        if known.get(key) != figure:
+            client.log_metric(parent, key, figure)
     for file in files:
         client.log_artifact(parent, str(file))
     for key, value in tags.items():
