@@ -28,7 +28,7 @@ README_HEAD = ("recipe", "parameters", "epochs", "seeds", "test accuracy", "with
 README_ROWS = ("published", "keras_convnet", "baseline", "fast", "accurate")
 COPIED = {  # pages, and the files of docs/runs that are copied into them
     "sweeps": ["ranking.md"],
-    "comparing": ["comparison.md", "published.md"],
+    "comparing": ["comparison.md", "folds.md", "published.md"],
     "fashion_mnist": ["fashion_mnist.md", "fashion_mnist_seed0.md"],
 }
 MADE = {"benchmark": tables.blocks, "serving": tables.serving_blocks, "scale": tables.scale_blocks}

@@ -100,7 +100,9 @@ def over_folds(a: Side, b: Side, confidence: float) -> str:
     """Return the difference over the folds of two cross-validations, in which other training examples count as well."""
     if len(a.fold_accuracies) != len(b.fold_accuracies):
         return f"{as_text(a.name)} and {as_text(b.name)} have other folds: no interval over folds."
-    gains = [float(gain) for gain in np.subtract(b.fold_accuracies, a.fold_accuracies)]
+    if sum(a.fold_accuracies) > sum(b.fold_accuracies):
+        a, b = b, a
+    gains = np.subtract(b.fold_accuracies, a.fold_accuracies).tolist()
     k, mean, low, high = significance.folds_interval(gains, confidence, least=-1)
     limits = "too few for an interval" if math.isnan(low) else f"{100 * confidence:g} % {points(low)} to {points(high)}"
     return (

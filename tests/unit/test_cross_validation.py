@@ -174,6 +174,7 @@ def test_a_sentence_on_folds_says_what_it_compares_on_and_what_it_holds_for():
     assert "had not been trained on it: the test examples were not read" in text and "7 different" not in text
     # Gains of .03, .025, .02: S = .005, so .025 +- 4.3027 * .005 * sqrt(5 / 6).
     assert "Over the 3 folds, the mean of the seeds in each: +2.50 points for b against a (95 % +0.54 to +4.46;" in text
+    assert comparison_report.over_folds(*sides[::-1], 0.95) == comparison_report.over_folds(*sides, 0.95)
     other = comparison_report.over_folds(sides[0], folded("c", b, [0.99] * 4), 0.95)
     assert other == "a and c have other folds: no interval over folds."
 
