@@ -24,7 +24,7 @@ OPEN, CHANCE = 100, 0.8  # digits that differ from seed to seed, and how often e
 CELLS = (0.9955, 0.0015, 0.0015, 0.0015)  # of two equal runs: both right, one alone, the other alone, none
 CONFIDENCE = 0.95
 POSITIVES, POWER, COVERED = "false positives", "differences found (power)", "intervals that hold the true value"
-Bounds = significance.Mean | significance.Pair | significance.Groups
+Bounds = significance.Mean | significance.Pair | significance.Sums | significance.Groups
 Simulation = Callable[[np.random.Generator], bool]
 
 

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import pruning, report, tables
+from benchmarks import power, pruning, report, tables
 from benchmarks.report import CONFIDENCE, LABELS, SPLIT, TTA, Studies, Trial
 from docs import robustness
 from docs.count_lines import line_table
@@ -28,11 +28,11 @@ README_HEAD = ("recipe", "parameters", "epochs", "seeds", "test accuracy", "with
 README_ROWS = ("published", "keras_convnet", "baseline", "fast", "accurate")
 COPIED = {  # pages, and the files of docs/runs that are copied into them
     "sweeps": ["ranking.md", "effects.md"],
-    "comparing": ["comparison.md", "published.md"],
+    "comparing": ["comparison.md", "folds.md", "published.md"],
     "fashion_mnist": ["fashion_mnist.md", "fashion_mnist_seed0.md"],
 }
 MADE = {"benchmark": tables.blocks, "serving": tables.serving_blocks, "scale": tables.scale_blocks}
-MADE |= {"robustness": robustness.blocks, "sweeps": pruning.blocks}
+MADE |= {"robustness": robustness.blocks, "sweeps": pruning.blocks, "comparing": power.blocks}
 Read = Callable[[str], str]  # from a path in this repository to the text of the file
 
 

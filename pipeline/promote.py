@@ -77,8 +77,11 @@ def _card(project: Project, run: Any) -> str:  # MLflow's Run
 
 def _held_out(run: Any) -> verdicts.Predictions:  # of MLflow's Run
     """What the run predicted of its validation examples; a UserError where it held out none."""
+    from pipeline.experiments.folds import count_folds
     from pipeline.tracking import queries
 
+    if count_folds(run):
+        raise UserError(f"{run.info.run_id} is one fold of a cross-validation: train its configuration by itself")
     if run.data.params.get("data.val_size") == "0":
         raise UserError(
             f"{run.info.run_id} held out no validation digits to compare by: train with a data.val_size above 0"

@@ -20,7 +20,7 @@ from pipeline.base.project import Project
 from pipeline.base.schema import Config, own_functions
 from pipeline.base.validation import from_recorded
 from pipeline.base.verb_schemas import RunConfig
-from pipeline.data.examples import head, load_split
+from pipeline.data.split import training_examples
 from pipeline.model.kept import kept_epoch
 from pipeline.reports.tables import percent, plain, points
 from pipeline.tracking import environment
@@ -58,16 +58,15 @@ def reproduce(project: Project, config: RunConfig) -> None:
     with tempfile.TemporaryDirectory() as folder:
         recorded = _load_recorded(project, config.run, config, Path(folder))
     tags = recorded.tags
-    train, val = (load_split(project, name, recorded.config.data) for name in ("train", "val"))
+    examples = training_examples(project, recorded.config)
     identity = fingerprint(project, recorded.config, project.training_files)
     with quiet_import():
         from pipeline.experiments.run import Split, train_tracked
 
     differing = differences(tags, identity.tags() | environment.run_tags(project, "pipeline.reproduce"))
     print("\n".join(differing) or "code, data, versions, hardware and environment are those of the run", flush=True)
-    split = Split(head(train, recorded.config.train.examples), val)
     name = f"reproduce {tags['recipe']} {config.run[:12]}"
-    trained = train_tracked(project, recorded.config, split, identity, name)
+    trained = train_tracked(project, recorded.config, Split(*examples), identity, name)
     again = sha256(trained.model_file)
     if again == tags["model_sha256"]:
         print(f"identical bits: model.keras has the SHA-256 of the run, {again}; {trained.tracked}")

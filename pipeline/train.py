@@ -12,7 +12,7 @@ from pipeline.base.project import Project, open_project
 from pipeline.base.schema import better
 from pipeline.base.validation import without_own_keys
 from pipeline.base.verb_schemas import TrainConfig, labels
-from pipeline.data.examples import head, load_split
+from pipeline.data.split import training_examples
 from pipeline.experiments import sweep
 from pipeline.experiments.jobs import named
 from pipeline.tracking.fingerprint import fingerprint
@@ -29,8 +29,7 @@ def train(project: Project, config: TrainConfig) -> float:
     if own and sweep.PARENT not in os.environ:
         raise UserError(f"sweep.{min(own)} is for the jobs of a sweep: add -m, or leave it out")
     project = project.job()
-    examples = head(load_split(project, "train", config.data), config.train.examples)
-    val = load_split(project, "val", config.data)
+    examples, val = training_examples(project, config)
 
     with quiet_import():
         from pipeline.experiments.run import Split, train_tracked

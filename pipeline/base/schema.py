@@ -164,6 +164,13 @@ class Train(Section):
         None,
         description="draw misclassified validation examples and the first filters every so many epochs; no sweep does",
     )
+    folds: Annotated[int, Field(ge=2, le=1000)] | None = Field(
+        None,
+        description="cross-validation: cut training and validation examples into so many folds, by data.split_seed",
+    )
+    fold: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="the fold to validate on, from 0; the others are trained on (sweep=folds: each in turn)"
+    )
 
 
 class Evaluate(Section):
@@ -205,6 +212,11 @@ class Config(Section):
             self.optimizer.name, self.optimizer.args, self.optimizer.weight_decay, self.optimizer.dense_partitions
         )
         self._patience_fits()
+        folds, fold = self.train.folds, self.train.fold
+        if (folds is None) != (fold is None) or (fold or 0) >= (folds or 1):
+            raise ValueError(
+                f"train.folds={folds} and train.fold={fold}: give both, fold from 0, or sweep=folds for all"
+            )
         mean, std = (self.model.pixel_mean, self.model.pixel_std) if isinstance(self.model, Model) else ([], [])
         if {len(mean), len(std)} not in ({0}, {self.data.channels}):
             raise ValueError(
@@ -222,7 +234,7 @@ class Config(Section):
         train = self.train
         if train.patience is None:
             return
-        if not self.data.val_size:
+        if not self.data.val_size and train.folds is None:
             raise ValueError(f"train.patience={train.patience} needs validation examples: give data.val_size above 0")
         if self.optimizer.schedule != "constant":
             raise ValueError(

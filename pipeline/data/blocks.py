@@ -6,8 +6,10 @@ Mapped pages count as memory of the process until they are given back, so that i
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import mmap
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,6 +69,23 @@ def gather(array: NDArray[Any], positions: NDArray[np.integer]) -> NDArray[Any]:
         gathered[places] = array[positions[places]]
         give_back(array)
     return gathered
+
+
+def join(first: NDArray[Any], second: NDArray[Any], positions: NDArray[np.integer], folder: Path) -> NDArray[Any]:
+    """Return rows of two arrays by their positions in the first followed by the second, [N], ascending.
+
+    What is large goes to a file without a name in `folder`, mapped: it is gone when nobody has it open any more.
+    """
+    split = np.searchsorted(positions, len(first))
+    parts = Rows(first, positions[:split]), Rows(second, positions[split:] - len(first))
+    row = first.dtype.itemsize * math.prod(first.shape[1:])
+    if row * len(positions) <= IN_MEMORY:
+        return np.concatenate([gather(*part) for part in parts])
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for block in itertools.chain(*map(blocks, parts)):
+            file.write(block.data)
+        file.flush()
+        return np.memmap(file, first.dtype, "r", shape=(len(positions), *first.shape[1:]))
 
 
 def give_back(array: NDArray[Any]) -> None:

@@ -1,4 +1,7 @@
-"""Drawing validation examples from the training examples, by class. Positions are int32, from 0, ascending."""
+"""Drawing validation examples from the training examples, by class: once, or anew for each fold of a cross-validation.
+
+Positions are int32, from 0, ascending.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
-from pipeline.base.schema import Data
-from pipeline.data.blocks import gather
-from pipeline.data.examples import Examples
+from pipeline.base.project import Project
+from pipeline.base.schema import Config, Data
+from pipeline.data.blocks import gather, join
+from pipeline.data.examples import Examples, head, load_split
 
 
 def stratified_split(labels: NDArray[np.integer], size: int, seed: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -60,3 +64,31 @@ def split(raw: Mapping[str, NDArray[Any]], data: Data) -> dict[str, Examples]:
         name: Examples(gather(raw[f"{source}_images"], index), raw[f"{source}_labels"][index], index)
         for name, (source, index) in positions(raw, data).items()
     }
+
+
+def training_examples(project: Project, config: Config) -> tuple[Examples, Examples]:
+    """Load what a run trains on and what it validates on: the split in data/processed or, with train.folds, a fold."""
+    train, val = (load_split(project, name, config.data) for name in ("train", "val"))
+    if config.train.folds is not None:
+        source = np.concatenate([train.source_index, val.source_index])
+        labels, order = np.concatenate([train.labels, val.labels]), np.argsort(source)
+        folds = np.empty(len(labels), np.int32)  # by the published order, so that data.val_size does not move them
+        folds[order] = deal_folds(labels[order], config.train.folds, config.data.split_seed)
+        parts = [np.flatnonzero(kept) for kept in (folds != config.train.fold, folds == config.train.fold)]
+        images = [join(train.images, val.images, part, project.processed) for part in parts]
+        train, val = (Examples(of, labels[part], source[part]) for of, part in zip(images, parts, strict=True))
+    return head(train, config.train.examples), val
+
+
+def deal_folds(labels: NDArray[np.integer], folds: int, seed: int) -> NDArray[np.int32]:
+    """Return the fold of each of `labels` [N], 0 to folds - 1; more folds than labels is a UserError.
+
+    The examples of a class are dealt out in random order, each class going on where the one before it ended: folds
+    differ in size by at most one example, in all and of each class.
+    """
+    if folds > len(labels):
+        raise UserError(f"train.folds={folds} of {len(labels)} examples: give at most one fold per example")
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    dealt = np.empty(len(labels), np.int32)
+    dealt[shuffled[np.argsort(labels[shuffled], kind="stable")]] = np.arange(len(labels)) % folds
+    return dealt

@@ -18,6 +18,7 @@ from pipeline.base.project import Project
 from pipeline.base.schema import Config
 from pipeline.base.verb_schemas import CompareConfig
 from pipeline.data.examples import load_split
+from pipeline.experiments import folds
 from pipeline.experiments.run_report import learning_curves, provenance
 from pipeline.metrics.metrics import Interval
 from pipeline.metrics.significance import FEWEST, prediction_interval
@@ -43,22 +44,24 @@ def compare_runs(project: Project, config: CompareConfig) -> None:
             "two, or the id of a sweep of several"
         )
     runs = [run for members in groups.values() for run in members]
+    folded = [folds.count_folds(run) > 0 for run in runs]
+    if any(folded) and not all(folded):
+        raise UserError("one side is a cross-validation and another is not: train both with sweep=folds, or neither")
     split = "test" if all("evaluated_by" in run.data.tags for run in runs) else "validation"
+    split = "out-of-fold" if any(folded) else split
     if split == "validation" and any(run.data.params.get("data.val_examples") == "0" for run in runs):
         raise UserError(
             "a run has no validation examples: evaluate all on the test examples (pipeline.evaluate run=<id>)"
         )
     name = "predictions.csv" if split == "test" else "val_predictions.csv"
-    with tempfile.TemporaryDirectory() as temporary:
-        predictions = {run.info.run_id: read_predictions(queries.artifact(run, name, Path(temporary))) for run in runs}
-    examples, labels = same_examples(predictions, split)
-    sides = report.disambiguate_names([_side(members, predictions, labels) for members in groups.values()])
+    sides, answers, examples, labels = _load_sides(groups, name, split)
     found = verdicts(sides, config.evaluate.confidence, split)
     scored = queries.models_scored(project, config.data.name)
     text = report.markdown(sides, found, config.evaluate.confidence, split, scored)
     # Only to draw the examples: what is compared are predictions, made and counted by evaluate.
-    stored = load_split(project, {"test": "test", "validation": "val"}[split], config.data)
-    images = dict(zip(stored.source_index, stored.images, strict=True))
+    parts = ["train", "val"] if any(folded) else [split]
+    loaded = [load_split(project, {"test": "test", "validation": "val"}.get(part, part), config.data) for part in parts]
+    images = {index: image for part in loaded for index, image in zip(part.source_index, part.images, strict=True)}
 
     def captioned(i: int) -> tuple[NDArray[np.uint8], str]:
         counts = " : ".join(f"{side.correct[:, i].sum()} of {len(side.correct)}" for side in sides[:2])
@@ -70,7 +73,6 @@ def compare_runs(project: Project, config: CompareConfig) -> None:
     if any(rows.values()):
         figures["examples.png"] = sheets.plot_example_rows(rows)
     members = dict(zip((side.name for side in sides), groups.values(), strict=True))
-    answers = {name: [predictions[run.info.run_id] for run in of_side] for name, of_side in members.items()}
     sections = [
         Section("", text, {f"{split} accuracy of every run": figures["comparison.png"]}),
         *learning_curves(members),
@@ -91,13 +93,39 @@ def compare_runs(project: Project, config: CompareConfig) -> None:
     print(f"wrote {folder}; MLflow run {run_id}")
 
 
-def _side(runs: Sequence[Run], predictions: Mapping[str, Predictions], labels: NDArray[np.int64]) -> Side:
+def _load_sides(
+    groups: Mapping[str, Sequence[Run]], name: str, split: str
+) -> tuple[list[Side], dict[str, list[Predictions]], NDArray[np.int64], NDArray[np.int64]]:
+    """Return each group as a side, by its files `name`; what was predicted, by the sides' names; and the examples, with
+    their labels, that all predicted."""
+    runs = [run for members in groups.values() for run in members]
+    with tempfile.TemporaryDirectory() as temporary:
+        read = {run.info.run_id: read_predictions(queries.artifact(run, name, Path(temporary))) for run in runs}
+    validations = {
+        group: folds.cross_validation(members) for group, members in groups.items() if split == "out-of-fold"
+    }
+    rows = {group: {run.info.run_id: read[run.info.run_id] for run in members} for group, members in groups.items()}
+    rows |= {group: one.predictions(read) for group, one in validations.items()}
+    examples, labels = same_examples({key: row for of_group in rows.values() for key, row in of_group.items()}, split)
+    sides = []
+    for group, members in groups.items():
+        correct = np.array([row.predictions == labels for row in rows[group].values()])
+        sides.append(_side(members, correct))
+        if validations:
+            accuracies = validations[group].accuracies(lambda run: read[run.info.run_id].accuracy)
+            sides[-1] = sides[-1]._replace(fold_accuracies=accuracies)
+    sides = report.disambiguate_names(sides)
+    answers = dict(zip((side.name for side in sides), (list(rows[group].values()) for group in groups), strict=True))
+    return sides, answers, examples, labels
+
+
+def _side(runs: Sequence[Run], correct: NDArray[np.bool_]) -> Side:
     traits, params = [queries.traits(run) for run in runs], runs[0].data.params
     keys = dict.fromkeys(key for of_run in traits for key in of_run)
     return Side(
         plain(runs[0].data.tags["recipe"]),
         {key: {of_run.get(key, "–") for of_run in traits} for key in keys},
-        np.array([predictions[run.info.run_id].predictions == labels for run in runs]),
+        correct,
         [seconds for run in runs if (seconds := queries.training_seconds(run))],
         int(params.get("model.num_params", 0)),
         int(params.get("model.macs", 0)),  # earlier code logged none

@@ -6,7 +6,6 @@ read.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import tempfile
@@ -15,17 +14,18 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
 from matplotlib.figure import Figure
-from mlflow.entities import Run
 
 from pipeline.base.errors import UserError
 from pipeline.base.files import save_csv, write_text
 from pipeline.base.project import Project
 from pipeline.base.schema import better
+from pipeline.experiments import folds
+from pipeline.experiments.children import ACCURACY, Child, rank
 from pipeline.experiments.importance import explain, level_of, levels
 from pipeline.experiments.jobs import keys_of
 from pipeline.experiments.run_report import learning_curves, provenance
@@ -34,32 +34,14 @@ from pipeline.reports import plots
 from pipeline.reports.comparison_report import mean_cells
 from pipeline.reports.plots import short_labels
 from pipeline.reports.report import Section, save_report
-from pipeline.reports.tables import as_text, markdown_table, percent, plain
+from pipeline.reports.tables import as_text, markdown_table, percent
 from pipeline.reports.verdicts import read_predictions
 from pipeline.tracking import queries, sweep_log
 from pipeline.tracking.record import PRUNED_AT
 
-ACCURACY = "val_accuracy"  # what is ranked by where nothing else is asked for
 CONFIDENCE = 0.95
 IDLE_FACTOR = 4  # the ranking is renewed again after so many times what it took: it grows with the sweep
 MAX_NOTE = 5_000  # characters of the note that a run's page opens with
-
-
-class Child(NamedTuple):
-    """A line of the ranking. Metrics are of the epoch that is kept, accuracies shares, NaN where there is none."""
-
-    name: str
-    values: dict[str, str]  # by swept key, as they were given
-    status: str  # MLflow's: FINISHED, RUNNING, FAILED or KILLED; STOPPED from outside, or PRUNED
-    val_accuracy: float
-    train_accuracy: float
-    seconds: float  # in training
-    num_params: int
-    val_examples: int
-    group: str  # runs of one group differ in their seed alone
-    run_id: str
-    run: Run
-    monitored: float  # train.monitor
 
 
 def renew(
@@ -77,6 +59,9 @@ def renew(
         children = rank(queries.sweep_runs(parent), monitor)
         is_ours = monitor == ACCURACY
         text = markdown(children, monitor, None if partial or not is_ours else _expected_of_best(children))
+        done = [] if partial else [child.run for child in children if child.status == "FINISHED"]
+        of_folds, predictions, metrics = folds.renew_sweep(done, folder, CONFIDENCE)
+        text = of_folds + text
         columns: dict[str, Sequence[Any]] = {"rank": range(1, len(children) + 1)}
         columns |= {key: [child.values.get(key, "") for child in children] for key in keys_of(factors)}
         columns |= {} if is_ours else {monitor: [child.monitored for child in children]}
@@ -89,52 +74,20 @@ def renew(
         save_csv(table, columns)
         write_text(note, text)
         plots.save_figure(
-            picture, figure := _draw(children, [factor for factor in factors if factor != "seed"], monitor)
+            picture, figure := _draw(children, [factor for factor in factors if factor not in folds.VARIED], monitor)
         )
         if not partial:
             files.append(folder / "report.html")
             title = f"Sweep over {', '.join(keys_of(factors))}"
             save_report(files[-1], title, _sections(children, text, figure, parent, monitor))
         tags = {"mlflow.note.content": text[:MAX_NOTE]}
-        if children and children[0].status == "FINISHED":
+        if children and children[0].status == "FINISHED" and not folds.count_folds(children[0].run):
             tags |= {"best": children[0].name, "best_run": children[0].run_id}
-        sweep_log.log_sweep(parent, files, tags)
+        sweep_log.log_sweep(parent, [*files, *predictions], tags, metrics=metrics)
         next_time.touch()
         end = time.time()
         os.utime(next_time, (end, end + IDLE_FACTOR * (end - begin)))
     return children, text
-
-
-def rank(runs: Sequence[Run], monitor: str = ACCURACY) -> list[Child]:
-    """Return MLflow's runs as children: the finished first, the pruned last, by `monitor`, the smaller model at a tie.
-
-    A run without that metric comes after those that have it. What two machines have both trained counts once.
-    """
-    children: dict[str, Child] = {}  # by content
-    for run in sorted(runs, key=lambda run: run.info.status == "FINISHED"):
-        params, tags = run.data.params, run.data.tags
-        values = json.loads(tags["swept"])
-        children[tags["content_sha256"]] = Child(
-            plain(" ".join(f"{key}={value}" for key, value in values.items()) or run.info.run_name),
-            values,
-            _status(run),
-            queries.final(run, ACCURACY),
-            queries.final(run, "train_accuracy"),
-            queries.training_seconds(run),
-            int(params.get("model.num_params", 0)),
-            int(params.get("data.val_examples", 0)),
-            tags["group"],
-            run.info.run_id,
-            run,
-            queries.final(run, monitor),
-        )
-
-    def place(child: Child) -> tuple[Any, ...]:
-        score = better(monitor, child.monitored)
-        late = (child.status != "FINISHED") + (child.status == "PRUNED")
-        return late, math.isnan(score), -np.nan_to_num(score), child.num_params
-
-    return sorted(children.values(), key=place)
 
 
 def _shown(monitor: str) -> tuple[int, str, str]:
@@ -150,25 +103,12 @@ def _explain(children: Sequence[Child], factors: Sequence[str], monitor: str) ->
     return explain([child.values for child in done], results, factors, label, form, CONFIDENCE)
 
 
-def _status(run: Run) -> str:
-    if PRUNED_AT in run.data.tags:
-        return "PRUNED"
-    is_stopped = run.info.status == "KILLED" and run.data.tags.get("progress", "").startswith("stopped")
-    return "STOPPED" if is_stopped else str(run.info.status)
-
-
-def unfinished(children: Sequence[Child]) -> list[str]:
-    """Return the names of the children that did not finish, with a word for those that somebody stopped."""
-    left = [child for child in children if child.status not in ("FINISHED", "PRUNED")]
-    return [f"{child.name}, stopped" if child.status == "STOPPED" else child.name for child in left]
-
-
 def _expected_of_best(children: Sequence[Child]) -> Mean | None:
     """Return the accuracy to expect of the best, by the validation predictions of all children that have them."""
     correct = []
     with tempfile.TemporaryDirectory() as folder:
         for child in children:
-            if child.status == "FINISHED" and child.val_examples > 1:
+            if child.status == "FINISHED" and child.val_examples > 1 and not folds.count_folds(child.run):
                 with suppress(UserError):
                     found = read_predictions(queries.artifact(child.run, "val_predictions.csv", Path(folder)))
                     correct.append(found.predictions == found.labels)
@@ -185,7 +125,7 @@ def markdown(children: Sequence[Child], monitor: str = ACCURACY, expected_of_bes
         label += f" at {child.run.data.tags[PRUNED_AT]}" if child.status == "PRUNED" else ""
         shown = [f"{child.monitored:.6g}" for _ in extra] + [percent(child.val_accuracy), percent(child.train_accuracy)]
         rows.append([label, child.name, *shown, f"{child.seconds:.1f}", f"{child.num_params:,}", child.run_id])
-        if child.status == "FINISHED":
+        if child.status == "FINISHED" and not folds.count_folds(child.run):  # whose means stand before the ranking
             common = [f"{key}={value}" for key, value in child.values.items() if key != "seed"]
             groups[" ".join([*common, f"group {child.group}"])].append(child.val_accuracy)
     by = "validation accuracy"

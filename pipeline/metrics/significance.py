@@ -1,7 +1,9 @@
-"""Is A better than B? Tests and intervals for two runs on the same examples, and for two groups of seeds.
+"""Is A better than B? Tests and intervals for two runs on the same examples, for two groups of seeds, and for two
+cross-validations.
 
 Of two single runs McNemar's test says whether other examples of the same kind would favour the same run. Of two groups
-of seeds the permutation test says whether other seeds would favour the same group, on these examples.
+of seeds the permutation test says whether other seeds would favour the same group, on these examples. Of two
+cross-validations the sums of each example's errors over the seeds are paired: other examples, for these networks.
 
 Shapes: N examples, n runs of a group. Accuracies are shares, 0 to 1; a difference is B's less A's. Groups are given as
 counts of correct predictions: differences of counts that are equal compare as equal, those of shares are rounded apart.
@@ -46,6 +48,15 @@ class Pair(NamedTuple):
     p: float
 
 
+class Sums(NamedTuple):
+    """Two groups of runs, by the errors of each example."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
 class Groups(NamedTuple):
     """Two groups of runs, by their means."""
 
@@ -63,6 +74,18 @@ def mean_interval(values: Sequence[float], confidence: float, least: float = 0, 
     """
     interval = _students(values, confidence, math.sqrt(1 / len(values)), least, most)
     return Mean(len(values), float(np.mean(values)), *interval)
+
+
+def folds_interval(values: Sequence[float], confidence: float, least: float = 0, most: float = 1) -> Mean:
+    """The mean over K folds of a cross-validation, with Student's interval for a corrected variance.
+
+    Folds are not independent: they share training examples. For values of standard deviation S, S²/K is too small for
+    the variance of their mean; Nadeau and Bengio (2003, doi 10.1023/A:1024068626366) add S² times validation examples
+    per training example, here 1/(K - 1). NaN for fewer than 3.
+    """
+    k = len(values)
+    interval = _students(values, confidence, math.sqrt(1 / k + 1 / (k - 1)), least, most)
+    return Mean(k, float(np.mean(values)), *interval)
 
 
 def prediction_interval(accuracies: Sequence[float], confidence: float) -> Interval:
@@ -91,6 +114,32 @@ def compare_runs(a_right: NDArray[np.bool_], b_right: NDArray[np.bool_], confide
     deviation = math.sqrt((discordant + 1) / (n + 2) - middle**2) / math.sqrt(n + 2)
     half = float(stats.norm.ppf((1 + confidence) / 2)) * deviation
     return Pair(only_a, only_b, (only_b - only_a) / n, middle - half, middle + half, p)
+
+
+def compare_sums(a: NDArray[np.bool_], b: NDArray[np.bool_], confidence: float) -> Sums:
+    """Compare two groups of runs by which of the same N examples each run has right, bool [n, N] and [m, N].
+
+    The test is Fisher's for pairs (1935): p is the share of all ways to swap the sides of single examples, with all
+    their runs, that differ at least as much. For one run each it is McNemar's, and the interval Agresti and Min's.
+    """
+    (n, size), m = a.shape, len(b)
+    gains = n * b.sum(0, dtype=np.int64) - m * a.sum(0, dtype=np.int64)  # whole numbers, which tie exactly
+    total, squares = int(gains.sum()) / (n * m), float(np.sum(gains**2)) / (n * m) ** 2
+    middle = total / (size + 2)
+    deviation = math.sqrt((squares + 1) / (size + 2) - middle**2) / math.sqrt(size + 2)
+    half = float(stats.norm.ppf((1 + confidence) / 2)) * deviation
+    return Sums(total / size, middle - half, middle + half, _swapped_p(gains))
+
+
+def _swapped_p(gains: NDArray[np.int64]) -> float:
+    """The share of all signs of `gains` whose sum is at least as far from 0, from the sum's exact distribution."""
+    chances = np.ones(1)  # of each sum of those gains that come out positive
+    for gain, count in zip(*np.unique(np.abs(gains[gains != 0]), return_counts=True), strict=True):
+        of_gain = np.zeros(gain * count + 1)
+        of_gain[::gain] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = np.convolve(chances, of_gain)
+    distance = np.abs(2 * np.arange(len(chances)) - (len(chances) - 1))
+    return float(min(chances[distance >= abs(int(gains.sum()))].sum(), 1))
 
 
 def compare_groups(a: Sequence[int], b: Sequence[int], examples: int, confidence: float) -> Groups:

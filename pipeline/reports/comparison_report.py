@@ -5,6 +5,7 @@ Shapes: N examples, the same ones for every run; n runs of a side.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.metrics import significance
-from pipeline.reports.tables import as_text, markdown_table, models_scored, percent
+from pipeline.reports.tables import as_text, markdown_table, models_scored, percent, points
 from pipeline.reports.verdicts import Side, Verdict
 
 SHOWN = 8  # examples of a kind in the picture
@@ -67,10 +68,13 @@ def markdown(sides: Sequence[Side], verdicts: Sequence[Verdict], confidence: flo
         errors = float(np.mean(size - side.correct.sum(1)))
         seconds = f"{np.median(side.seconds):,.0f}" if side.seconds else "–"
         costs = [f"{errors:,.1f} of {size:,}", seconds, f"{side.num_params:,}", f"{side.macs:,}"]
-        rows.append([side.name, *mean_cells(side.accuracies, confidence), *costs])
-    looked = "validation examples: not every run was evaluated on the test examples"
-    if split == "test":
-        looked = f"test examples: {models_scored(scored)}"
+        cells = [side.n, *mean_cells(side.accuracies, confidence)[1:]]
+        rows.append([side.name, *cells, *costs])
+    looked = {
+        "test": f"test examples: {models_scored(scored)}",
+        "out-of-fold": "out-of-fold examples, training and validation examples together, each predicted by networks "
+        "that had not been trained on it: the test examples were not read",
+    }.get(split, "validation examples: not every run was evaluated on the test examples")
     parts = [f"**{as_text(verdict.sentence)}.**" for verdict in verdicts]
     parts += [
         markdown_table(rows),
@@ -84,6 +88,7 @@ def markdown(sides: Sequence[Side], verdicts: Sequence[Verdict], confidence: flo
     ]
     if discordant:
         parts.append("\n".join(discordant))
+    parts += [over_folds(a, b, confidence) for a, b in itertools.combinations(sides, 2) if a.fold_accuracies]
     parts.append(differing_table(sides))
     return "\n\n".join(parts) + "\n"
 
@@ -93,6 +98,22 @@ def differing_table(sides: Sequence[Side]) -> str:
     if differing := [[key, *values] for key, values in differences(sides)]:
         return f"What differs:\n\n{markdown_table([['', *(side.name for side in sides)], *differing])}"
     return "Nothing differs but the seed."
+
+
+def over_folds(a: Side, b: Side, confidence: float) -> str:
+    """Return the difference over the folds of two cross-validations, in which other training examples count as well."""
+    if len(a.fold_accuracies) != len(b.fold_accuracies):
+        return f"{as_text(a.name)} and {as_text(b.name)} have other folds: no interval over folds."
+    if sum(a.fold_accuracies) > sum(b.fold_accuracies):
+        a, b = b, a
+    gains = np.subtract(b.fold_accuracies, a.fold_accuracies).tolist()
+    k, mean, low, high = significance.folds_interval(gains, confidence, least=-1)
+    limits = "too few for an interval" if math.isnan(low) else f"{100 * confidence:g} % {points(low)} to {points(high)}"
+    return (
+        f"Over the {k} folds, the mean of the seeds in each: {points(mean)} points for {as_text(b.name)} against "
+        f"{as_text(a.name)} ({limits}; Student's interval with the variance corrected by Nadeau and Bengio, 2003, as "
+        "folds share training examples). It allows for other training examples and seeds; the test above does not."
+    )
 
 
 def mean_cells(accuracies: Sequence[float], confidence: float) -> list[str]:

@@ -28,6 +28,10 @@ class Predictions(NamedTuple):
     predictions: NDArray[np.int64]  # [N]
     confidence: NDArray[np.float64] = np.array([])  # [N], the probability of the prediction, NaN where none was kept
 
+    @property
+    def accuracy(self) -> float:
+        return float(np.mean(self.predictions == self.labels))
+
 
 class Side(NamedTuple):
     """One configuration: a single run, or several that differ in their seed alone."""
@@ -38,13 +42,21 @@ class Side(NamedTuple):
     seconds: list[float]  # in training, one per run
     num_params: int
     macs: int  # per example
+    fold_accuracies: Sequence[float] = ()  # of a cross-validation, a run of which is all folds with one seed
+
+    @property
+    def n(self) -> str:
+        """How many runs it has, in words."""
+        return (
+            f"{len(self.correct)} × {folds} folds" if (folds := len(self.fold_accuracies)) else str(len(self.correct))
+        )
 
     @property
     def accuracies(self) -> list[float]:
         return [float(share) for share in self.correct.mean(1)]
 
 
-Test = significance.Pair | significance.Groups
+Test = significance.Pair | significance.Sums | significance.Groups
 
 
 class Verdict(NamedTuple):
@@ -89,7 +101,7 @@ def verdicts(sides: Sequence[Side], confidence: float, split: str) -> list[Verdi
     All intervals hold together with `confidence`, by Bonferroni's inequality. p is adjusted by Holm, which decides.
     """
     pairs = list(itertools.combinations(sides, 2))
-    alike = [i for i, (a, b) in enumerate(pairs) if (len(a.correct) > 1) == (len(b.correct) > 1)]
+    alike = [i for i, (a, b) in enumerate(pairs) if a.fold_accuracies or (len(a.correct) > 1) == (len(b.correct) > 1)]
     tests = {i: _test(*pairs[i], 1 - (1 - confidence) / len(alike)) for i in alike}
     adjusted = dict(zip(tests, significance.holm([test.p for test in tests.values()]), strict=True))
     return [
@@ -106,8 +118,10 @@ def compare_predictions(all_predictions: Mapping[str, Predictions], confidence: 
 
 
 def _test(a: Side, b: Side, confidence: float) -> Test:
-    if len(a.correct) == 1:
+    if len(a.correct) == len(b.correct) == 1:
         return significance.compare_runs(a.correct[0], b.correct[0], confidence)
+    if a.fold_accuracies:
+        return significance.compare_sums(a.correct, b.correct, confidence)
     a_counts, b_counts = (side.correct.sum(1).tolist() for side in (a, b))
     return significance.compare_groups(a_counts, b_counts, a.correct.shape[1], confidence)
 
@@ -124,12 +138,15 @@ def _verdict(a: Side, b: Side, test: Test, p: float, tests: int, confidence: flo
     sentence += f"{points(abs(test.difference))} points" + (f" for {better}" if not shown and test.difference else "")
     least = "above 0" if shown and points(low) == points(0) else points(low)
     interval = "all runs of a side equal" if math.isnan(low) else f"{100 * confidence:g} % {least} to {points(high)}"
-    n = f"n = {len(a.correct)} + {len(b.correct)}"
+    n = f"n = {a.n} + {b.n}"
     sentence += f" ({interval}), {p_value(p)}{f', both adjusted for {tests} tests' if tests > 1 else ''}, {n}"
     sentence += f", {a.correct.shape[1]:,} {split} examples"
-    if isinstance(test, significance.Pair):
+    if a.fold_accuracies:
+        summed = ", errors summed by example over the seeds" if isinstance(test, significance.Sums) else ""
+        sentence += f"{summed}; this holds for these networks on other examples, not for other seeds"
+    elif isinstance(test, significance.Pair):
         sentence += "; this holds for these two runs, not for other seeds"
-    elif not shown:
+    elif isinstance(test, significance.Groups) and not shown:
         deviations = float(np.std(a.accuracies, ddof=1)), float(np.std(b.accuracies, ddof=1))
         needed = significance.seeds_needed(test.difference, deviations, alpha / tests)
         if test.least_p >= alpha:

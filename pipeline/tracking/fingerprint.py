@@ -33,7 +33,7 @@ class Fingerprint(NamedTuple):
     data_sha256: str
     code_sha256: str
     content_sha256: str  # of all three, the numeric packages' versions, and the variables that choose how they compute
-    group: str  # the same without the seed, 12 digits after a g: runs of one group differ in their seed alone
+    group: str  # the same without seed and train.fold, 12 digits after a g: runs of one group differ in these alone
     resume_key: dict[str, str]  # what decides the bits after an epoch: a checkpoint continues where all of it is equal
 
     def tags(self) -> dict[str, str]:
@@ -48,6 +48,7 @@ def fingerprint(project: Project, config: Config, data_files: Sequence[Path]) ->
     environment = compute_variables()
     shared = [data, code, [importlib.metadata.version(name) for name in NUMERIC_PACKAGES], environment]
     without_seed = {key: value for key, value in values.items() if key != "seed"}
+    without_seed["train"] = {key: value for key, value in values["train"].items() if key != "fold"}
     without_epochs = {"train": {key: value for key, value in values["train"].items() if key != "epochs"}}
     resume_key = {
         "configuration": sha256_of(values if depends_on_length(config) else values | without_epochs),

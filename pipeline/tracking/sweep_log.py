@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
@@ -70,9 +71,19 @@ def delete_runs(runs: Sequence[Run]) -> None:
 
 
 @translate_errors(OSError)
-def log_sweep(parent: str, files: Sequence[Path], tags: Mapping[str, str], status: str | None = None) -> None:
-    """Renew a sweep's files and tags, and end it where a status is given."""
+def log_sweep(
+    parent: str,
+    files: Sequence[Path],
+    tags: Mapping[str, str],
+    status: str | None = None,
+    metrics: Mapping[str, float] = MappingProxyType({}),
+) -> None:
+    """Renew a sweep's files, tags and metrics, and end it where a status is given."""
     client = MlflowClient()
+    known = client.get_run(parent).data.metrics if metrics else {}
+    for key, figure in metrics.items():
+        if known.get(key) != figure:
+            client.log_metric(parent, key, figure)
     for file in files:
         client.log_artifact(parent, str(file))
     for key, value in tags.items():

@@ -17,6 +17,7 @@ from pipeline.base.verb_schemas import TrainConfig
 from pipeline.data.examples import Examples, save_arrays
 from pipeline.experiments import pruning, ranking, sweep
 from pipeline.experiments import run as experiment_run
+from pipeline.experiments.children import rank
 from pipeline.experiments.pruning import Sibling, is_due, why_hopeless
 from pipeline.tracking import queries, sweep_log
 from pipeline.tracking.fingerprint import fingerprint
@@ -150,7 +151,7 @@ def test_a_pruned_job_ends_with_its_figures_and_is_found_as_pruned_by_its_sweep_
 
     assert job(1, PRUNE) == 0.5 and epochs == [1, 2]
     assert f"seed=0: found pruned, MLflow run {run.info.run_id}" in capsys.readouterr().out
-    [child] = ranking.rank(queries.sweep_runs(parent))
+    [child] = rank(queries.sweep_runs(parent))
     assert child.status == "PRUNED" and "| pruned at 2 | seed=0 |" in " ".join(ranking.markdown([child]).split())
     sweep._close(project, parent, "FINISHED")
     assert client.get_run(parent).info.status == "FINISHED", "a pruned job is no failed one"
@@ -170,7 +171,7 @@ def test_pruned_jobs_are_ranked_last():
     runs = [run("a", "KILLED", 0.99, pruned_at="3"), run("b", "KILLED", 0.5), run("c", "FINISHED", 0.9)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(queries, "curve", lambda *_: [])
-        ranked = ranking.rank(runs)
+        ranked = rank(runs)
     assert [(child.values["seed"], child.status) for child in ranked] == [
         ("c", "FINISHED"),
         ("b", "KILLED"),

@@ -25,6 +25,7 @@ from pipeline.base.files import save_csv, save_json
 from pipeline.base.project import Project, open_project
 from pipeline.data import examples
 from pipeline.experiments import ranking, sweep
+from pipeline.experiments.children import Child, unfinished
 from pipeline.experiments.sweep import FORWARDED_ENV, SweepStart, grid
 from pipeline.metrics import significance
 from pipeline.metrics.significance import Mean
@@ -42,7 +43,7 @@ def test_a_ranking_is_renewed_now_and_then_and_always_at_the_end(tmp_path, monke
 
     monkeypatch.setattr(ranking, "_draw", lambda *_: Figure())
     monkeypatch.setattr(queries, "sweep_runs", sweep_runs)
-    monkeypatch.setattr(sweep_log, "log_sweep", lambda *_: None)
+    monkeypatch.setattr(sweep_log, "log_sweep", lambda *_, **__: None)
     project = Project(tmp_path, tmp_path)
     ranking.renew(project, "parent", ["seed"], tmp_path, partial=True)
     due = (tmp_path / ".next").stat().st_mtime - time.time()
@@ -68,9 +69,9 @@ def test_the_id_of_a_group_is_never_a_number(compose, tmp_path, monkeypatch, dig
     assert pandas.read_csv(tmp_path / "ranking.csv")["group"].tolist() == [group, group]
 
 
-def child(name: str, accuracy: float, status: str = "FINISHED", **values: str) -> ranking.Child:
-    run = SimpleNamespace(info=SimpleNamespace(run_id=name), data=SimpleNamespace(tags={}))
-    return ranking.Child(name, values, status, accuracy, 0.9, 1.0, 10, 1_000, "g0", name, run, accuracy)
+def child(name: str, accuracy: float, status: str = "FINISHED", **values: str) -> Child:
+    run = SimpleNamespace(info=SimpleNamespace(run_id=name), data=SimpleNamespace(tags={}, params={}))
+    return Child(name, values, status, accuracy, 0.9, 1.0, 10, 1_000, "g0", name, run, accuracy)
 
 
 def test_what_is_expected_of_the_best_stands_in_the_ranking_when_the_sweep_has_ended():
@@ -200,7 +201,7 @@ def test_one_that_was_stopped_from_outside_is_named_as_such(nested, tmp_path):
         child(status, 0.5, content, **tags, progress=progress)
     children, text = ranking.renew(Project(tmp_path, tmp_path), parent, NESTED, tmp_path)
     names = [f"model.convolutions=[] model.units={name}" for name in ("stopped, stopped", "killed", "resumed")]
-    assert sorted(ranking.unfinished(children)) == sorted(names)
+    assert sorted(unfinished(children)) == sorted(names)
     assert re.findall(r"^\| (\w+) +\| +model.convolutions=\[\] model.units=(\w+)", text, re.MULTILINE)[0] == (
         "1",
         "done",

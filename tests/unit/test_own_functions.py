@@ -17,6 +17,7 @@ from pipeline.base.project import Project
 from pipeline.base.schema import PLOTS, Config, better
 from pipeline.base.validation import validate
 from pipeline.experiments import ranking
+from pipeline.experiments.children import rank
 from pipeline.tracking.fingerprint import fingerprint, training_values
 
 OWN = """
@@ -119,7 +120,7 @@ def test_a_sweep_is_ranked_by_the_monitor_and_a_run_without_it_comes_last(monkey
         finished("b", val_accuracy=0.6, val_f1=0.2),
         finished("c", val_accuracy=0.8, val_loss=0.2),
     ]
-    children = ranking.rank(runs, monitor)
+    children = rank(runs, monitor)
     assert "".join(child.run_id for child in children) == order
     text, picture = ranking.markdown(children, monitor), ranking._draw(children, ["seed"], monitor)
     [axes] = picture.axes
