@@ -110,7 +110,8 @@ def _folders(project: Project, held: Held | None) -> Iterator[Entry]:
     folders = [_judge(path, path.resolve() in unsent, held) for path in paths if path.is_dir() and path not in others]
     for sweep in sweeps:
         jobs = [folder for folder in folders if folder.path.parent == sweep]
-        files = [path.relative_to(sweep) for path in sweep.glob("[!.]*") if path.is_file()]
+        files = [path for path in sweep.glob("[!.]*") if path.is_file()]
+        files = [path.relative_to(sweep) for path in files if path.name != "multirun.yaml"]  # Hydra's, of the command
         if held and jobs and files and all(job.goes for job in jobs):
             lacks = held.lacks_files(max(job.sweep for job in jobs), sweep, files)
             why = f"MLflow lacks {lacks} of the sweep" if lacks else "MLflow holds the ranking of the sweep"

@@ -36,7 +36,7 @@ def made(tmp_path, monkeypatch) -> Made:
     fresh_store(tmp_path / "mlflow.db")
     project = open_project(tmp_path)
     client, experiment = open_store(project, "mnist")
-    parent, _ = sweep_log.open_sweep(project, "mnist", "sweep seed=1,2", "command", "digest", ["seed"])
+    parent, _ = sweep_log.open_sweep(project, "mnist", "sweep seed=1,2", "command", "digest", ["seed"], {})
     children, models = [], []
     for seed in ("1", "2"):
         tags = sweep_log.child_tags(parent, {"seed": seed}) | {"content_sha256": f"c{seed}", "recipe": "baseline"}
