@@ -54,7 +54,8 @@ def compare_runs(project: Project, config: CompareConfig) -> None:
             "a run has no validation examples: evaluate all on the test examples (pipeline.evaluate run=<id>)"
         )
     name = "predictions.csv" if split == "test" else "val_predictions.csv"
-    sides, answers, examples, labels = _load_sides(groups, name, split)
+    sides, answers = _load_sides(groups, name, split)
+    examples, labels = answers[sides[0].name][0].example, answers[sides[0].name][0].labels
     found = verdicts(sides, config.evaluate.confidence, split)
     scored = queries.models_scored(project, config.data.name)
     text = report.markdown(sides, found, config.evaluate.confidence, split, scored)
@@ -95,9 +96,8 @@ def compare_runs(project: Project, config: CompareConfig) -> None:
 
 def _load_sides(
     groups: Mapping[str, Sequence[Run]], name: str, split: str
-) -> tuple[list[Side], dict[str, list[Predictions]], NDArray[np.int64], NDArray[np.int64]]:
-    """Return each group as a side, by its files `name`; what was predicted, by the sides' names; and the examples, with
-    their labels, that all predicted."""
+) -> tuple[list[Side], dict[str, list[Predictions]]]:
+    """Return each group as a side, by its files `name`; and what it predicted, by its name, of the same examples."""
     runs = [run for members in groups.values() for run in members]
     with tempfile.TemporaryDirectory() as temporary:
         read = {run.info.run_id: read_predictions(queries.artifact(run, name, Path(temporary))) for run in runs}
@@ -106,7 +106,7 @@ def _load_sides(
     }
     rows = {group: {run.info.run_id: read[run.info.run_id] for run in members} for group, members in groups.items()}
     rows |= {group: one.predictions(read) for group, one in validations.items()}
-    examples, labels = same_examples({key: row for of_group in rows.values() for key, row in of_group.items()}, split)
+    _, labels = same_examples({key: row for of_group in rows.values() for key, row in of_group.items()}, split)
     sides = []
     for group, members in groups.items():
         correct = np.array([row.predictions == labels for row in rows[group].values()])
@@ -115,8 +115,7 @@ def _load_sides(
             accuracies = validations[group].accuracies(lambda run: read[run.info.run_id].accuracy)
             sides[-1] = sides[-1]._replace(fold_accuracies=accuracies)
     sides = report.disambiguate_names(sides)
-    answers = dict(zip((side.name for side in sides), (list(rows[group].values()) for group in groups), strict=True))
-    return sides, answers, examples, labels
+    return sides, {side.name: list(of_side.values()) for side, of_side in zip(sides, rows.values(), strict=True)}
 
 
 def _side(runs: Sequence[Run], correct: NDArray[np.bool_]) -> Side:

@@ -52,7 +52,9 @@ class CrossValidation(NamedTuple):
                 np.concatenate(column) for column in zip(*(of_run[run.info.run_id] for run in runs), strict=True)
             ]
             order = np.argsort(columns[0])
-            joined[f"{self.group}, seed={seed}"] = Predictions(*(column[order] for column in columns))
+            joined[f"{self.group}, seed={seed}"] = Predictions(
+                *(column[order] if len(column) else column for column in columns)
+            )
         return joined
 
 
