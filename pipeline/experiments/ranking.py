@@ -67,15 +67,14 @@ def renew(
         columns |= {} if is_ours else {monitor: [child.monitored for child in children]}
         columns |= {name: [getattr(child, name) for child in children] for name in ("name", *Child._fields[2:-2])}
         table, note, picture = files = [folder / name for name in ("ranking.csv", "ranking.md", "sweep.png")]
-        if not partial and (found := _explain(children, factors, monitor)):
+        if not partial and not of_folds and (found := _explain(children, factors, monitor)):
             text += f"\n{found[0]}"
             files.append(folder / "effects.png")
             plots.save_figure(files[-1], found[1])
         save_csv(table, columns)
         write_text(note, text)
-        plots.save_figure(
-            picture, figure := _draw(children, [factor for factor in factors if factor not in folds.VARIED], monitor)
-        )
+        drawn = [factor for factor in factors if factor not in folds.VARIED]
+        plots.save_figure(picture, figure := _draw(children, drawn, monitor))
         if not partial:
             files.append(folder / "report.html")
             title = f"Sweep over {', '.join(keys_of(factors))}"
@@ -158,6 +157,8 @@ def _sections(children: Sequence[Child], text: str, figure: Figure, parent: str,
     best = children[0]
     score = percent(best.monitored) if monitor == ACCURACY else f"{best.monitored:.6g}"
     answer = f"**First of {len(finished)} by {monitor}: {as_text(best.name)}, with {score}.**"
+    if folds.count_folds(best.run):
+        answer = "**Cross-validation: the mean counts, not the best fold.**"
     compare = (
         f"Whether they differ by more than chance, which digits tell them apart, and what they mistake:\n\n"
         f"    python -m pipeline.compare a={parent}\n"
