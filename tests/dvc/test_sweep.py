@@ -312,7 +312,7 @@ def test_a_job_is_not_begun_once_another_has_failed(monkeypatch, tmp_path, compo
         (["-m", "train.epochs=1,0"], "train.epochs=0: train.epochs=0: input should be greater"),
         (["-m", "seed=range(0,0)"], ": 0 jobs, expected 1 to 1,000"),
         (["-m", "recipe=baseline,basline"], "Could not find 'recipe/basline'"),
-        (["sweep=nonsense"], "Available options in 'sweep': epochs_filters search seeds"),
+        (["sweep=nonsense"], "Available options in 'sweep': epochs_filters folds search seeds"),
     ],
 )
 def test_a_sweep_with_one_wrong_value_is_refused_before_its_first_job(clone, words, message):

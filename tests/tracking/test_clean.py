@@ -228,7 +228,7 @@ def test_all_that_real_commands_leave_goes_and_they_work_without_it(clone):
     assert len(re.findall("MLflow holds it whole", said)) == 5 and "a comparison that MLflow run" in said
     assert "MLflow holds the ranking of the sweep" in said
     fine("clean", "yes=true")
-    assert [path.name for path in (clone / "outputs").iterdir() if path.name[0] != "."] == []
+    assert [path for path in (clone / "outputs").rglob("[!.]*") if path.is_file()] == []
     assert [path.name for path in (clone / "multirun").iterdir() if path.name[0] != "."] == []
     assert "2 jobs, 2 found finished" in fine("train", "-m", "recipe=baseline", "seed=8,9", "train.epochs=1"), sweep
     assert "identical bits" in fine("reproduce", f"run={one}")

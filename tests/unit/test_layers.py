@@ -109,7 +109,7 @@ def test_the_rooms_that_compute_know_nothing_of_commands_progress_and_tracking()
                         "sweep_log",
                     )
                 ),
-                *("experiments.children", "experiments.compare_runs", "experiments.ranking", "experiments.run_report"),
+                *("experiments.children", "experiments.compare_runs", "experiments.run_report"),
             },
         ),
         (
