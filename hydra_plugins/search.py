@@ -5,13 +5,13 @@ Hydra finds sweepers in a folder of this name only, and imports it at every star
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
@@ -31,20 +31,20 @@ class Search(Sweeper):
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         self.config = config
-        self.parser = OverridesParser.create(hydra_context.config_loader)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run n_trials jobs. The study is kept in multirun/optuna.db, under the id of the parent run."""
+        """Run n_trials jobs, and raise what the first failed one did in the end, as Hydra's own sweeper does.
+
+        The study is kept in multirun/optuna.db, under the id of the parent run.
+        """
         import optuna
 
-        given = {
-            override.get_key_element(): override
-            for override in self.parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items())])
-            + self.parser.parse_overrides(arguments)
-        }
+        from pipeline.experiments.jobs import by_key
+
+        given = by_key([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
         space = {key: _distribution(override) for key, override in given.items() if override.is_sweep_override()}
         fixed = [f"{key}={given[key].get_value_element_as_str()}" for key in given if key not in space]
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -55,16 +55,20 @@ class Search(Sweeper):
             optuna.delete_study(study_name=name, storage=storage)
         sampler = optuna.samplers.TPESampler(seed=self.seed)
         study = optuna.create_study(storage=storage, sampler=sampler, study_name=name, direction="maximize")
+        failed: list[JobReturn] = []
         for done in range(0, self.n_trials, self.n_jobs):
+            if failed and self.config.sweep.fail_fast:
+                break
             trials = [study.ask(space) for _ in range(min(self.n_jobs, self.n_trials - done))]
             jobs = [[*(f"{key}={value}" for key, value in trial.params.items()), *fixed] for trial in trials]
-            for trial, result in zip(trials, self._launch(jobs, done), strict=True):
-                value = result.return_value if result.status == JobStatus.COMPLETED else None
-                failed = value is None or value != value  # NaN
-                study.tell(trial, None if failed else value, state=optuna.trial.TrialState.FAIL if failed else None)
-
-    def _launch(self, jobs: Sequence[Sequence[str]], first: int) -> Iterable[JobReturn]:
-        return self.launcher.launch(jobs, initial_job_idx=first)
+            for trial, result in zip(trials, self.launcher.launch(jobs, initial_job_idx=done), strict=True):
+                has_ended = result.status == JobStatus.COMPLETED
+                failed += [] if has_ended else [result]
+                value = result.return_value if has_ended else math.nan
+                lacks = math.isnan(value)
+                study.tell(trial, None if lacks else value, state=optuna.trial.TrialState.FAIL if lacks else None)
+        for result in failed:
+            _ = result.return_value  # raises
 
 
 def _distribution(override: Override) -> Any:  # optuna's BaseDistribution

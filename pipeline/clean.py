@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import psutil
 from filelock import FileLock
 
 from pipeline.base.command import main
@@ -79,7 +80,8 @@ def _entries(project: Project) -> Iterator[Entry]:
         deleted, registered = held.deleted()
         size, count = sum(map(_size, deleted.folders)), f"{len(deleted.runs)} runs that were deleted in MLflow"
         if registered:
-            yield Entry("mlruns", f"{registered} deleted runs, as the registry has their models", 0, None)
+            why = "the registry names them, or they count as scored on the test set"
+            yield Entry("mlruns", f"{registered} deleted runs: {why}", 0, None)
         if deleted.runs and held.store.file:
             yield Entry("mlruns", f"{count}, by `mlflow gc`", size, lambda: held.collect(deleted))
         elif deleted.runs:
@@ -194,22 +196,29 @@ def _dvc_cache(project: Project) -> Iterator[Entry]:
     """Yield what DVC finds unused in its cache."""
     command = [sys.executable, "-m", "dvc", "gc", "--workspace", "--all-branches", "--all-tags", "--all-experiments"]
 
-    def gc(option: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, option], cwd=project.root, capture_output=True, text=True)
+    def gc(option: str) -> str:
+        done = subprocess.run([*command, option], cwd=project.root, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError((done.stderr.strip() or "dvc gc failed").splitlines()[-1])
+        return done.stdout + done.stderr
 
-    done = gc("--dry")
-    unused = [Path(name) for name in re.findall("^Removing (.+)$", done.stdout + done.stderr, re.MULTILINE)]
-    if done.returncode:
-        yield Entry("DVC's cache", (done.stderr.strip() or "dvc failed").splitlines()[-1], 0, None)
+    try:
+        unused = [Path(name) for name in re.findall("^Removing (.+)$", gc("--dry"), re.MULTILINE)]
+    except UserError as error:
+        yield Entry("DVC's cache", str(error), 0, None)
+        return
+    if any(not path.resolve().is_relative_to(project.root) for path in unused):
+        yield Entry("DVC's cache", "it is outside of this repository, and others may share it", 0, None)
     elif unused:
         why = f"{len(unused)} files that no branch, tag or experiment needs, by `dvc gc`"
         yield Entry("DVC's cache", why, sum(map(_size, unused)), lambda: gc("--force"))
 
 
 def _is_dvc_busy(root: Path) -> bool:
-    """Return whether a stage of DVC runs in a repository."""
+    """Return whether a stage of DVC runs in a repository; one that was killed has left its process in the list."""
     lock = root / ".dvc" / "tmp" / "rwlock"
-    return lock.is_file() and lock.read_text(encoding="utf-8").strip() not in ("", "{}")
+    pids = re.findall(r'"pid": *(\d+)', lock.read_text(encoding="utf-8")) if lock.is_file() else []
+    return any(psutil.pid_exists(int(pid)) for pid in pids)
 
 
 if __name__ == "__main__":

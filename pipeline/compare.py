@@ -99,7 +99,7 @@ def _terminal_table(
         hardware += f"; {models_scored(queries.models_scored(project, config.data.name))}"
     lines = [[*recipe_table.header(config.evaluate.confidence), "seconds in training"]]
     lines += [[*recipe_table.cells(row), spent] for row, spent in zip(rows, seconds, strict=True)]
-    return f"{markdown_table(lines)}\n(n = 1 run each; seconds on: {hardware})\n"
+    return f"{markdown_table(lines)}\n\n(n = 1 run each; seconds on: {hardware})\n"
 
 
 if __name__ == "__main__":

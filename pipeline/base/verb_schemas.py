@@ -11,8 +11,8 @@ from pipeline.base.schema import Config, Name, Section
 
 # The tags that runs have from MLflow and from us.
 OUR_TAGS = re.compile(
-    r"(mlflow|found)\..*|(dvc|git|test)_\w+|\w+_sha256|adopted|best|best_run|command|compared|environment|evaluated_by"
-    r"|group|hardware|kept|note|process|pruned_at|recipe|record|sweep|swept|swept_keys|threads|versions"
+    r"(mlflow|found)\..*|(dvc|git|test)_\w+|\w+_sha256|adopted|best|best_run|command|compared|copied_from|environment"
+    r"|evaluated_by|group|hardware|kept|note|process|progress|pruned_at|recipe|record|sweep|swept|swept_keys|threads|versions"
 )
 
 
@@ -46,6 +46,8 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _pruning_fits(self) -> TrainConfig:
+        if self.sweep.prune and self.train.folds is not None:
+            raise ValueError(f"sweep.prune={self.sweep.prune} with train.folds: a mean needs every fold: leave one out")
         if self.sweep.prune and not self.data.val_size:
             raise ValueError(f"sweep.prune={self.sweep.prune} needs validation examples: give data.val_size above 0")
         return self

@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from mlflow.entities import Run
 
 from pipeline.base.schema import better
@@ -62,7 +61,8 @@ def rank(runs: Sequence[Run], monitor: str = ACCURACY) -> list[Child]:
     def place(child: Child) -> tuple[Any, ...]:
         score = better(monitor, child.monitored)
         late = (child.status != "FINISHED") + (child.status == "PRUNED")
-        return late, math.isnan(score), -np.nan_to_num(score), child.num_params
+        lacks = math.isnan(score)
+        return late, lacks, 0 if lacks else -score, child.num_params
 
     return sorted(children.values(), key=place)
 

@@ -48,13 +48,9 @@ class CrossValidation(NamedTuple):
         """Return the out-of-fold predictions of every seed, by example, under a name; `of_run` is by run id."""
         joined = {}
         for seed, runs in self.by_seed.items():
-            columns = [
-                np.concatenate(column) for column in zip(*(of_run[run.info.run_id] for run in runs), strict=True)
-            ]
+            columns = list(map(np.concatenate, zip(*(of_run[run.info.run_id] for run in runs), strict=True)))
             order = np.argsort(columns[0])
-            joined[f"{self.group}, seed={seed}"] = Predictions(
-                *(column[order] if len(column) else column for column in columns)
-            )
+            joined[f"{self.group}, seed={seed}"] = Predictions(*(column[order] for column in columns))
         return joined
 
 
@@ -97,9 +93,9 @@ def renew_sweep(runs: Sequence[Any], folder: Path, confidence: float) -> tuple[s
             for seed, of_seed in one.by_seed.items():
                 files.append(_write_predictions(of_seed, folder / f"out_of_fold_{one.group}_seed{seed}.csv"))
         except UserError as error:
-            notes.append(f"{error}.\n")
+            notes.append(f"{str(error).partition(':')[0]}: the same command again trains what is missing.\n\n")
             continue
-        means.append(mean := folds_interval(one.accuracies(_accuracy), confidence))
+        means.append(mean := folds_interval(one.accuracies(lambda run: queries.final(run, "val_accuracy")), confidence))
         examples = sum(int(run.data.params["data.val_examples"]) for run in next(iter(one.by_seed.values())))
         count = f"{len(one.by_seed)} × {one.folds}"
         limits = "–" if math.isnan(mean.low) else f"{percent(mean.low)} to {percent(mean.high)}"
@@ -107,21 +103,11 @@ def renew_sweep(runs: Sequence[Any], folder: Path, confidence: float) -> tuple[s
         rows.append((mean.mean, [one.name, f"group {one.group}", count, percent(mean.mean), limits, errors]))
     text = "".join(notes)
     if rows:
-        head = [
-            "",
-            "",
-            "seeds × folds",
-            "mean of the folds",
-            f"{100 * confidence:g} % of the mean",
-            "out-of-fold errors",
-        ]
+        interval = f"{100 * confidence:g} % of the mean"
+        head = ["", "", "seeds × folds", "mean of the folds", interval, "out-of-fold errors"]
         table = markdown_table([head, *(cells for _, cells in sorted(rows, key=lambda row: -row[0]))])
         text = f"{table}\n\n{WORDS}\n{text}\n"
     return text, files, _metrics(means[0]) if len(groups) == len(means) == 1 else {}
-
-
-def _accuracy(run: Any) -> float:
-    return queries.final(run, "val_accuracy")
 
 
 def _metrics(mean: Mean) -> dict[str, float]:

@@ -28,7 +28,7 @@ def grid(overrides: Sequence[str], zipped: Sequence[str] = ()) -> tuple[list[str
 
     A factor is a key that varies; those of `zipped`, whose i-th values belong together, are one, joined by commas.
     """
-    last = _by_key(overrides)
+    last = by_key(overrides)
     varies, zipped = [key for key, one in last.items() if one.is_sweep_override()], list(dict.fromkeys(zipped))
     if missing := [key for key in zipped if key not in varies]:
         raise UserError(
@@ -49,12 +49,12 @@ def grid(overrides: Sequence[str], zipped: Sequence[str] = ()) -> tuple[list[str
 
 def search_space(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Return the keys that a search varies and, as the only job that is known before, what all its trials share."""
-    last = _by_key(overrides)
+    last = by_key(overrides)
     keys = [key for key, one in last.items() if one.is_sweep_override()]
     return keys, [[str(one.input_line) for key, one in last.items() if key not in keys]]
 
 
-def _by_key(overrides: Sequence[str]) -> dict[str, Override]:
+def by_key(overrides: Sequence[str]) -> dict[str, Override]:
     """Return overrides by their keys; of a key that is given twice the last one counts."""
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     return {override.get_key_element(): override for override in parser.parse_overrides(list(overrides))}
@@ -99,4 +99,4 @@ def swept(overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
 
 def named(overrides: Sequence[str]) -> list[str]:
     """Return the overrides that a run is named by: all but its note and tags."""
-    return [override for override in overrides if not re.match(r"\+?(note|tags)\b", override)]
+    return [override for override in overrides if not re.match(r"\+*(note|tags)\b", override)]

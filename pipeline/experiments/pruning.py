@@ -83,7 +83,9 @@ def find_siblings(parent: str, folder: Path, config: Config, content_sha256: str
     """Return the siblings that came to this epoch, of all tries of the sweep; what was tried twice counts once."""
     siblings: dict[str, Sibling] = {}
     for file in folder.parent.glob("*/*/run.json"):
-        with suppress(UserError):  # a record that is moved just now
+        with suppress(UserError, OSError):  # a record that is moved just now
+            if parent not in file.read_text(encoding="utf-8"):
+                continue
             record = Record(file.parent)
             tags = record.info["tags"]
             if tags.get("mlflow.parentRunId") != parent or tags["content_sha256"] == content_sha256:

@@ -161,13 +161,14 @@ def _sections(children: Sequence[Child], text: str, figure: Figure, parent: str,
         answer = "**Cross-validation: the mean counts, not the best fold.**"
     compare = (
         f"Whether they differ by more than chance, which digits tell them apart, and what they mistake:\n\n"
-        f"    python -m pipeline.compare a={parent}\n"
+        f"    python -m pipeline.compare a={parent} data={queries.data_name(best.run)}\n"
     )
+    several = len({child.group for child in children if child.status == "FINISHED"}) > 1
     return [
         Section("", f"{answer}\n\n{text}", {"All jobs": figure}),
         *learning_curves(finished),
         provenance(finished),
-        Section("What to ask next", compare),
+        *([Section("What to ask next", compare)] if several else []),
     ]
 
 

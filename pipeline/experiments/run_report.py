@@ -45,15 +45,15 @@ def provenance(members: Mapping[str, Sequence[Run]]) -> Section:
             parts = [f"commit {tags.get('git_commit', 'unknown')}{changed}"]
             parts += [tags.get(key, f"{key} unknown") for key in ("versions", "hardware")]
             made["; ".join(parts)].append(name)
-            commands.append(f"    python -m pipeline.reproduce run={run.info.run_id}  # {plain(name)}")
+            words = f"run={run.info.run_id} data={queries.data_name(run)}"
+            commands.append(f"    python -m pipeline.reproduce {words}  # {plain(name)}")
     places = [
         f"- {as_text(place)}" + (f": {as_text(', '.join(dict.fromkeys(names)))}" if len(made) > 1 else "")
         for place, names in made.items()
     ]
     if (left := len(commands) - MOST_COMMANDS) > 0:
         commands[MOST_COMMANDS:] = [f"    # and {left} more"]
-    trained = "\n".join(places)
-    again = "\n".join(commands)
+    trained, again = "\n".join(places), "\n".join(commands)
     return Section(
         "Where it was trained, and how to reproduce it",
         f"{trained}\n\nEach command trains a run again and compares the bits, if the commit of the run is checked out "

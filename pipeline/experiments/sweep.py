@@ -30,7 +30,7 @@ from filelock import FileLock
 from hydra.experimental.callback import Callback
 
 from pipeline.base.console import quiet_import
-from pipeline.base.errors import UserError, one_line
+from pipeline.base.errors import StoppedError, UserError, one_line
 from pipeline.base.isolation import READER_GONE, reader_gone
 from pipeline.base.project import Project, open_project
 from pipeline.base.schema import better
@@ -159,9 +159,10 @@ def train_job(project: Project, config: TrainConfig, split: Split, identity: Fin
             hopeless, recorded = pruning.watch(config, identity, name, parent, folder), without_own_keys(config)
             trained = train_tracked(project, recorded, split, identity, name, tags, bar, shared, hopeless)
             return better(monitor, trained.kept.row()[monitor])
-    except Exception:
-        with suppress(OSError):  # of a full disk, say: the error itself is to be told
-            (folder / FAILED).touch()
+    except Exception as error:
+        if not isinstance(error, StoppedError):  # which somebody asked for
+            with suppress(OSError):  # of a full disk, say: the error itself is to be told
+                (folder / FAILED).touch()
         raise
     finally:
         with unless_unreachable():

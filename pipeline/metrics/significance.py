@@ -133,6 +133,7 @@ def compare_sums(a: NDArray[np.bool_], b: NDArray[np.bool_], confidence: float) 
 
 def _swapped_p(gains: NDArray[np.int64]) -> float:
     """The share of all signs of `gains` whose sum is at least as far from 0, from the sum's exact distribution."""
+    gains = gains // max(int(np.gcd.reduce(gains)), 1)  # with n runs a side all are multiples of n
     chances = np.ones(1)  # of each sum of those gains that come out positive
     for gain, count in zip(*np.unique(np.abs(gains[gains != 0]), return_counts=True), strict=True):
         of_gain = np.zeros(gain * count + 1)

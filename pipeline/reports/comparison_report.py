@@ -102,7 +102,8 @@ def differing_table(sides: Sequence[Side]) -> str:
 
 def over_folds(a: Side, b: Side, confidence: float) -> str:
     """Return the difference over the folds of two cross-validations, in which other training examples count as well."""
-    if len(a.fold_accuracies) != len(b.fold_accuracies):
+    cuts = [(len(side.fold_accuracies), side.values.get("data.split_seed")) for side in (a, b)]
+    if cuts[0] != cuts[1]:
         return f"{as_text(a.name)} and {as_text(b.name)} have other folds: no interval over folds."
     if sum(a.fold_accuracies) > sum(b.fold_accuracies):
         a, b = b, a

@@ -26,7 +26,7 @@ class Predictions(NamedTuple):
     example: NDArray[np.int64]  # [N], the position among the published ones
     labels: NDArray[np.int64]  # [N]
     predictions: NDArray[np.int64]  # [N]
-    confidence: NDArray[np.float64] = np.array([])  # [N], the probability of the prediction, NaN where none was kept
+    confidence: NDArray[np.float64]  # [N], the probability of the prediction, NaN where none was kept
 
     @property
     def accuracy(self) -> float:

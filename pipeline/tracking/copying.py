@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 
 from pipeline.base.errors import UserError
 from pipeline.base.project import Project
-from pipeline.tracking.queries import MAX_TAG, search
+from pipeline.tracking.queries import MAX_TAG, search, stored_files
 from pipeline.tracking.record import is_alive
 from pipeline.tracking.store import Store, at, open_experiment, other_store, own_store
 
@@ -109,10 +109,10 @@ class _Copy:
         )
         run_id, new_id = run.info.run_id, there.info.run_id
         with at(self.source) as client:
-            files = {file.path for file in client.list_artifacts(run_id)}
+            files = set(stored_files(client, run_id))
         if is_whole:
             with at(self.target) as client:
-                is_whole = files <= {file.path for file in client.list_artifacts(new_id)}
+                is_whole = files <= set(stored_files(client, new_id))
         if is_whole:
             return False
         with tempfile.TemporaryDirectory() as folder:

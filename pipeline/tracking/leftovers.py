@@ -17,9 +17,11 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.base.errors import UserError
 from pipeline.base.project import Project
-from pipeline.tracking.queries import search
+from pipeline.tracking.queries import TEST_SCORED, search, stored_files
 from pipeline.tracking.record import Record
 from pipeline.tracking.store import open_own, own_store, translate_errors
+
+MAX_IDS = 1_000  # of a call of `mlflow gc`: one argument may have 128 KiB
 
 
 class Deleted(NamedTuple):
@@ -65,15 +67,8 @@ class Held:
         """Return the first of these files of a folder that is no artifact of a run, or has another size there."""
         stored: dict[str, int] = {}
         with suppress(MlflowException):  # it is gone, or the server is: then none is there
-            stored = self._stored(run_id)
+            stored = stored_files(self.client, run_id)
         return next((str(one) for one in names if stored.get(one.as_posix()) != (folder / one).stat().st_size), "")
-
-    def _stored(self, run_id: str, path: str | None = None) -> dict[str, int]:
-        """Return the artifacts of a run with their sizes in bytes."""
-        files: dict[str, int] = {}
-        for one in self.client.list_artifacts(run_id, path):
-            files |= self._stored(run_id, one.path) if one.is_dir else {one.path: one.file_size}
-        return files
 
     def _has_model(self, run: Run, trained_by: str | None) -> bool:
         query = f"source_run_id = '{trained_by or run.info.run_id}'"
@@ -96,13 +91,15 @@ class Held:
 
     @translate_errors()
     def deleted(self) -> tuple[Deleted, int]:
-        """Return the deleted runs that can go, and how many cannot, as the registry has their models."""
+        """Return the deleted runs that can go, and how many cannot: those of registered models, and those whose test
+        score counts (queries.models_scored)."""
         experiments = self.client.search_experiments(ViewType.ALL)
         runs = [run for one in experiments for run in search(self.client, one.experiment_id, "", ViewType.DELETED_ONLY)]
-        registered = {version.run_id for version in self.client.search_model_versions()}
-        free = [run for run in runs if run.info.run_id not in registered]
+        needed = {version.run_id for version in self.client.search_model_versions()}
+        needed |= {run.info.run_id for run in runs if {TEST_SCORED, "test_set_reads"} & run.data.tags.keys()}
+        free = [run for run in runs if run.info.run_id not in needed]
         gone = {one.experiment_id for one in experiments if one.lifecycle_stage != "active"}
-        if any(run.info.run_id in registered for run in runs if run.info.experiment_id in gone):
+        if any(run.info.run_id in needed for run in runs if run.info.experiment_id in gone):
             free = []  # `mlflow gc` always takes all of a deleted experiment
         models = [
             model
@@ -123,13 +120,14 @@ class Held:
         for model in deleted.models:
             self.client.delete_logged_model(model)
         command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", self.store.uri]
-        command += ["--run-ids", ",".join(deleted.runs)]
         variables = os.environ | {"MLFLOW_TRACKING_URI": self.store.uri}
-        done = subprocess.run(command, env=variables, capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(
-                f"mlflow gc failed ({(done.stderr.strip() or 'no word').splitlines()[-1]}): run it yourself"
-            )
+        for start in range(0, len(deleted.runs), MAX_IDS):
+            words = ["--run-ids", ",".join(deleted.runs[start : start + MAX_IDS])]
+            done = subprocess.run([*command, *words], env=variables, capture_output=True, text=True)
+            if done.returncode:
+                raise UserError(
+                    f"mlflow gc failed ({(done.stderr.strip() or 'no word').splitlines()[-1]}): run it yourself"
+                )
         for folder in deleted.folders:
             with suppress(OSError):  # it leaves the folder around them
                 folder.parent.rmdir()

@@ -129,6 +129,19 @@ def traits(run: Run) -> dict[str, str]:
     return {key: value for key, value in run.data.params.items() if key not in derived} | tags
 
 
+def stored_files(client: MlflowClient, run_id: str, path: str | None = None) -> dict[str, int]:
+    """Return the artifacts of a run with their sizes in bytes."""
+    files: dict[str, int] = {}
+    for one in client.list_artifacts(run_id, path):
+        files |= stored_files(client, run_id, one.path) if one.is_dir else {one.path: one.file_size}
+    return files
+
+
+def data_name(run: Run) -> str:
+    """Return the data set of a run, as it is typed: data=<name>."""
+    return str(run.data.params.get("data.name", "mnist"))
+
+
 @translate_errors()
 def models_scored(project: Project, experiment_name: str) -> int:
     """Return how many different models of this store were scored on the test examples of a data set, by anybody.

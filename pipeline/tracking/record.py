@@ -26,6 +26,7 @@ import json
 import math
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ import psutil
 from pipeline.base.errors import UserError
 from pipeline.base.files import HOST, load_json, save_json, write_text
 from pipeline.base.project import Project
+from pipeline.base.verb_schemas import OUR_TAGS
 
 MACHINE = hashlib.sha256(HOST.encode()).hexdigest()[:8]
 SILENT_SECONDS = 900  # after which a training counts as dead: longer than an epoch takes
@@ -70,6 +72,7 @@ class Record:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", CONSOLE):  # of an earlier run, where the user named the folder
             (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "images", ignore_errors=True)
         save_json(folder / "run.json", {"id": uuid.uuid4().hex, "start": now(), **info})
         return cls(folder)
 
@@ -151,7 +154,9 @@ def resume_or_create(project: Project, info: Mapping[str, Any]) -> Record:
                 raise
             continue  # another process has just taken it, or another disk
         record = Record(folder)
-        record.update(status="RUNNING", end=None, sent=False, progress=None, process=process_tag())
+        given = {key: value for key, value in info["tags"].items() if key == "note" or not OUR_TAGS.fullmatch(key)}
+        tags = record.info["tags"] | given
+        record.update(status="RUNNING", end=None, sent=False, progress=None, process=process_tag(), tags=tags)
         break
     else:
         record = Record.begin(folder, {**info, "status": "RUNNING", "process": process_tag()})

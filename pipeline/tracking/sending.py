@@ -22,7 +22,7 @@ import psutil
 from filelock import FileLock, Timeout
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.numpy_dataset import NumpyDataset
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
@@ -111,6 +111,8 @@ def create_or_update(client: MlflowClient, experiment: str, record: Record) -> s
     run = _find_or_create(client, experiment, record, record.info["name"], {"process": process_tag()})
     if record.info["status"] == "RUNNING":
         client.update_run(run.info.run_id, "RUNNING")
+        tags = [RunTag(key, value) for key, value in record.info["tags"].items()]
+        client.log_batch(run.info.run_id, tags=tags)  # a note may have come since
     _log_all(client, run.info.run_id, record)
     return str(run.info.run_id)
 

@@ -51,6 +51,7 @@ def test_a_hopeless_job_is_pruned_and_found_again_as_such(clone, rule, launcher)
     [
         (["sweep.prune=median"], "error: sweep.prune is for the jobs of a sweep: add -m, or leave it out"),
         (["-m", "seed=1,2", "sweep.prune=best"], "sweep.prune=best: input should be 'median' or 'halving'"),
+        (["sweep=folds", "sweep.prune=median"], "with train.folds: a mean needs every fold: leave one out"),
         (["-m", "sweep.prune=median,halving"], "error: sweep.prune changes nothing in training"),
     ],
 )

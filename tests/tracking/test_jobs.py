@@ -99,6 +99,8 @@ def test_note_tags_and_how_a_sweep_runs_are_no_part_of_a_training(compose):
     ("word", "message"),
     [
         ("tags.recipe=mine", "tags.recipe is a tag of ours: give yours another name"),
+        ("tags.copied_from=paper", "tags.copied_from is a tag of ours"),
+        ("tags.progress=half", "tags.progress is a tag of ours"),
         ("tags.content_sha256=0", "tags.content_sha256 is a tag of ours"),
         ("tags.a.b=1", "tags.a={'b': 1}: give a text or a number, in a name without dots"),
         ("sweep.zip=seed", "sweep.zip=seed: input should be a valid list"),

@@ -160,8 +160,8 @@ def test_the_comparison_describes_the_experiment_beside_what_somebody_wrote(proj
     note = tags(project)[notes.NOTE]
     assert "a better" in note and "old" not in note and note.endswith("\n\nMine.")
     assert f"[Sweep](#/experiments/{experiment}/runs?viewStateShareKey=sweep)" in note
-    notes.describe_experiment(project, "mnist", "x" * 6_000)
-    assert len(tags(project)[notes.NOTE]) <= 5_000
+    notes.describe_experiment(project, "mnist", "x" * 30_000)
+    assert len(tags(project)[notes.NOTE]) <= 20_000
 
 
 def test_seconds_of_earlier_code_are_the_sum_of_its_epochs(project):

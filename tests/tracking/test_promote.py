@@ -21,7 +21,7 @@ LABELS = np.arange(1_000) % 10
 def predicted(wrong: range, examples: np.ndarray = LABELS) -> Predictions:
     answers = LABELS.copy()
     answers[list(wrong)] += 1
-    return Predictions(np.arange(len(examples)), examples, answers)
+    return Predictions(np.arange(len(examples)), examples, answers, np.ones(len(examples)))
 
 
 def compare(both: dict[str, Predictions]) -> list[verdicts.Verdict]:

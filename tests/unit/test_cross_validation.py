@@ -235,10 +235,11 @@ def test_the_predictions_of_all_folds_are_put_in_the_order_of_the_examples():
     for fold, runs in enumerate(zip(*one.by_seed.values(), strict=True)):
         for of_seed in runs:
             parts[of_seed.info.run_id] = Predictions(
-                *(np.array(part) for part in ([fold + 3, fold], [1, 2], [1, fold]))
+                *(np.array(part) for part in ([fold + 3, fold], [1, 2], [1, fold], [0.9, 0.8]))
             )
     joined = one.predictions(parts)
     assert list(joined) == ["g0, seed=9", "g0, seed=10"]
     assert joined["g0, seed=9"].example.tolist() == [0, 1, 2, 3, 4, 5]
     assert joined["g0, seed=9"].predictions.tolist() == [0, 1, 2, 1, 1, 1]
+    assert joined["g0, seed=9"].confidence.tolist() == [0.8] * 3 + [0.9] * 3
     assert one.accuracies(lambda run: parts[run.info.run_id].accuracy) == [0.5, 0.5, 1.0]

@@ -203,9 +203,13 @@ def test_two_seeds_do_not_say_where_one_more_would_lie():
 
 def test_runs_on_other_digits_are_not_comparable():
     digits, labels = np.arange(5), np.array([1, 2, 3, 4, 5])
-    given = {"a": Predictions(digits, labels, labels), "b": Predictions(digits, labels, labels[::-1])}
+    sure = np.ones(len(digits))
+    given = {"a": Predictions(digits, labels, labels, sure), "b": Predictions(digits, labels, labels[::-1], sure)}
     assert [list(of) for of in verdicts.same_examples(given, "test")] == [list(digits), list(labels)]
-    for other in (Predictions(digits + 1, labels, labels), Predictions(digits[:4], labels[:4], labels[:4])):
+    for other in (
+        Predictions(digits + 1, labels, labels, sure),
+        Predictions(digits[:4], labels[:4], labels[:4], sure[:4]),
+    ):
         with pytest.raises(UserError, match="c and a predicted other test examples: not comparable"):
             verdicts.same_examples(given | {"c": other}, "test")
 
