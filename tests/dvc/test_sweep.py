@@ -369,3 +369,14 @@ def test_a_search_goes_on_after_a_failed_trial(clone):
     done = pipeline(clone, "train", "sweep=search", *words)
     states = {trial.params["optimizer.batch_size"]: trial.state.name for trial in study(clone, done).trials}
     assert done.returncode == 1 and states == {"50": "COMPLETE", "349": "FAIL"}, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_search_whose_trials_cannot_begin_fails_and_at_once_with_fail_fast(clone):
+    words = ("sweep=search", "recipe=baseline", "train.epochs=1", "seed=2", "optimizer.learning_rate=0.001")
+    words += ("augment.rotation=0", "model.filters=choice(0,-1)", "hydra.sweeper.n_trials=3")
+    done = pipeline(clone, "train", *words)
+    assert done.returncode == 1 and done.stderr.count("model.filters=") >= 3, done.stdout + done.stderr
+    assert store(clone).get_run(parent_of(done)).info.status == "FAILED"
+    fast = pipeline(clone, "train", *words, "sweep.fail_fast=true")
+    assert fast.returncode == 1 and len(study(clone, fast).trials) == 1

@@ -201,7 +201,7 @@ def test_deleted_runs_go_by_gc_with_their_files_but_not_a_registered_one(project
     clean(project, CleanConfig.model_construct(yes=False))
     out = capsys.readouterr().out
     assert "can go     0.5 MB  mlruns: 1 runs that were deleted in MLflow, by `mlflow gc`" in out, out
-    assert "1 deleted runs, as the registry has their models" in out
+    assert "1 deleted runs: the registry names them, or they count" in out
     clean(project, CleanConfig.model_construct(yes=True))
     left = {run.info.run_id for run in client.search_runs([experiment], run_view_type=3)}
     assert left == {ids[0], ids[2]}

@@ -60,6 +60,14 @@ def test_a_killed_training_continues_in_the_new_jobs_folder_and_steps_stay_as_th
     assert new.info["id"] != first.info["id"] and new.rows == []
 
 
+def test_a_note_that_is_given_when_it_continues_is_taken_and_what_we_write_stays(project):
+    first = killed(project, INFO | {"tags": INFO["tags"] | {"owner": "me", "git_commit": "a"}})
+    tags = INFO["tags"] | {"owner": "you", "note": "why", "git_commit": "b"}
+    again = record.resume_or_create(in_folder(project, "second"), INFO | {"tags": tags})
+    assert again.info["id"] == first.info["id"]
+    assert again.info["tags"] == INFO["tags"] | {"owner": "you", "note": "why", "git_commit": "a"}
+
+
 def test_one_that_still_runs_is_left_alone(project):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         first = killed(project)
