@@ -60,8 +60,8 @@ def compare_runs(project: Project, config: CompareConfig) -> None:
     scored = queries.models_scored(project, config.data.name)
     text = report.markdown(sides, found, config.evaluate.confidence, split, scored)
     # Only to draw the examples: what is compared are predictions, made and counted by evaluate.
-    parts = {"out-of-fold": ["train", "val"], "validation": ["val"], "test": ["test"]}[split]
-    loaded = [load_split(project, part, config.data) for part in parts]
+    parts = ["train", "val"] if any(folded) else [split]
+    loaded = [load_split(project, {"test": "test", "validation": "val"}.get(part, part), config.data) for part in parts]
     images = {index: image for part in loaded for index, image in zip(part.source_index, part.images, strict=True)}
 
     def captioned(i: int) -> tuple[NDArray[np.uint8], str]:

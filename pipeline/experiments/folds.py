@@ -93,7 +93,7 @@ def renew_sweep(runs: Sequence[Any], folder: Path, confidence: float) -> tuple[s
             for seed, of_seed in one.by_seed.items():
                 files.append(_write_predictions(of_seed, folder / f"out_of_fold_{one.group}_seed{seed}.csv"))
         except UserError as error:
-            notes.append(f"{str(error).partition(':')[0]}: the same command again trains what is missing.\n\n")
+            notes.append(f"{str(error).rpartition(':')[0]}: the same command again trains what is missing.\n\n")
             continue
         means.append(mean := folds_interval(one.accuracies(lambda run: queries.final(run, "val_accuracy")), confidence))
         examples = sum(int(run.data.params["data.val_examples"]) for run in next(iter(one.by_seed.values())))

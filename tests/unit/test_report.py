@@ -111,14 +111,16 @@ def test_the_confidence_of_a_prediction_is_read_in_either_form_of_the_table(tmp_
 
 
 def run(name: str, **tags: str) -> SimpleNamespace:
-    return SimpleNamespace(info=SimpleNamespace(run_id=name), data=SimpleNamespace(tags=tags))
+    return SimpleNamespace(
+        info=SimpleNamespace(run_id=name), data=SimpleNamespace(tags=tags, params={"data.name": "letters"})
+    )
 
 
 def test_runs_made_in_one_place_are_named_once_and_those_of_several_by_place():
     here = {"git_commit": "abc", "git_dirty": "true", "versions": "python 3.11", "hardware": "CPU_1"}
     text = run_report.provenance({"a": [run("1", **here), run("2", **here)]}).text
     assert text.startswith("- commit abc with uncommitted changes; python 3.11; CPU_1\n\n")
-    assert "    python -m pipeline.reproduce run=1  # a\n    python -m pipeline.reproduce run=2  # a\n" in text
+    assert "reproduce run=1 data=letters  # a\n    python -m pipeline.reproduce run=2 data=letters  # a\n" in text
     text = run_report.provenance({"a": [run("1", **here)], "b": [run("2")]}).text
     assert "CPU_1: a\n- commit unknown; versions unknown; hardware unknown: b\n" in text
     text = run_report.provenance({"a": [run(str(i)) for i in range(run_report.MOST_COMMANDS + 3)]}).text
