@@ -13,14 +13,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from benchmarks.report import table
 from pipeline.data.blocks import Rows
 from pipeline.data.examples import save_arrays
+from pipeline.tracking.environment import hardware
 
 ROOT = Path(__file__).parents[1]
 TINY = (
@@ -72,6 +75,25 @@ def measured(folder: Path, *words: str, stage: str = "") -> dict[str, float]:
     return {"seconds": round(time.perf_counter() - begin, 1), "peak_mb": round(usage.ru_maxrss * 1024 / 1e6)}
 
 
+def blocks(read: Callable[[str], str]) -> dict[str, str]:
+    """Return the table for docs/your-own.md."""
+    rows = [json.loads(line) for line in read("benchmarks/results/large.jsonl").splitlines()]
+    head = ("images", "shape", "GB", "preprocess, s", "its peak, MB", "an epoch, s", "peak of train, MB")
+    cells = [
+        (
+            f"{row['images']:,}",
+            " × ".join(map(str, row["shape"])),
+            f"{row['gb']:.2f}",
+            f"{row['preprocess']['seconds']:.0f}",
+            f"{row['preprocess']['peak_mb']:,}",
+            f"{row['epoch_seconds']:.1f}",
+            f"{row['train']['peak_mb']:,}",
+        )
+        for row in rows
+    ]
+    return {"large": f"{table(head, cells)}\nn = 1 each, on: {rows[0]['hardware']}.\n"}
+
+
 def main() -> None:
     images, side, channels = map(int, sys.argv[1:])
     with tempfile.TemporaryDirectory(prefix="large-") as temporary:
@@ -88,6 +110,7 @@ def main() -> None:
         [history] = (folder / "outputs").glob("*/metrics.jsonl")
         values = json.loads(history.read_text().split("\n")[1])["values"]
         row["epoch_seconds"] = round(values["speed/epoch_seconds"], 1)
+        row["hardware"] = hardware()
         row["val_accuracy"] = values["val_accuracy"]
     print(json.dumps(row))
     with (ROOT / "benchmarks" / "results" / "large.jsonl").open("a", encoding="utf-8") as file:
