@@ -33,6 +33,7 @@ def out_of_fold(clone: Path, parent: str) -> dict[str, list[dict[str, str]]]:
     return {name: list(csv.DictReader(text.splitlines())) for name, text in read.items()}
 
 
+@pytest.mark.slow
 def test_every_example_is_validated_on_once_in_each_configuration(clone, swept):
     parent = parent_of(swept)
     assert "6 jobs" in swept.stdout and "BBC-CV" not in swept.stdout
@@ -50,6 +51,8 @@ def test_every_example_is_validated_on_once_in_each_configuration(clone, swept):
     assert "best_run" not in store(clone).get_run(parent).data.tags, "a fold is no choice"
 
 
+@pytest.mark.slow
+@pytest.mark.sample
 def test_cross_validations_are_compared_on_all_examples_but_those_of_the_test(clone, swept):
     done = pipeline(clone, "compare", f"a={parent_of(swept)}")
     assert done.returncode == 0, done.stderr

@@ -44,17 +44,3 @@ def test_a_hopeless_job_is_pruned_and_found_again_as_such(clone, rule, launcher)
     assert whole.returncode == 0 and whole.stdout.count(" epoch 3/3 ") == whole.stdout.count(" epoch 1/3 ") >= 1
     statuses = {child.info.status for child in children(clone, parent)}
     assert parent_of(whole) == parent and statuses == {"FINISHED"} and len(children(clone, parent)) == 5
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["sweep.prune=median"], "error: sweep.prune is for the jobs of a sweep: add -m, or leave it out"),
-        (["-m", "seed=1,2", "sweep.prune=best"], "sweep.prune=best: input should be 'median' or 'halving'"),
-        (["sweep=folds", "sweep.prune=median"], "with train.folds: a mean needs every fold: leave one out"),
-        (["-m", "sweep.prune=median,halving"], "error: sweep.prune changes nothing in training"),
-    ],
-)
-def test_what_cannot_be_pruned_is_refused(clone, words, message):
-    done = pipeline(clone, "train", *words)
-    assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr

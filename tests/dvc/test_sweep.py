@@ -78,6 +78,8 @@ def test_the_same_sweep_again_trains_nothing(clone, grid):
     assert parent_of(again) == parent_of(grid) and {found.info.run_id for found in runs(clone)} == before
 
 
+@pytest.mark.slow
+@pytest.mark.sample
 def test_paired_values_are_trained_together_and_labels_change_nothing(clone):
     words = (
         "-m",
@@ -312,6 +314,10 @@ def test_a_job_is_not_begun_once_another_has_failed(monkeypatch, tmp_path, compo
         (["-m", "train.epochs=1,0"], "train.epochs=0: train.epochs=0: input should be greater"),
         (["-m", "seed=range(0,0)"], ": 0 jobs, expected 1 to 1,000"),
         (["-m", "recipe=baseline,basline"], "Could not find 'recipe/basline'"),
+        (["sweep.prune=median"], "sweep.prune is for the jobs of a sweep: add -m, or leave it out"),
+        (["-m", "seed=1,2", "sweep.prune=best"], "sweep.prune=best: input should be 'median' or 'halving'"),
+        (["sweep=folds", "sweep.prune=median"], "with train.folds: a mean needs every fold: leave one out"),
+        (["-m", "sweep.prune=median,halving"], "sweep.prune changes nothing in training"),
         (["sweep=nonsense"], "Available options in 'sweep': epochs_filters folds search seeds"),
     ],
 )

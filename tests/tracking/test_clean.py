@@ -254,6 +254,7 @@ def test_demo_and_what_dvc_has_no_use_for_go(clone, capsys):
     assert "up to date" in done.stdout, done.stdout
 
 
+@pytest.mark.slow
 def test_commands_that_write_nothing_leave_no_folder(tmp_path):
     copy_repository(tmp_path)
     for command in ("clean", "clean yes=true", "sync", "promote"):

@@ -105,7 +105,7 @@ def test_while_it_runs_mlflow_has_progress_and_console_and_at_the_end_no_time_le
     assert [line[:17] for line in lines[1:]] == [f"whole epoch {epoch}/3  " for epoch in (1, 2, 3)]
 
 
-@pytest.mark.parametrize("by", ["file", "status"])
+@pytest.mark.parametrize("by", ["file", pytest.param("status", marks=pytest.mark.slow)])
 def test_one_that_is_stopped_from_outside_continues_and_ends_with_the_same_bits(home, compose, whole, capsys, by):
     first, again = f"{by} 1", f"{by} 2"
 
