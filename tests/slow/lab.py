@@ -27,6 +27,7 @@ from harness import SLOW_IMPORTS, UNSET, UPLOADING, of_store
 from proxy import Proxy
 
 HERE = Path(__file__).resolve().parent
+VARYING = ("MLmodel", "console.log")  # they have dates and speeds in them
 READY = 2  # a logged model, in the store's table
 
 
@@ -235,7 +236,7 @@ class Repository:
             models = [root / "models" / key for key, owner in ids.items() if owner == f"model of {label}"]
             for place in [root / run_id, *models]:
                 for name, value in files(place / "artifacts").items():
-                    if name != "MLmodel" and not name.startswith(UPLOADING):  # it has a date
+                    if name not in VARYING and not name.startswith(UPLOADING):
                         found[f"{ids[place.name]}: {name}"] = value
         return found
 
