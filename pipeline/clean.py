@@ -153,8 +153,9 @@ def _judge_record(record: Record, is_pending: bool, held: Held | None) -> tuple[
         return "MLflow has not got it: `python -m pipeline.sync` sends what waits", False
     lacks = held.lacks(record)
     if is_unfinished:
-        unfinished = "unfinished; the same command continues it"
-        return (f"{unfinished}, and MLflow lacks {lacks}", False) if lacks else (unfinished, True)
+        if lacks:
+            return f"unfinished; the same command continues it, and MLflow lacks {lacks}", False
+        return "unfinished; MLflow has it as far as it came, and the same command would continue it", True
     return (f"MLflow lacks {lacks}", False) if lacks else ("MLflow holds it whole", True)
 
 

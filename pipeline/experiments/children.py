@@ -28,7 +28,7 @@ class Child(NamedTuple):
     seconds: float  # in training
     num_params: int
     val_examples: int
-    group: str  # runs of one group differ in their seed alone
+    group: str  # runs of one group differ in seed and train.fold alone
     run_id: str
     run: Run
     monitored: float  # train.monitor
@@ -74,7 +74,7 @@ def _status(run: Run) -> str:
     return "STOPPED" if is_stopped else str(run.info.status)
 
 
-def unfinished(children: Sequence[Child]) -> list[str]:
+def names_of_failed(children: Sequence[Child]) -> list[str]:
     """Return the names of the children that did not finish, with a word for those that somebody stopped."""
     left = [child for child in children if child.status not in ("FINISHED", "PRUNED")]
     return [f"{child.name}, stopped" if child.status == "STOPPED" else child.name for child in left]

@@ -28,13 +28,13 @@ def find_completed(
 
     with unless_unreachable():
         sending.send_pending(project)  # what is looked for may be among it
-        own = {record.info["id"] for record in unfinished(project, name, identity.resume_key)}
+        continuing = {record.info["id"] for record in unfinished(project, name, identity.resume_key)}
         for look in itertools.count():
             runs = queries.find_trained(project, experiment, content_sha256=identity.content_sha256)
             children = sweep_log.unfinished_children(parent, identity.content_sha256)
             if or_pruned and not runs and (pruned := [c for c in children if PRUNED_AT in c.data.tags]):
                 return pruned[0]
-            children = [child for child in children if child.data.tags.get("record") not in own]
+            children = [child for child in children if child.data.tags.get("record") not in continuing]
             dead = [c for c in children if c.info.status != "RUNNING" or not is_alive(c.data.tags.get("process"))]
             if runs or children == dead:
                 break

@@ -12,7 +12,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import link_or_copy, load_csv, load_yaml, require_file, save_yaml, sha256
 from pipeline.base.hydra import load_network_of_recipe
 from pipeline.base.project import Project
-from pipeline.base.schema import Config
+from pipeline.base.schema import METRICS, Config
 from pipeline.base.validation import flatten, from_recorded, without_own_keys
 from pipeline.base.verb_schemas import RunConfig
 from pipeline.data.examples import Examples
@@ -22,7 +22,7 @@ from pipeline.tracking.environment import run_tags
 from pipeline.tracking.fingerprint import training_params
 from pipeline.tracking.record import Record, add_pending, now
 
-HISTORY = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
+HISTORY = ("epoch", *METRICS)
 
 
 class Evaluated(NamedTuple):

@@ -1,7 +1,7 @@
 """Which value of a sweep mattered: a part of its ranking, and a picture.
 
-A factor is a key that the sweep varies, or several that vary together, with commas between. Seeds are no factor: they
-show what chance does. A level is what a factor may be: a value for each of its keys.
+A factor is a key that the sweep varies, or several that vary together, with commas between. The factor seed is left out
+here: it shows what chance does. A level is what a factor may be: a value for each of its keys.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ def reported(project: Project) -> Iterator[None]:
 def _close(project: Project, parent: str, status: str) -> None:
     with quiet_import():  # where the jobs ran elsewhere, this is the first
         from pipeline.experiments import ranking
-        from pipeline.experiments.children import unfinished
+        from pipeline.experiments.children import names_of_failed
         from pipeline.tracking import queries, sending, sweep_log
 
     if status != "KILLED":
@@ -204,7 +204,7 @@ def _close(project: Project, parent: str, status: str) -> None:
     factors, folder = os.environ[KEYS].split(), Path(os.environ[FOLDER])
     children, text = ranking.renew(project, parent, factors, folder, os.environ[MONITOR])
     print(text)
-    failed = unfinished(children)
+    failed = names_of_failed(children)
     sweep_log.log_sweep(parent, [], {}, "FAILED" if failed and status == "FINISHED" else status)
     if failed and status != "KILLED":
         sys.exit(

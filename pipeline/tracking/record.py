@@ -14,8 +14,9 @@ TensorBoard's, and the record of a training in an evaluation's folder training/.
 
 A file `stop` that somebody puts there ends the training after its epoch; the next start removes it.
 
-Until MLflow has all of a record, outputs/.pending/<id> points to its folder: it is pending. Of the pending ones, those
-are waiting that can be sent now, and those unfinished that a process left in the middle: they continue.
+Until MLflow has all of a record, a file in outputs/.pending, named by the hash of its folder's path, points to that
+folder: it is pending. `waiting` are those that can be sent now; `unfinished` those that a process left in the middle,
+and that continue. One that was killed and not yet sent is both; one that trains is neither.
 """
 
 from __future__ import annotations

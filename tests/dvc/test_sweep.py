@@ -254,7 +254,7 @@ def test_a_job_that_is_stopped_counts_as_that_and_the_others_go_on(clone):
     assert re.search(
         r"^error: .*seed=10: stopped after epoch \d+/40 by the file multirun/.*/0/stop: the same", err, re.MULTILINE
     )
-    assert "error: 1 of 2 jobs did not finish (seed=10, stopped): the same command again trains them" in err
+    assert "error: 1 of 2 jobs did not finish (seed=10, stopped): the same command again trains what is" in err
     assert "seed=11 epoch 40/40" in out and re.search(r"^\| stopped +\| +seed=10 ", out, re.MULTILINE)
     assert "seed=10" not in (stop.parents[1] / "1/console.log").read_text(), "each has its own"
     again = pipeline(clone, "train", *words)

@@ -25,7 +25,7 @@ from pipeline.base.files import save_csv, save_json
 from pipeline.base.project import Project, open_project
 from pipeline.data import examples
 from pipeline.experiments import ranking, sweep
-from pipeline.experiments.children import Child, unfinished
+from pipeline.experiments.children import Child, names_of_failed
 from pipeline.experiments.sweep import FORWARDED_ENV, SweepStart, grid
 from pipeline.metrics import significance
 from pipeline.metrics.significance import Mean
@@ -201,7 +201,7 @@ def test_one_that_was_stopped_from_outside_is_named_as_such(nested, tmp_path):
         child(status, 0.5, content, **tags, progress=progress)
     children, text = ranking.renew(Project(tmp_path, tmp_path), parent, NESTED, tmp_path)
     names = [f"model.convolutions=[] model.units={name}" for name in ("stopped, stopped", "killed", "resumed")]
-    assert sorted(unfinished(children)) == sorted(names)
+    assert sorted(names_of_failed(children)) == sorted(names)
     assert re.findall(r"^\| (\w+) +\| +model.convolutions=\[\] model.units=(\w+)", text, re.MULTILINE)[0] == (
         "1",
         "done",
