@@ -73,9 +73,9 @@ def checked(project: Project, composed: DictConfig, settings: DictConfig, schema
     model: Any = composed.get("model")
     if isinstance(model, DictConfig):
         model = OmegaConf.to_container(model)
-        if model["build"] != MISSING:
+        if model.get("build", MISSING) != MISSING:
             model = _common(model, _of_own_network(project, settings))
-        elif args := model["args"]:
+        elif args := model.get("args"):
             raise UserError(f"model.args={args}: only your own network has arguments: give model.build too")
         else:
             model = {key: value for key, value in model.items() if key not in fields(OwnModel)}

@@ -123,6 +123,8 @@ def test_a_training_resumed_after_five_steps_gives_the_same_bits(name, args, tmp
     train(resumed, 5, 10, 1)
     for one, other in zip(uninterrupted.model.variables, resumed.model.variables, strict=True):
         np.testing.assert_array_equal(one, other, err_msg=one.path)
+    if not args and name in ("sgd", "ftrl"):  # the one remembers nothing, the other divides by what it remembers
+        return
     lost = state._replace(optimizer=[np.zeros_like(array) for array in state.optimizer])
     without = loop.Trainer(built(dropout=0.5, seed=1), asked, NO_AUGMENT, SEED, lost)
     train(without, 5, 10, 1)
