@@ -29,12 +29,10 @@ from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError
 from pipeline.base.project import Project
 from pipeline.base.verb_schemas import CleanConfig
-from pipeline.tracking.record import SILENT_SECONDS, Record, is_alive, pending, pointer
+from pipeline.tracking.record import PARENT, SILENT_SECONDS, Record, is_alive, pending, pending_folder, pointer
 
 if TYPE_CHECKING:
     from pipeline.tracking.leftovers import Held
-
-PARENT = "mlflow.parentRunId"
 
 
 class Entry(NamedTuple):
@@ -47,9 +45,9 @@ class Entry(NamedTuple):
 
 
 def clean(project: Project, config: CleanConfig) -> None:
-    records = project.home / "outputs" / ".pending"
+    pointers = pending_folder(project)
     # Nobody sends meanwhile. Where nothing was ever recorded, the lock would be all that stands there.
-    with FileLock(f"{records}.lock") if config.yes and records.is_dir() else nullcontext():
+    with FileLock(f"{pointers}.lock") if config.yes and pointers.is_dir() else nullcontext():
         entries = list(_entries(project))
         for heading, can_go in (("stays", False), ("removed" if config.yes else "can go", True)):
             for name, why, size, remove in entries:

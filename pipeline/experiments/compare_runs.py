@@ -31,6 +31,7 @@ from pipeline.reports.verdicts import Predictions, Side, read_predictions, same_
 from pipeline.tracking import queries
 from pipeline.tracking.environment import run_tags
 from pipeline.tracking.fingerprint import fingerprint
+from pipeline.tracking.notes import NOTE
 from pipeline.tracking.store import open_store, translate_errors
 
 
@@ -141,7 +142,7 @@ def _log(
     note = f"{answer}\nRuns compared: {', '.join(links)}\n"
     ids = " ".join(run.info.run_id for run in compared)
     tags = run_tags(project, "pipeline.compare") | {
-        "mlflow.note.content": note[: queries.MAX_TAG],
+        NOTE: note[: queries.MAX_TAG],
         "compared": ids[: queries.MAX_TAG],
     }
     run_id = str(client.create_run(experiment, run_name=title, tags=tags).info.run_id)

@@ -19,7 +19,7 @@ from pipeline.base.schema import Config, better
 from pipeline.base.verb_schemas import TrainConfig
 from pipeline.model.kept import History
 from pipeline.tracking.fingerprint import Fingerprint
-from pipeline.tracking.record import Record
+from pipeline.tracking.record import PARENT, Record
 
 WARM_UP = {"median": 1 / 4, "halving": 1 / 8}  # share of the epochs after which a job is judged for the first time
 MIN_SIBLINGS = {"median": 4, "halving": 2}  # fewer say nothing
@@ -88,7 +88,7 @@ def find_siblings(parent: str, folder: Path, config: Config, content_sha256: str
                 continue
             record = Record(file.parent)
             tags = record.info["tags"]
-            if tags.get("mlflow.parentRunId") != parent or tags["content_sha256"] == content_sha256:
+            if tags.get(PARENT) != parent or tags["content_sha256"] == content_sha256:
                 continue
             if record.info["params"]["train.epochs"] != str(config.train.epochs):
                 continue

@@ -37,6 +37,7 @@ from pipeline.reports.report import Section, save_report
 from pipeline.reports.tables import as_text, markdown_table, percent
 from pipeline.reports.verdicts import read_predictions
 from pipeline.tracking import queries, sweep_log
+from pipeline.tracking.notes import NOTE
 from pipeline.tracking.record import PRUNED_AT
 
 CONFIDENCE = 0.95
@@ -79,7 +80,7 @@ def renew(
             files.append(folder / "report.html")
             title = f"Sweep over {', '.join(keys_of(factors))}"
             save_report(files[-1], title, _sections(children, text, figure, parent, monitor))
-        tags = {"mlflow.note.content": text[:MAX_NOTE]}
+        tags = {NOTE: text[:MAX_NOTE]}
         if children and children[0].status == "FINISHED" and not folds.count_folds(children[0].run):
             tags |= {"best": children[0].name, "best_run": children[0].run_id}
         sweep_log.log_sweep(parent, [*files, *predictions], tags, metrics=metrics)

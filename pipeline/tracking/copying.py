@@ -20,10 +20,9 @@ from pipeline.base.errors import UserError
 from pipeline.base.project import Project
 from pipeline.tracking.queries import MAX_TAG, search, stored_files
 from pipeline.tracking.record import is_alive
-from pipeline.tracking.store import Store, at, open_experiment, other_store, own_store
+from pipeline.tracking.store import Store, at, log_in_parts, open_experiment, other_store, own_store
 
 COPIED_FROM = "copied_from"  # tag: the id in the store where it was made
-MAX_ITEMS, MAX_METRICS = 100, 1000  # tags or parameters, and metrics, that MLflow takes in one request
 MAX_REGISTERED = 1000  # names in a registry
 TEXT = (".md", ".csv", ".json", ".html", "MLmodel")  # how the names of files end that may name runs
 ID = re.compile("(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
@@ -126,16 +125,13 @@ class _Copy:
                     self._model(model, run, there)
             self._translate_files(Path(folder))
             with at(self.target) as client:
-                for params in _parts([Param(*one) for one in run.data.params.items()], MAX_ITEMS):
-                    client.log_batch(new_id, params=params)
+                params = [Param(*one) for one in run.data.params.items()]
                 rows = [Metric(one.key, one.value, one.timestamp, one.step) for one in metrics]
-                for part in _parts(rows, MAX_METRICS):
-                    client.log_batch(new_id, metrics=part)
+                log_in_parts(client, new_id, params, rows)
                 if run.inputs and run.inputs.dataset_inputs:
                     client.log_inputs(new_id, run.inputs.dataset_inputs)
                 client.log_artifacts(new_id, folder)
-                for some in _parts([RunTag(*one) for one in tags.items()], MAX_ITEMS):
-                    client.log_batch(new_id, tags=some)
+                log_in_parts(client, new_id, tags=[RunTag(*one) for one in tags.items()])
                 if ends:
                     client.set_terminated(new_id, run.info.status, run.info.end_time)
         return True
@@ -234,7 +230,3 @@ def _model_origin(model: LoggedModel) -> str:
 
 def _registered(client: MlflowClient) -> Sequence[Any]:
     return client.search_registered_models(max_results=MAX_REGISTERED)
-
-
-def _parts(values: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    return (list(values[start : start + size]) for start in range(0, len(values), size))

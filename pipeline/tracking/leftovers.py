@@ -17,7 +17,8 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.base.errors import UserError
 from pipeline.base.project import Project
-from pipeline.tracking.queries import TEST_SCORED, search, stored_files
+from pipeline.tracking.notes import NOTE
+from pipeline.tracking.queries import SCORED_TAGS, search, stored_files
 from pipeline.tracking.record import Record
 from pipeline.tracking.store import open_own, own_store, translate_errors
 
@@ -84,7 +85,7 @@ class Held:
         names = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
         for experiment in self.experiments:
             for run in search(self.client, experiment, "tags.compared != ''"):
-                note = run.data.tags.get("mlflow.note.content", "")
+                note = run.data.tags.get(NOTE, "")
                 if note and text.startswith(note[: len(text)]) and not self.lacks_files(run.info.run_id, folder, names):
                     return str(run.info.run_id)
         return ""
@@ -96,7 +97,7 @@ class Held:
         experiments = self.client.search_experiments(ViewType.ALL)
         runs = [run for one in experiments for run in search(self.client, one.experiment_id, "", ViewType.DELETED_ONLY)]
         needed = {version.run_id for version in self.client.search_model_versions()}
-        needed |= {run.info.run_id for run in runs if {TEST_SCORED, "test_set_reads"} & run.data.tags.keys()}
+        needed |= {run.info.run_id for run in runs if run.data.tags.keys() & set(SCORED_TAGS)}
         free = [run for run in runs if run.info.run_id not in needed]
         gone = {one.experiment_id for one in experiments if one.lifecycle_stage != "active"}
         if any(run.info.run_id in needed for run in runs if run.info.experiment_id in gone):

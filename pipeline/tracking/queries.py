@@ -19,12 +19,13 @@ from pipeline.base.project import Project
 from pipeline.base.schema import Data
 from pipeline.base.validation import flatten
 from pipeline.model.files import weights_sha256
+from pipeline.tracking.record import PARENT
 from pipeline.tracking.store import address, open_store, translate_errors
 
-PARENT = "mlflow.parentRunId"  # a tag of MLflow's; experiments.sweep.PARENT is a variable of the environment
 MAX_NAME = 250  # characters of a run's name that MLflow's tables hold
 MAX_TAG = 8_000  # of a tag's value
-TEST_SCORED = "test_scored"  # tag of a run whose model was scored on the test examples; earlier code: test_set_reads
+TEST_SCORED = "test_scored"  # tag of a run whose model was scored on the test examples
+SCORED_TAGS = (TEST_SCORED, "test_set_reads")  # that of earlier code
 PAGE = 100  # runs per request: a thousand of ours at once take a server longer than we wait for an answer
 TRAINED = "tags.model_sha256 != '' and attributes.status = 'FINISHED'"  # the hash is the last thing to be logged
 
@@ -149,8 +150,7 @@ def models_scored(project: Project, experiment_name: str) -> int:
     The same model again tells nothing new and counts once; the model of a deleted run still counts.
     """
     store = open_store(project, experiment_name)
-    tags = (TEST_SCORED, "test_set_reads")
-    runs = [run for tag in tags for run in search(*store, f"tags.{tag} != ''", ViewType.ALL)]
+    runs = [run for tag in SCORED_TAGS for run in search(*store, f"tags.{tag} != ''", ViewType.ALL)]
     return len({run.data.tags.get("weights_sha256", run.info.run_id) for run in runs})
 
 

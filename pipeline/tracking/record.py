@@ -42,6 +42,7 @@ from pipeline.base.files import HOST, load_json, save_json, write_text
 from pipeline.base.project import Project
 from pipeline.base.verb_schemas import OUR_TAGS
 
+PARENT = "mlflow.parentRunId"  # a tag of MLflow's; experiments.sweep.PARENT is a variable of the environment
 MACHINE = hashlib.sha256(HOST.encode()).hexdigest()[:8]
 SILENT_SECONDS = 900  # after which a training counts as dead: longer than an epoch takes
 CONSOLE, STOP = "console.log", "stop"
@@ -106,10 +107,15 @@ class Record:
             checkpoint.unlink()
 
 
+def pending_folder(project: Project) -> Path:
+    """Return the folder of the pointers; whoever sends locks it, by a file of its name with .lock added."""
+    return project.home / "outputs" / ".pending"
+
+
 def pointer(project: Project, folder: Path) -> Path:
     """Return the file that says, while it exists, that MLflow has not got all of the record in `folder`."""
     name = hashlib.sha256(os.path.relpath(folder, project.home).encode()).hexdigest()[:32]
-    return project.home / "outputs" / ".pending" / name
+    return pending_folder(project) / name
 
 
 def add_pending(project: Project, folder: Path) -> None:
@@ -120,7 +126,7 @@ def add_pending(project: Project, folder: Path) -> None:
 def pending(project: Project) -> list[Record]:
     """Return the records that MLflow has not got whole, the oldest first."""
     records = []
-    for file in (project.home / "outputs" / ".pending").glob("[0-9a-f]*"):
+    for file in pending_folder(project).glob("[0-9a-f]*"):
         try:
             folder = project.home / file.read_text(encoding="utf-8")
             if (folder / "run.json").is_file():
@@ -141,7 +147,7 @@ def waiting(project: Project) -> list[Record]:
 
 def resume_or_create(project: Project, info: Mapping[str, Any]) -> Record:
     """Return the record of a training in the job's folder: one that a process left unfinished, or a new one."""
-    folder, same = project.job_folder, ("dvc_stage", "mlflow.parentRunId", "content_sha256")
+    folder, same = project.job_folder, ("dvc_stage", PARENT, "content_sha256")
     candidates = unfinished(project, info["name"], info["resume_key"])
     add_pending(project, folder)  # before anything is there: a process that is killed now loses nothing
     for left in candidates:

@@ -36,12 +36,11 @@ from pipeline.data.examples import Examples
 from pipeline.model.files import load_model
 from pipeline.tracking import notes, queries
 from pipeline.tracking.environment import ANONYMOUS_TAGS, NUMERIC_PACKAGES
-from pipeline.tracking.record import Record, Row, pending, pointer, process_tag, waiting
-from pipeline.tracking.store import ExperimentDeletedError, open_store, translate_errors
+from pipeline.tracking.record import Record, Row, pending, pending_folder, pointer, process_tag, waiting
+from pipeline.tracking.store import ExperimentDeletedError, log_in_parts, open_store, translate_errors
 
 SYNC = "python -m pipeline.sync, or the next run, sends it"
 LOCK_SECONDS = 60.0  # to wait for another process that sends
-MAX_METRICS, MAX_PARAMS = 1000, 100  # what MLflow takes in one request
 
 
 def send_pending(project: Project) -> tuple[dict[str, str], list[str]]:
@@ -56,7 +55,7 @@ def send_pending(project: Project) -> tuple[dict[str, str], list[str]]:
     unsent_models: set[str] = set()
     try:
         # One process at a time: an evaluation has to find the run of its training whole.
-        with FileLock(project.home / "outputs" / ".pending.lock", timeout=LOCK_SECONDS), suppress(UserError):
+        with FileLock(f"{pending_folder(project)}.lock", timeout=LOCK_SECONDS), suppress(UserError):
             for record in waiting(project):
                 info, folder = record.info, record.folder
                 if info.get("evaluated_sha256") in unsent_models:
@@ -112,7 +111,7 @@ def create_or_update(client: MlflowClient, experiment: str, record: Record) -> s
     if record.info["status"] == "RUNNING":
         client.update_run(run.info.run_id, "RUNNING")
         tags = [RunTag(key, value) for key, value in record.info["tags"].items()]
-        client.log_batch(run.info.run_id, tags=tags)  # a note may have come since
+        log_in_parts(client, run.info.run_id, tags=tags)  # a note may have come since
     _log_all(client, run.info.run_id, record)
     return str(run.info.run_id)
 
@@ -126,9 +125,7 @@ def _find_or_create(client: MlflowClient, experiment: str, record: Record, name:
 
 def _log_all(client: MlflowClient, run_id: str, record: Record) -> None:
     """Log parameters, metrics, inputs and artifacts of a record."""
-    params = [Param(key, value) for key, value in record.info["params"].items()]
-    for start in range(0, len(params), MAX_PARAMS):
-        client.log_batch(run_id, params=params[start : start + MAX_PARAMS])
+    log_in_parts(client, run_id, [Param(key, value) for key, value in record.info["params"].items()])
     log_rows(client, run_id, record.rows)
     inputs = [(Dataset(**one), [InputTag("mlflow.data.context", one["name"])]) for one in record.info["inputs"]]
     client.log_inputs(run_id, [DatasetInput(*one) for one in inputs])
@@ -144,8 +141,7 @@ def log_file(client: MlflowClient, run_id: str, record: Record, path: Path) -> N
 
 def log_rows(client: MlflowClient, run_id: str, rows: Sequence[Row]) -> None:
     metrics = [Metric(key, value, row["time"], row["step"]) for row in rows for key, value in row["values"].items()]
-    for start in range(0, len(metrics), MAX_METRICS):
-        client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
+    log_in_parts(client, run_id, metrics=metrics)
 
 
 @translate_errors(OSError)

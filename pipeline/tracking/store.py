@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ import mlflow
 import mlflow.store.db.utils
 import mlflow.store.tracking.sqlalchemy_store  # slow: before the lock, not under it
 import requests
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
@@ -149,6 +150,19 @@ def open_experiment(client: MlflowClient, store: Store, name: str) -> str:
         for key, value in views.renewed(known.tags).items():
             client.set_experiment_tag(known.experiment_id, key, value)
     return str(known.experiment_id)
+
+
+def log_in_parts(
+    client: MlflowClient,
+    run_id: str,
+    params: Sequence[Param] = (),
+    metrics: Sequence[Metric] = (),
+    tags: Sequence[RunTag] = (),
+) -> None:
+    """Log any number of each, in requests of as many as MLflow takes."""
+    for name, values, most in (("params", params, 100), ("metrics", metrics, 1000), ("tags", tags, 100)):
+        for start in range(0, len(values), most):
+            client.log_batch(run_id, **{name: values[start : start + most]})
 
 
 def open_store(project: Project, experiment: str) -> tuple[MlflowClient, str]:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any
 
-from pipeline.tracking.record import now
+from pipeline.tracking.record import PARENT, now
 
 SHARED = "mlflow.sharedViewState."
 WRITTEN = "views"  # tag of an experiment: the digest of each view as it was last written
@@ -82,7 +82,7 @@ def _views(swept: Sequence[str]) -> dict[str, Json]:
             f"{' '.join(f'params.{key}' for key in params)} metrics.val_accuracy metrics.train_accuracy "
             f"metrics.{SECONDS} params.model.num_params",
             [from_swept | {"showAllRuns": False}, against_seconds, accuracy],
-            ["mlflow.parentRunId"],
+            [PARENT],
             searchFilter="tags.swept != ''",
             orderByKey="metrics.`val_accuracy`",
             useGroupedValuesInCharts=False,
