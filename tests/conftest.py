@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from filelock import FileLock
 from pipeline.base import hydra
 from pipeline.base.project import open_project
 from pipeline.base.schema import ARRAYS, Config, Data
+from pipeline.data.examples import Examples, save_arrays
 from pipeline.data.readers import Arrays, array_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +51,15 @@ def generated_digits(size: int, seed: int, classes: int = 10) -> tuple[np.ndarra
         row, column = divmod(int(label), 5)
         image[4 + 12 * row : 11 + 12 * row, 1 + 5 * column : 6 + 5 * column] = 250
     return images, labels
+
+
+def few_digits(size: int, seed: int) -> Examples:
+    """The same in 10 x 10 pixels."""
+    images, labels = generated_digits(size, seed)
+    return Examples(images[:, ::3, ::3], labels, np.arange(size, dtype=np.int32))
+
+
+FEW_DIGITS = few_digits(70, 0), few_digits(20, 1)  # to train on, to validate on
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -124,6 +134,17 @@ def fresh_store(path: Path) -> Path:
         MlflowClient(f"sqlite:///{making}").search_experiments(max_results=1)
 
     return Path(shutil.copy(made_once("mlflow.db", make), path))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Iterator[Path]:
+    """A folder with a store, and FEW_DIGITS to train on."""
+    folder = tmp_path_factory.mktemp("store")
+    fresh_store(folder / "mlflow.db")
+    save_arrays(folder / "train.npz", **FEW_DIGITS[0]._asdict())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield folder
 
 
 @functools.cache

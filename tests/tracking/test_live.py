@@ -11,13 +11,12 @@ import matplotlib.image
 import mlflow
 import numpy as np
 import pytest
-from conftest import ROOT, fresh_store, generated_digits
+from conftest import FEW_DIGITS, ROOT
 
 from pipeline.base.errors import StoppedError
 from pipeline.base.files import sha256
 from pipeline.base.project import Project
 from pipeline.base.schema import Config
-from pipeline.data.examples import Examples, save_arrays
 from pipeline.experiments import run as experiment_run
 from pipeline.experiments.pictures import as_images
 from pipeline.experiments.run import Split, Trained, train_tracked
@@ -32,22 +31,7 @@ PICTURE = re.compile(r"images/(\w+)\+step\+(\d+)\+timestamp\+\d{13}\+[0-9a-f]{8}
 AfterEpoch = Callable[[int], None]
 
 
-def split(size: int, seed: int) -> Examples:
-    images, labels = generated_digits(size, seed)
-    return Examples(images[:, ::3, ::3], labels, np.arange(size, dtype=np.int32))
-
-
-SPLIT = Split(split(70, 0), split(20, 1))
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Iterator[Path]:
-    home = tmp_path_factory.mktemp("store")
-    fresh_store(home / "mlflow.db")
-    save_arrays(home / "train.npz", **SPLIT.train._asdict())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield home
+SPLIT = Split(*FEW_DIGITS)
 
 
 def train(

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 import pytest
-from conftest import ROOT, fresh_store, generated_digits
+from conftest import FEW_DIGITS, ROOT
 
 from pipeline.base.files import load_json, load_yaml
 from pipeline.base.project import Project
 from pipeline.base.schema import Config
-from pipeline.data.examples import Examples, save_arrays
 from pipeline.experiments import run as experiment_run
 from pipeline.experiments.run import Split, Trained, train_tracked
 from pipeline.model.files import weights_sha256
@@ -30,22 +28,7 @@ ACCURACIES = [0.5, 0.75, 0.625, 0.75]  # the second is the best, and patience en
 WORDS = "epoch 2 of 4, the best by val_accuracy on the validation examples"
 
 
-def split(size: int, seed: int) -> Examples:
-    images, labels = generated_digits(size, seed)
-    return Examples(images[:, ::3, ::3], labels, np.arange(size, dtype=np.int32))
-
-
-SPLIT = Split(split(70, 0), split(20, 1))
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Iterator[Path]:
-    home = tmp_path_factory.mktemp("store")
-    fresh_store(home / "mlflow.db")
-    save_arrays(home / "train.npz", **SPLIT.train._asdict())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield home
+SPLIT = Split(*FEW_DIGITS)
 
 
 def train(home: Path, config: Config, folder: str, killed_after: int = 0) -> Trained:
