@@ -42,7 +42,8 @@ class Pictures:
         self.every = config.train.pictures_every if TAG in record.info["tags"] else None
         self.config, self.record, self.model = config, record, model
         self.val = head(val, EXAMPLES)
-        self.infer = inference(model)
+        if self.every:
+            self.infer = inference(model)
 
     def draw(self, epoch: int) -> None:
         """Draw the model after an epoch, 0 for before the first, where the epoch is one of those to draw."""

@@ -22,9 +22,8 @@ from pipeline.tracking.record import PARENT, now
 SHARED = "mlflow.sharedViewState."
 WRITTEN = "views"  # tag of an experiment: the digest of each view as it was last written
 SWEPT = "swept_keys"  # tag of an experiment: the keys that its last sweep varied
-PRIMARY = {
-    "mlflow.experiment.primaryMetric.name": "val_accuracy"
-}  # its chart comes first, where no view says otherwise
+# Its chart comes first, where no view says otherwise.
+PRIMARY = {"mlflow.experiment.primaryMetric.name": "val_accuracy"}
 SECONDS = "speed/training_seconds"
 NAMES = {"recipes": "Recipes", "sweep": "Sweep", "seeds": "Seeds", "speed": "Speed"}
 Json = dict[str, Any]
