@@ -78,7 +78,7 @@ def measured(folder: Path, *words: str, stage: str = "") -> dict[str, float]:
 def blocks(read: Callable[[str], str]) -> dict[str, str]:
     """Return the table for docs/your-own.md."""
     rows = [json.loads(line) for line in read("benchmarks/results/large.jsonl").splitlines()]
-    head = ("images", "shape", "GB", "preprocess, s", "its peak, MB", "an epoch, s", "peak of train, MB")
+    head = ("images", "shape", "GB", "preprocess, s", "peak of preprocess, MB", "an epoch, s", "peak of train, MB")
     cells = [
         (
             f"{row['images']:,}",
