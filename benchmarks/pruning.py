@@ -127,13 +127,13 @@ def note(results: Mapping[str, Any]) -> str:
     )
     whole, median = (results["schedules"]["constant"]["swept"][rule] for rule in ("none", "median"))
     text = (
-        "Epochs as a share of those without pruning. n = one unpruned sweep per schedule: 24 jobs of `fast` with "
-        f"{EPOCHS} epochs on {EXAMPLES:,} digits, 5,000 validation digits, on {results['hardware']}; replayed one job "
-        f"after the other in the order that Hydra makes, in its reverse, and in {ORDERS:,} random orders: median "
-        "(minimum–maximum), how often the best job is kept, and by how many points of validation accuracy the best one "
-        f"left is worse on average. {SEEDS} seeds of the best configuration have a standard deviation of {deviations} "
-        f"points. The median was also run, lowest rates first: {median['epochs']} of {whole['epochs']} epochs, "
-        f"{median['seconds']:.0f} s of {whole['seconds']:.0f} s beside other work, the same best."
+        f"n = one unpruned sweep per schedule: 24 jobs of `fast`, one seed each, {EPOCHS} epochs on {EXAMPLES:,} "
+        f"digits, on {results['hardware']}. Each rule was replayed on its curves, one job after the other. Random "
+        f'orders: median (minimum–maximum) of {ORDERS:,}. In these, "best kept" is how often the best job is kept, '
+        'and "points lost" how much worse the best one left is on average, on 5,000 validation digits; the standard '
+        f"deviation over {SEEDS} seeds of the best configuration is {deviations} points. `median` was also really "
+        f"run, with the constant rate, lowest rates first: {median['epochs']} of {whole['epochs']} epochs, "
+        f"{median['seconds']:.0f} s instead of {whole['seconds']:.0f} s beside other work, the same best accuracy."
     )
     return textwrap.fill(text, WIDTH, break_on_hyphens=False)
 
