@@ -70,7 +70,9 @@ def save_yaml(path: Path, value: Mapping[str, Any]) -> None:
 def load_json(path: Path) -> dict[str, Any]:
     """Read an object; a missing or damaged file is a UserError."""
     try:
-        return json.loads(require_file(path).read_text(encoding="utf-8"))
+        if isinstance(value := json.loads(require_file(path).read_text(encoding="utf-8")), dict):
+            return value
+        raise ValueError(f"an object expected, not {type(value).__name__}")
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): {REMAKE}") from None
 

@@ -315,6 +315,7 @@ OF_TIME = (
     "speed/images_per_second",
 )  # logged once an epoch like the others, but never the same twice
 UPLOADING = ".artifact.uploading."  # what MLflow leaves of a file that it was killed in
+DIFF = "git.diff"  # there or not: what DVC wrote before it was killed is an uncommitted change to the training after
 OWN = ("tags.json", "MLmodel", "model.keras", "console.log")  # artifacts with dates, ids or speeds in them
 
 
@@ -328,7 +329,7 @@ def state(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.is_file() and name.startswith(STEPS) and name != "mlflow.db" and path.suffix != ".lock":
-            if path.name.startswith(UPLOADING):
+            if path.name.startswith(UPLOADING) or path.name == DIFF:
                 continue
             known = re.sub(r"(m-)?[0-9a-f]{32}", lambda match: ids.get(match[0], "unknown " + match[0]), name)
             content = "" if path.name in OWN and name.startswith("mlruns") else sha256(path)

@@ -153,7 +153,7 @@ def test_a_model_file_that_brings_code_or_other_files_is_one_line(good, trap, ma
     with pytest.raises(UserError) as error:
         model_files.load_model(path)
     message = str(error.value)
-    said = ("is damaged or no .keras file of ours (", "has the Lambda layer 'l", "needs '")
+    said = ("is damaged or no .keras file of ours (", "has the Lambda layer 'pixels', ", "needs '")
     assert message.startswith(tuple(f"{path} {one}" for one in said)) and message.isprintable()
     assert not trap.sprung()
     record("a model file that brings code runs nothing", 1, 1)
@@ -172,7 +172,7 @@ def test_a_model_that_was_exchanged_in_the_store_is_not_loaded(good, trap, monke
     tags = {"weights_sha256": model_files.weights_sha256(good)}
     run = SimpleNamespace(info=SimpleNamespace(run_id="0" * 32), data=SimpleNamespace(tags=tags))
     (trap.folder / "data").mkdir()
-    monkeypatch.setattr(queries, "artifact", lambda *_: trap.folder)
+    monkeypatch.setattr(queries, "artifact", lambda *_: trap.folder / "data" / "model.keras")
     shutil.copy(good, trap.folder / "data" / "model.keras")
     assert queries.recorded_model(run, trap.folder) == trap.folder / "data" / "model.keras"
     for make in (pickled, linked_weights):
