@@ -36,14 +36,14 @@ def _evaluate(project: Project, evaluated: Evaluated, test: Examples) -> None:
     with quiet_import():
         from pipeline.model.build import count_macs
         from pipeline.model.files import load_model
-        from pipeline.model.inference import predict, start
+        from pipeline.model.inference import predict_without_and_with_tta, start
 
     config = evaluated.config
     start(config.seed)
     model = load_model(evaluated.model_file)
     history = load_csv(evaluated.history_file, HISTORY)
-    shifts, plain = config.evaluate.tta_shifts, predict(model, test.images)
-    probabilities = metrics.softmax(plain if shifts == 1 else predict(model, test.images, shifts))
+    plain, logits = predict_without_and_with_tta(model, test.images, config.evaluate.tta_shifts)
+    probabilities = metrics.softmax(logits)
     epoch, kept = kept_epoch(config.train, history), in_words(config.train, history)
     figures = test_metrics(config, test, probabilities, history[epoch - 1])
     figures["test_errors_no_tta"] = int(np.sum(plain.argmax(1) != test.labels))

@@ -6,7 +6,7 @@ Shapes: N images, B batch, H rows, W columns, K classes. Images [B, H, W] may as
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -47,22 +47,32 @@ def inference(model: keras.Model, tta_shifts: int = 1, first: int = 0) -> Logits
 
     With several `tta_shifts` the logits are the mean over the first so many of SHIFTS, from number `first` on.
     """
+    look = _looks(model, SHIFTS[first:tta_shifts])
+    return lambda images: look(images)[1]
+
+
+def _looks(
+    model: keras.Model, shifts: Sequence[tuple[float, float]]
+) -> Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Return a function from images to the logits of the first shift, and the mean over all."""
 
     @tf.function(reduce_retracing=True)
-    def mean_logits(batch: tf.Tensor) -> tf.Tensor:
-        looks = SHIFTS[first:tta_shifts]
-        images = [shifted(batch, down, right) if down or right else batch for down, right in looks]
-        return tf.add_n([model(image, training=False) for image in images]) / len(looks)
+    def look(batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        images = [shifted(batch, down, right) if down or right else batch for down, right in shifts]
+        logits = [model(image, training=False) for image in images]
+        return logits[0], tf.add_n(logits) / len(logits)
 
-    def infer(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def infer(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         if not len(images):  # TensorFlow fails on an empty batch (2.21): the graph tells the number of classes
-            graph = mean_logits.get_concrete_function(tf.TensorSpec((None, *images.shape[1:]), tf.uint8))
-            return np.empty((0, graph.structured_outputs.shape[-1]), np.float32)
+            graph = look.get_concrete_function(tf.TensorSpec((None, *images.shape[1:]), tf.uint8))
+            empty = np.empty((0, graph.structured_outputs[1].shape[-1]), np.float32)
+            return empty, empty
         logits, size = [], min(BATCH, max(1, BATCH_VALUES // math.prod(images.shape[1:])))
         for start in range(0, len(images), size):
-            logits.append(mean_logits(images[start : start + size]).numpy())
+            logits.append([part.numpy() for part in look(images[start : start + size])])
             give_back(images)
-        return np.concatenate(logits)
+        plain, mean = (np.concatenate(parts) for parts in zip(*logits, strict=True))
+        return plain, mean
 
     return infer
 
@@ -70,6 +80,13 @@ def inference(model: keras.Model, tta_shifts: int = 1, first: int = 0) -> Logits
 def predict(model: keras.Model, images: NDArray[np.uint8], tta_shifts: int = 1) -> NDArray[np.float32]:
     """Return the logits of `inference`, once."""
     return inference(model, tta_shifts)(images)
+
+
+def predict_without_and_with_tta(
+    model: keras.Model, images: NDArray[np.uint8], tta_shifts: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the logits of images as they are, and of `tta_shifts`, in one pass."""
+    return _looks(model, SHIFTS[:tta_shifts])(images)
 
 
 def looks_again(model: keras.Model, below: float) -> Logits:
