@@ -18,7 +18,7 @@ from pipeline.base.verb_schemas import CompareConfig
 from pipeline.data.examples import load_split
 from pipeline.metrics.metrics import Interval
 from pipeline.reports import recipe_table, verdicts
-from pipeline.reports.tables import as_text, markdown_table, models_scored
+from pipeline.reports.tables import as_text, markdown_table, scored_in_words
 from pipeline.tracking.environment import package_versions
 
 
@@ -96,7 +96,7 @@ def _terminal_table(
                     spent, hardware = f"{total:,.0f}", run.data.tags["hardware"]
         seconds.append(spent)
     with suppress(UserError):
-        hardware += f"; {models_scored(queries.models_scored(project, config.data.name))}"
+        hardware += f"; {scored_in_words(queries.models_scored(project, config.data.name))}"
     lines = [[*recipe_table.header(config.evaluate.confidence), "seconds in training"]]
     lines += [[*recipe_table.cells(row), spent] for row, spent in zip(rows, seconds, strict=True)]
     return f"{markdown_table(lines)}\n\n(n = 1 run each; seconds on: {hardware})\n"

@@ -20,7 +20,7 @@ from pipeline.base.schema import Config
 from pipeline.base.validation import validate
 from pipeline.base.verb_schemas import PredictorConfig
 from pipeline.data.examples import Examples, load_split
-from pipeline.reports.tables import models_scored, percent
+from pipeline.reports.tables import percent, scored_in_words
 
 SHOWN = 10  # images of each kind of corruption in the picture
 SUSPECTS = 50  # examples with the least probable labels, of validation and of test
@@ -92,7 +92,7 @@ def _log(project: Project, config: Config, model_sha256: str, folder: Path, accu
         if not runs:
             return "not logged: no MLflow run of a DVC stage holds this model, `pipeline.evaluate` makes one"
         queries.log_test_files(runs[0], folder, "robustness", {"corrupted_accuracy": accuracy})
-        return f"MLflow run {runs[0].info.run_id}; {models_scored(queries.models_scored(project, config.data.name))}"
+        return f"MLflow run {runs[0].info.run_id}; {scored_in_words(queries.models_scored(project, config.data.name))}"
     except UserError as error:  # of a server that is unreachable, for one
         return f"not logged, nor the model counted among those scored on the test examples: {error}"
 

@@ -121,14 +121,14 @@ def _with_sources(root: Path, config: AnySection) -> AnySection:
     if isinstance(config, Config):
         if isinstance(config.model, OwnModel):
             args = own.arguments(root, config.model.build, config.model.args, supplied=2)
-            source = own.code_sha256(root, [config.model.build])
+            source = own.source_sha256(root, [config.model.build])
             changed["model"] = config.model.model_copy(update={"args": args, "source_sha256": source})
         for name, section, functions in (
             ("train", config.train, config.train.metrics),
             ("evaluate", config.evaluate, config.evaluate.plots),
         ):
             if functions:
-                source = own.code_sha256(root, functions.values())
+                source = own.source_sha256(root, functions.values())
                 changed[name] = section.model_copy(update={"source_sha256": source})
         for name in (*config.train.metrics.values(), *config.evaluate.plots.values(), *config.trackers):
             own.definition(root, name)
@@ -139,7 +139,7 @@ def composed_values(project: Project, config: Config) -> tuple[Path, dict[str, A
     """Return the file that `compose` writes for this stage, and its values: those of a recipe, or of the data alone for
     the stages that all recipes share."""
     values = config.model_dump(exclude_defaults=True, exclude={"recipes", "dataset"})
-    if "@" in (project.stage or "@"):  # a stage of one recipe, or none
+    if project.stage is None or "@" in project.stage:  # not one of the stages that all recipes share
         return project.recipe_results(config.name) / "config.yaml", values
     return project.results / "data.yaml", {"data": values["data"]}
 

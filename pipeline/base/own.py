@@ -60,7 +60,7 @@ def load_recorded(root: Path, name: str | None, recorded_sha256: str | None) -> 
     """
     if name is None:
         return None
-    if code_sha256(root, [name]) != recorded_sha256:
+    if source_sha256(root, [name]) != recorded_sha256:
         raise UserError(
             f"{name} has other code than the model was made with: bring its files back, from source/ among the run's "
             "artifacts, or train again"
@@ -132,7 +132,7 @@ def arguments(root: Path, name: str, given: Mapping[str, Any], supplied: int) ->
     return values | dict(given)
 
 
-def code_sha256(root: Path, names: Iterable[str]) -> str:
+def source_sha256(root: Path, names: Iterable[str]) -> str:
     """Return the hash of the code that these functions use, their `sources`.
 
     It is of the syntax trees, so that a comment, a docstring or a moved line is not other code.

@@ -18,7 +18,7 @@ from pipeline.reports import plots, sheets
 from pipeline.tracking.environment import git_diff, packages, run_tags
 from pipeline.tracking.fingerprint import Fingerprint, training_params
 from pipeline.tracking.record import Record
-from pipeline.tracking.sending import describe
+from pipeline.tracking.sending import run_inputs
 from pipeline.training.augment import random_affine
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def run_info(
         "name": name,
         "tags": {**run_tags(project, "pipeline.train"), "recipe": config.name, **fingerprint.tags(), **tags},
         "params": training_params(config) | {key: str(size) for key, size in sizes.items() if size is not None},
-        "inputs": describe(zip(("train", "val"), split, strict=True)),
+        "inputs": run_inputs(zip(("train", "val"), split, strict=True)),
         "resume_key": fingerprint.resume_key,
         "trackers": bool(config.trackers),
     }

@@ -17,7 +17,7 @@ from pipeline.base.validation import flatten, from_recorded, without_own_keys
 from pipeline.base.verb_schemas import RunConfig
 from pipeline.data.examples import Examples
 from pipeline.model.kept import best_figures, in_words
-from pipeline.reports.tables import models_scored
+from pipeline.reports.tables import scored_in_words
 from pipeline.tracking.environment import run_tags
 from pipeline.tracking.fingerprint import training_params
 from pipeline.tracking.record import Record, add_pending, now
@@ -74,7 +74,7 @@ def log_evaluation(
     `sizes` are what a training knows of its model, for a model that has no run yet.
     """
     from pipeline.tracking import queries
-    from pipeline.tracking.sending import SYNC, describe, send_pending
+    from pipeline.tracking.sending import SYNC, run_inputs, send_pending
 
     config = evaluated.config
     info: dict[str, Any] = {
@@ -82,7 +82,7 @@ def log_evaluation(
         "name": f"{config.name}, evaluated",
         "tags": run_tags(project, "pipeline.evaluate") | {"recipe": config.name},
         "params": flatten({"evaluate": config.evaluate.model_dump()}) | {"data.test_examples": str(len(test.labels))},
-        "inputs": describe([("test", test)]),
+        "inputs": run_inputs([("test", test)]),
         "evaluated_by": project.stage or "pipeline.evaluate",
         "evaluated_sha256": evaluated.model_sha256,
         "run": evaluated.run,
@@ -99,7 +99,7 @@ def log_evaluation(
     add_pending(project, record.folder)
     sent, left = send_pending(project)
     if run_id := sent.get(record.info["id"]):
-        return f"MLflow run {run_id}; {models_scored(queries.models_scored(project, config.data.name))}"
+        return f"MLflow run {run_id}; {scored_in_words(queries.models_scored(project, config.data.name))}"
     return "\n".join([*left, SYNC])
 
 

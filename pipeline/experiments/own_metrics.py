@@ -20,7 +20,7 @@ def load_metrics(project: Project, config: Config, val: Examples) -> dict[str, M
 
     One that raises, or returns no finite number, is a UserError that names it, now and later.
     """
-    if config.train.metrics and own.code_sha256(project.root, config.train.metrics.values()) != (
+    if config.train.metrics and own.source_sha256(project.root, config.train.metrics.values()) != (
         expected := config.train.source_sha256
     ):
         raise UserError(f"train.metrics: the code is not that of the run ({expected}): check out its commit first")

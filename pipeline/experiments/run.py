@@ -92,7 +92,7 @@ def train_tracked(
             if is_pruned := len(rows) < config.train.epochs and not is_over(config.train, rows):
                 record.update(result_tags={PRUNED_AT: str(len(rows))})
             else:
-                _write_results(project, config, split, model, history, record)
+                _write_results(project, config, split, model, rows, record)
     except BaseException as error:
         with suppress(OSError, UserError):  # of a full disk, say: the error itself is to be told
             if isinstance(error, UserError):  # the same command would meet it again
@@ -183,13 +183,12 @@ def metrics_row(rows: Sequence[Mapping[str, Any]], size: int) -> Row:
 
 
 def _write_results(
-    project: Project, config: Config, split: Split, model: keras.Model, history: list[Epoch], record: Record
+    project: Project, config: Config, split: Split, model: keras.Model, rows: History, record: Record
 ) -> None:
     """Write what training made into the record, and hand a stage of DVC its outputs."""
     folder = record.folder
     model_file = folder / "model.keras"
     save_model(model_file, model)
-    rows = [epoch.row() for epoch in history]
     save_csv(folder / "history.csv", {key: [row[key] for row in rows] for key in rows[0]})
     # As metrics.softmax, on which the stage `train` would depend then.
     probabilities = softmax(predict(model, split.val.images).astype(np.float64), axis=1)

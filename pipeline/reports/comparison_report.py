@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.metrics import significance
-from pipeline.reports.tables import as_text, markdown_table, models_scored, percent, points
+from pipeline.reports.tables import as_text, markdown_table, percent, points, scored_in_words
 from pipeline.reports.verdicts import Side, Verdict
 
 SHOWN = 8  # examples of a kind in the picture
@@ -71,7 +71,7 @@ def markdown(sides: Sequence[Side], verdicts: Sequence[Verdict], confidence: flo
         cells = [side.n, *mean_cells(side.accuracies, confidence)[1:]]
         rows.append([side.name, *cells, *costs])
     looked = {
-        "test": f"test examples: {models_scored(scored)}",
+        "test": f"test examples: {scored_in_words(scored)}",
         "out-of-fold": "out-of-fold examples, training and validation examples together, each predicted by networks "
         "that had not been trained on it: the test examples were not read",
     }.get(split, "validation examples: not every run was evaluated on the test examples")

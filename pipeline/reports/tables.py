@@ -48,7 +48,7 @@ def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def models_scored(count: int) -> str:
+def scored_in_words(count: int) -> str:
     """How much the test examples have told: more than one model is a choice among several, which flatters the best."""
     models = "1 model of this store was" if count == 1 else f"{count:,} different models of this store were"
     return f"{models} scored on these test examples"

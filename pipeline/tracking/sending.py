@@ -193,7 +193,7 @@ def _send_evaluation(project: Project, client: MlflowClient, experiment: str, re
     return str(info["run"])
 
 
-def describe(splits: Iterable[tuple[str, Examples]]) -> list[dict[str, str]]:
+def run_inputs(splits: Iterable[tuple[str, Examples]]) -> list[dict[str, str]]:
     """Return data sets as a run's inputs: name, digest and form, without the path of somebody's home."""
     described = []
     for name, examples in splits:

@@ -264,7 +264,7 @@ def test_different_models_that_were_scored_on_the_test_examples_are_counted(proj
     client.delete_run(run("c", test_scored="c").info.run_id)
     assert queries.models_scored(project, "mnist") == 3
     assert queries.models_scored(project, "fashion_mnist") == 0
-    assert [tables.models_scored(count).split(" of ")[0] for count in (1, 1_000)] == [
+    assert [tables.scored_in_words(count).split(" of ")[0] for count in (1, 1_000)] == [
         "1 model",
         "1,000 different models",
     ]

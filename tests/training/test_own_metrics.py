@@ -104,7 +104,7 @@ def test_what_is_no_metric_is_one_line_before_training(repository, compose, body
     train = compose().train.model_copy(
         update={
             "metrics": {"val_odd": "odd_metric:odd"},
-            "source_sha256": own.code_sha256(repository.root, ["odd_metric:odd"]),
+            "source_sha256": own.source_sha256(repository.root, ["odd_metric:odd"]),
         }
     )
     config = compose().model_copy(update={"train": train})

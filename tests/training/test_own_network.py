@@ -157,7 +157,7 @@ def root(tmp_path_factory) -> Path:
 
 def section(root: Path, name: str, **args: Any) -> OwnModel:
     build = f"own.nets:{name}"
-    return OwnModel(build=build, args=args, source_sha256=own.code_sha256(root, [build]))
+    return OwnModel(build=build, args=args, source_sha256=own.source_sha256(root, [build]))
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -176,7 +176,7 @@ def test_a_sequential_model_with_shared_objects_will_do(root):
         "    first = [keras.Input(image_shape, dtype='uint8'), layers.Flatten()]\n"
         "    return keras.Sequential([*first, *hidden, layers.Dense(classes)])\n"
     )
-    model = OwnModel(build="own.plain:plain", source_sha256=own.code_sha256(root, ["own.plain:plain"]))
+    model = OwnModel(build="own.plain:plain", source_sha256=own.source_sha256(root, ["own.plain:plain"]))
     assert build_own(root, model, SHAPE, CLASSES, 0).count_params() == 101 + 2 + 2 * CLASSES
 
 

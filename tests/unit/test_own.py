@@ -129,7 +129,7 @@ def test_an_edited_helper_is_imported_again(project):
 def test_recorded_code_runs_only_where_the_same_stands_in_the_repository(project):
     ran, nets = project.root / "ran", project.root / "own/nets.py"
     nets.write_text(f"import pathlib\npathlib.Path({str(ran)!r}).touch()\ndef f(): return 3\n")
-    recorded = own.code_sha256(project.root, ["own.nets:f"])
+    recorded = own.source_sha256(project.root, ["own.nets:f"])
     nets.write_text(nets.read_text().replace("return 3", "return 4"))
     with pytest.raises(UserError, match=r"^own\.nets:f has other code than the model was made with: bring its files b"):
         own.load_recorded(project.root, "own.nets:f", recorded)
