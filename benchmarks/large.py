@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 TINY = (
     "model.convolutions=[{multiple: 1, kernel_size: 5, strides: 4, padding: valid, pool: 1}]",
     *("model.filters=8", "model.units=[]", "model.pooling=average", "model.batch_norm=false"),
-    *("optimizer.batch_size=256", "optimizer.dense_partitions=1", "train.epochs=1"),
+    *("optimizer.batch_size=256", "optimizer.filter_groups=1", "train.epochs=1"),
 )
 DIFFERENT = 2000  # images; the set repeats them
 CLASSES = 10

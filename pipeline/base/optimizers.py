@@ -63,7 +63,7 @@ FRACTIONS = ("beta_1", "beta_2", "adam_beta_1", "adam_beta_2", "momentum", "rho"
 BY_VARIABLE = {"muon", "lamb", "clipnorm", "global_clipnorm"}  # a step looks at a whole variable, not at each element
 
 
-def check_optimizer(name: str, args: Mapping[str, Any], weight_decay: float, dense_partitions: int) -> None:
+def check_optimizer(name: str, args: Mapping[str, Any], weight_decay: float, filter_groups: int) -> None:
     """Raise a ValueError, one line, where Keras's optimizer of this name cannot train as these keys ask."""
     known = ARGUMENTS[name] | CLIPPING
     for key, value in args.items():
@@ -79,9 +79,9 @@ def check_optimizer(name: str, args: Mapping[str, Any], weight_decay: float, den
         raise ValueError("optimizer.args.nesterov=true needs momentum: give optimizer.args.momentum=0.9, say")
     if name == "adamw" and not weight_decay:
         raise ValueError("optimizer.name=adamw without decay is adam: give optimizer.weight_decay (Keras has 0.004)")
-    if dense_partitions > 1 and (whole := BY_VARIABLE & {name, *clips}):
+    if filter_groups > 1 and (whole := BY_VARIABLE & {name, *clips}):
         raise ValueError(
-            f"optimizer.dense_partitions={dense_partitions}: {min(whole)} needs the whole kernel of a layer: give 1"
+            f"optimizer.filter_groups={filter_groups}: {min(whole)} needs the whole kernel of a layer: give 1"
         )
 
 

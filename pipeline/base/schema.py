@@ -91,6 +91,7 @@ class Model(Section):
     precision: Literal["float32", "mixed_bfloat16"] = Field(
         "float32", description="Keras dtype policy of all layers except the logits; mixed_bfloat16 is for GPUs"
     )
+    crop: int = Field(0, ge=0, le=500, description="pixels that the network leaves out on each side of an image")
     dropout: Share = Field(0.0, description="share of the last features left out in training, before each dense layer")
 
 
@@ -109,8 +110,8 @@ def _kind_of_model(value: Any) -> str:
 class Optimizer(Section):
     batch_size: int = Field(ge=1, le=2**16, description="examples")
     ghost_batches: int = Field(1, ge=1, le=16, description="parallel parts of a batch, each with its own batch norm")
-    dense_partitions: int = Field(
-        1, ge=1, le=1000, description="parallel parts of the first dense layer, by image rows"
+    filter_groups: Size = Field(
+        1, description="groups of filters that are computed in parallel, where the network is like the published one"
     )
     name: OptimizerName = Field("adam", description="one of Keras's optimizers")
     args: dict[str, Any] = Field({}, description="arguments of the optimizer, by Keras's names: {momentum: 0.9}")
@@ -209,7 +210,7 @@ class Config(Section):
         if self.optimizer.ghost_batches > self.optimizer.batch_size:
             raise ValueError(f"optimizer.ghost_batches: give at most the batch_size {self.optimizer.batch_size}")
         check_optimizer(
-            self.optimizer.name, self.optimizer.args, self.optimizer.weight_decay, self.optimizer.dense_partitions
+            self.optimizer.name, self.optimizer.args, self.optimizer.weight_decay, self.optimizer.filter_groups
         )
         self._patience_fits()
         folds, fold = self.train.folds, self.train.fold
@@ -223,6 +224,10 @@ class Config(Section):
                 f"model.pixel_mean={mean} and model.pixel_std={std}: give both a number for each of the "
                 f"{self.data.channels} channels of the images"
             )
+        if isinstance(self.model, Model):
+            height, width = (size - 2 * self.model.crop for size in (height, width))
+            if min(height, width) < 1:
+                raise ValueError(f"model.crop={self.model.crop} leaves no pixel: give less")
         for number, layer in enumerate(self.model.convolutions if isinstance(self.model, Model) else []):
             border = layer.kernel_size - 1 if layer.padding == "valid" else 0
             height, width = (-(-(size - border) // layer.strides) // layer.pool for size in (height, width))

@@ -87,9 +87,9 @@ def flatten(values: Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict
 # Keys of recorded configurations that have another name now, are gone, or are dropped as their form has changed.
 FORMER_KEYS = {
     "optimizer.batch_shards": "ghost_batches",
-    "optimizer.row_strips": "dense_partitions",
     "evaluate.views": "tta_shifts",
     **dict.fromkeys(("train.profile_steps", "data.sha256_of", "data.sources", "data.files")),
+    **dict.fromkeys(("optimizer.row_strips", "optimizer.dense_partitions")),  # other sums of the same products
 }
 
 

@@ -32,11 +32,12 @@ def build_cnn(model: Model, image_shape: Sequence[int], classes: int) -> keras.M
 
     The model takes raw images of that shape, uint8 in 0..255, and returns logits, float32 [B, K]: scaling is inside.
     Logits and variables are float32 whatever the precision, which is a Keras policy for the layers in between.
-    Another network can be returned instead: docs/architecture.md says what is asked of it.
     With one 'valid' convolution of 64 filters, no batch norm, 'flatten' and units 64, 64 it is the published model.
     """
     images = layers.Input(tuple(image_shape), dtype="uint8", name="images")
     x = images if len(image_shape) == 3 else layers.Reshape((*image_shape, 1), name="channel")(images)  # [B, H, W, C]
+    if model.crop:
+        x = layers.Cropping2D(model.crop, name="crop")(x)
     policy = {} if model.precision == "float32" else {"dtype": model.precision}  # float32 is Keras's own choice
     x = layers.Rescaling(*_pixel_scale(model), name="pixels", **policy)(x)
     for number, layer in enumerate(model.convolutions, start=1):

@@ -1,20 +1,20 @@
 """The same model in a form that trains faster, for models that are recognised; every other model is left alone.
 
-What is trained shares the variables of the model it was made from, except the row partitions of a dense kernel.
+What is trained shares the variables of the model it was made from, except the groups of a dense kernel.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
+from numpy.typing import NDArray
 
-from pipeline.base.errors import UserError
-
-PARTITION = "partition_"
+_linear = keras.activations.linear
 REGULARIZED = ("kernel", "bias", "activity")
 
 
@@ -37,11 +37,81 @@ class FusedBatchNorm(layers.Layer):
         return y
 
 
-def accelerated(model: keras.Model, dense_partitions: int) -> keras.Model:
-    """Return the model to train: with row partitions of the first dense layer where asked for, else with fused batch
-    norm where there is any. A UserError where partitions are asked for and do not fit."""
-    if dense_partitions > 1:
-        return _partitioned(model, dense_partitions)
+@tf.custom_gradient
+def _product(features: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable[..., tuple[tf.Tensor, tf.Tensor]]]:
+    """Return the product of the transposed features [N, B] and the kernel [N, units].
+
+    The gradient of the kernel is computed last. Nothing reads the kernel any more then, so the optimizer can change it
+    in place; otherwise TensorFlow copies it first.
+    """
+
+    def gradients(of_product: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        of_features = tf.matmul(kernel, of_product, transpose_b=True)
+        with tf.control_dependencies([of_features]):
+            return of_features, tf.matmul(features, of_product)
+
+    return tf.matmul(features, kernel, transpose_a=True), gradients
+
+
+class FilterGroups(layers.Layer):
+    """A convolution, ReLU, flattening and a dense layer, computed side by side for groups of the filters.
+
+    The batch is the last axis. The convolution is one matrix product with the patches of the image, whose result is, as
+    it lies in memory, the transposed features of the dense layer; so no step has to transpose the large dense kernel.
+
+    Shapes: C channels, H' rows, W' columns after the convolution, F filters, f filters of one group.
+    """
+
+    def __init__(self, chain: Sequence[layers.Layer], groups: int) -> None:
+        """`chain` are these layers of the model, maybe with a dropout before the dense one."""
+        super().__init__(name="filter_groups")
+        convolution, *between, dense = chain
+        self.rows, self.columns, filters = convolution.output.shape[1:]
+        self.kernel_size = convolution.kernel_size
+        self.variables_of_convolution = [convolution.kernel, convolution.bias]
+        self.bias = dense.bias
+        self.dropouts = [layer for layer in between if isinstance(layer, layers.Dropout)]
+        self.sizes = [len(group) for group in np.array_split(range(filters), min(groups, filters))]  # F -> [f, ...]
+        by_filter = np.moveaxis(dense.kernel.numpy().reshape(self.rows, self.columns, filters, -1), 2, 0)
+        parts = [part.reshape(-1, dense.units) for part in np.split(by_filter, np.cumsum(self.sizes)[:-1])]
+        self.kernels = [
+            self.add_weight(part.shape, "zeros", name=f"kernel_{number}") for number, part in enumerate(parts)
+        ]
+        for kernel, part in zip(self.kernels, parts, strict=True):  # [f H' W', units]
+            kernel.assign(part)
+
+    def whole_kernel(self) -> NDArray[np.float32]:
+        """Return the kernel as the dense layer has it: its rows by row, column, filter, not filter, row, column."""
+        whole = np.concatenate([kernel.numpy() for kernel in self.kernels])
+        return np.moveaxis(whole.reshape(-1, self.rows, self.columns, whole.shape[1]), 0, 2).reshape(whole.shape)
+
+    def call(self, pixels: tf.Tensor) -> tf.Tensor:
+        planes = tf.transpose(pixels, [3, 1, 2, 0])  # [C, H, W, B]
+        height, width = self.kernel_size
+        views = [planes[:, i : i + self.rows, j : j + self.columns] for i in range(height) for j in range(width)]
+        views.append(tf.ones_like(views[0][:1]))  # for the bias
+        patches = tf.reshape(tf.concat(views, 0), [-1, self.rows * self.columns * tf.shape(pixels)[0]])
+        kernel, bias = self.variables_of_convolution
+        kernel = tf.concat([tf.reshape(kernel, [-1, kernel.shape[-1]]), bias[None]], 0)  # [height width C + 1, F]
+        products = []
+        for part, dense_kernel in zip(tf.split(kernel, self.sizes, 1), self.kernels, strict=True):
+            features = tf.nn.relu(tf.matmul(part, patches, transpose_a=True))  # [f, H' W' B]
+            features = tf.reshape(features, [dense_kernel.shape[0], -1])
+            for dropout in self.dropouts:
+                features = dropout(features)
+            products.append(_product(features, dense_kernel.value.read_value()))
+        return tf.add_n(products) + self.bias
+
+
+def accelerated(model: keras.Model, filter_groups: int) -> keras.Model:
+    """Return the model to train: in groups of filters where they are asked for and possible, else with fused batch norm
+    where there is any that can be fused, else the model itself."""
+    if filter_groups > 1 and (chain := _groupable(model)):
+        x = FilterGroups(chain, filter_groups)(chain[0].input)
+        x = layers.Activation(chain[-1].activation)(x)
+        for layer in model.layers[model.layers.index(chain[-1]) + 1 :]:
+            x = layer(x)
+        return keras.Model(model.input, x)
     fusible = {layer.name for layer in _layers(model) if _is_fusible(layer)}
     if not fusible:
         return model
@@ -52,11 +122,11 @@ def accelerated(model: keras.Model, dense_partitions: int) -> keras.Model:
     return keras.models.clone_model(model, clone_function=clone)
 
 
-def merge_partitions(model: keras.Model, trained: keras.Model) -> None:
-    """Put the row partitions of the first dense layer back into `model`."""
-    parts = [layer for layer in trained.layers if layer.name.startswith(PARTITION)]
-    kernels = [part.get_weights()[0] for part in parts]
-    model.get_layer("hidden_1").set_weights([np.concatenate(kernels), parts[0].get_weights()[1]])
+def merge_groups(model: keras.Model, trained: keras.Model) -> None:
+    """Put the groups of the dense kernel back into `model`, where `trained` has any."""
+    for layer in _layers(trained):
+        if isinstance(layer, FilterGroups):
+            _groupable(model)[-1].kernel.assign(layer.whole_kernel())
 
 
 def _layers(model: keras.Model) -> list[layers.Layer]:
@@ -76,60 +146,23 @@ def _is_fusible(layer: layers.Layer) -> bool:
     )
 
 
-def _partitioned(model: keras.Model, count: int) -> keras.Model:
-    """Read the image in horizontal strips that can be worked on side by side.
-
-    Each strip of the convolution's rows meets its own partition of the first dense kernel. The partitions start as
-    those of `model`; all other variables are those of `model` itself.
-    """
-    names = [layer.name for layer in model.layers]
-    convolutions = [layer for layer in model.layers if isinstance(layer, layers.Conv2D)]
-    if "hidden_1" not in names or len(convolutions) != 1 or "pixels" not in names or not _is_partitionable(model):
-        raise UserError(
-            "optimizer.dense_partitions: only one valid convolution, 'flatten' and hidden units can be cut, "
-            "without batch norm, pooling or regularisation: give 1"
-        )
-    [convolution], dense = convolutions, model.get_layer("hidden_1")
-    rows = convolution.output.shape[1]
-    if count > rows:
-        raise UserError(f"optimizer.dense_partitions={count}: give at most {rows}, the rows after the convolution")
-    edges = np.linspace(0, rows, count + 1).round().astype(int)
-    kernel, bias = dense.get_weights()
-    features_a_row = len(kernel) // rows
-    kernels = np.split(kernel, edges[1:-1] * features_a_row)
-    pixels = model.get_layer("pixels").output
-    policy = {"dtype": dense.dtype_policy}
-    dropouts = [layer for layer in _between(model, convolution, dense) if isinstance(layer, layers.Dropout)]
-    parts = []
-    for number, (top, bottom) in enumerate(pairwise(edges)):
-        strip = pixels[:, top : bottom + convolution.kernel_size[0] - 1]
-        features = layers.Flatten(**policy)(layers.ReLU(**policy)(convolution(strip)))
-        for dropout in dropouts:
-            features = dropout(features)
-        part = layers.Dense(dense.units, use_bias=number == 0, name=f"{PARTITION}{number}", **policy)
-        parts.append(part(features))
-        part.set_weights([kernels[number], bias][: len(part.weights)])
-    x = layers.Activation(dense.activation)(layers.Add()(parts))
-    for layer in model.layers[names.index("hidden_1") + 1 :]:
-        x = layer(x)
-    return keras.Model(model.input, x)
-
-
-def _is_partitionable(model: keras.Model) -> bool:
-    """Return whether the first dense layer reads the flattened rows of a convolution, and each layer after it the one
-    before alone; a regularised or constrained dense kernel would have to be whole."""
-    [convolution] = [layer for layer in model.layers if isinstance(layer, layers.Conv2D)]
-    dense = model.get_layer("hidden_1")
-    position = model.layers.index(dense)
-    between = [type(layer) for layer in _between(model, convolution, dense)]
-    return (
-        between in ([layers.ReLU, layers.Flatten], [layers.ReLU, layers.Flatten, layers.Dropout])
-        and (convolution.padding, convolution.strides) == ("valid", (1, 1))
+def _groupable(model: keras.Model) -> list[layers.Layer]:
+    """Return the layers that FilterGroups can take the place of, or none: the only convolution and those after it up to
+    the first dense one. Each layer of the model has to read the one before it alone; a kernel that is regularised or
+    constrained would have to be whole."""
+    chain = _layers(model)
+    kinds = [type(layer) for layer in chain]
+    if kinds.count(layers.Conv2D) != 1 or layers.Dense not in kinds:
+        return []
+    first, last = kinds.index(layers.Conv2D), kinds.index(layers.Dense)
+    convolution, dense = chain[first], chain[last]
+    plain = {"padding": "valid", "strides": (1, 1), "dilation_rate": (1, 1), "groups": 1, "activation": _linear}
+    fits = (
+        kinds[first + 1 : last] in ([layers.ReLU, layers.Flatten], [layers.ReLU, layers.Flatten, layers.Dropout])
+        and all(getattr(convolution, key) == value for key, value in plain.items())
+        and all(layer.use_bias and layer.compute_dtype == "float32" for layer in (convolution, dense))
         and not any(getattr(layer, f"{name}_regularizer") for layer in (convolution, dense) for name in REGULARIZED)
         and not (dense.kernel_constraint or dense.bias_constraint)
-        and all(after.input is before.output for before, after in pairwise(model.layers[position:]))
+        and all(after.input is before.output for before, after in pairwise(chain))
     )
-
-
-def _between(model: keras.Model, first: layers.Layer, last: layers.Layer) -> list[layers.Layer]:
-    return list(model.layers[model.layers.index(first) + 1 : model.layers.index(last)])
+    return chain[first : last + 1] if fits else []

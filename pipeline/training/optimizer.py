@@ -47,6 +47,7 @@ class Adam:
     def apply(self, gradients: Gradients, rate: tf.Tensor, step: tf.Tensor) -> None:
         """Move the variables; `rate` is float32, `step` int32, counted from 0 over the whole training."""
         power = tf.cast(step + 1, tf.float32)
+        beta1_power, beta2_power = 0.9**power, 0.999**power
         for moved, gradient, first, second in zip(self.variables, gradients, self.first, self.second, strict=True):
             if gradient is None:
                 continue
@@ -57,8 +58,8 @@ class Adam:
                 var=variable.handle,
                 m=first.handle,
                 v=second.handle,
-                beta1_power=0.9**power,
-                beta2_power=0.999**power,
+                beta1_power=beta1_power,
+                beta2_power=beta2_power,
                 lr=rate,
                 beta1=0.9,
                 beta2=0.999,

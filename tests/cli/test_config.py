@@ -102,7 +102,8 @@ AS_BEFORE = {
     "data.sources": [],
     "model.precision": "float32",
     "optimizer.ghost_batches": 1,
-    "optimizer.dense_partitions": 1,
+    "optimizer.filter_groups": 1,
+    "model.crop": 0,
     "augment.stretch": 0.0,
     "augment.full_until": 0.0,
     "augment.last": 1.0,  # the amounts do not fall
@@ -133,25 +134,25 @@ def test_a_key_of_the_schema_has_no_default_but_for_those_that_came_later():
 
 
 def test_a_recorded_configuration_lacks_keys_that_came_later_and_has_some_that_went(compose):
-    config = compose("optimizer.dense_partitions=2")
+    config = compose("optimizer.filter_groups=2")
     old = config.model_dump()
     for key in AS_BEFORE:
         section, _, name = key.rpartition(".")
         (old[section] if section else old).pop(name, None)
     old["train"]["profile_steps"] = 0
-    old["optimizer"] |= {"batch_shards": 4, "row_strips": 3}
+    old["optimizer"] |= {"batch_shards": 4, "row_strips": 3, "dense_partitions": 2}
     old["evaluate"]["views"] = 5
     read = from_recorded(old, "config.yaml")
-    assert (read.optimizer.ghost_batches, read.optimizer.dense_partitions, read.evaluate.tta_shifts) == (4, 3, 5)
+    assert (read.optimizer.ghost_batches, read.optimizer.filter_groups, read.evaluate.tta_shifts) == (4, 1, 5)
     assert read.augment.last == 1.0 and read.train.examples is None and read.model == config.model
     with pytest.raises(UserError, match=r"^config.yaml was written by other code \(unheard_of is no key"):
         from_recorded(old | {"unheard_of": 1}, "config.yaml")
 
 
 def test_what_is_written_and_hashed_leaves_out_keys_that_have_their_default(compose):
-    plain, cut = (compose("recipe=baseline", f"optimizer.dense_partitions={count}") for count in (1, 2))
-    assert "dense_partitions" not in non_defaults(plain)["optimizer"]
-    assert non_defaults(cut)["optimizer"] == non_defaults(plain)["optimizer"] | {"dense_partitions": 2}
+    plain, cut = (compose("recipe=baseline", f"optimizer.filter_groups={count}") for count in (1, 2))
+    assert "filter_groups" not in non_defaults(plain)["optimizer"]
+    assert non_defaults(cut)["optimizer"] == non_defaults(plain)["optimizer"] | {"filter_groups": 2}
     read = from_recorded(non_defaults(cut), "config.yaml")
     assert read.model_copy(update={"data": cut.data}) == cut and read.data.sha256 == cut.data.sha256
 
@@ -203,7 +204,8 @@ OUT_OF_RANGE = [
     ("model.precision=float16", "model.precision=float16", "'float32' or 'mixed_bfloat16'"),
     ("optimizer.batch_size=0", "optimizer.batch_size=0", "1"),
     ("optimizer.ghost_batches=17", "optimizer.ghost_batches=17", "16"),
-    ("optimizer.dense_partitions=0", "optimizer.dense_partitions=0", "1"),
+    ("optimizer.filter_groups=0", "optimizer.filter_groups=0", "1"),
+    ("model.crop=14", "model.crop=14", "no pixel"),
     ("optimizer.learning_rate=nan", "optimizer.learning_rate=nan", "10"),
     ("optimizer.schedule=linear", "optimizer.schedule=linear", "'constant', 'one_cycle' or 'cosine'"),
     ("optimizer.name=sdg", "optimizer.name=sdg", "'sgd'"),
@@ -254,7 +256,7 @@ def test_every_key_of_the_schema_is_tried_above():
 
 
 ON_THE_EDGE = """data.fraction=1 data.val_size=0 evaluate.confidence=0.5 evaluate.calibration_bins=2 seed=2147483647
-    model.units=[1] model.pixel_scale=1 optimizer.ghost_batches=16 augment.shift=99.9 optimizer.dense_partitions=26
+    model.units=[1] model.pixel_scale=1 optimizer.ghost_batches=16 augment.shift=99.9 optimizer.filter_groups=1000
     train.examples=1 train.examples=null"""
 
 

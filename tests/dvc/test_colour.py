@@ -25,7 +25,7 @@ def mobilenet(image_shape, classes, alpha=0.25):
 RECIPE = """# @package _global_
 defaults: [/recipe/baseline, _self_]
 model: {build: "own.networks:mobilenet"}
-optimizer: {dense_partitions: 1}
+optimizer: {filter_groups: 1}
 """
 
 

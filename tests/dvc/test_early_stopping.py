@@ -9,7 +9,7 @@ import pytest
 from conftest import pipeline
 
 WORDS = ("recipe=baseline", "train.epochs=12", "train.patience=1", "train.monitor=val_loss", "model.dropout=0.25")
-WORDS += ("optimizer.dense_partitions=1",)
+WORDS += ("optimizer.filter_groups=1",)
 WORDS += ("optimizer.name=sgd", "optimizer.args={momentum: 0.9, nesterov: true}", "optimizer.learning_rate=0.0001")
 
 

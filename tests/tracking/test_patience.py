@@ -22,7 +22,7 @@ from pipeline.tracking.fingerprint import fingerprint
 from pipeline.training import loop
 
 SMALL = ("recipe=baseline", "data.image_shape=[10,10]", "model.filters=2", "model.dropout=0.5")
-SMALL += ("optimizer.dense_partitions=1",)
+SMALL += ("optimizer.filter_groups=1",)
 SMALL += ("optimizer.name=sgd", "optimizer.args={momentum: 0.9, nesterov: true}", "optimizer.learning_rate=0.0001")
 ACCURACIES = [0.5, 0.75, 0.625, 0.75]  # the second is the best, and patience ends after the fourth
 WORDS = "epoch 2 of 4, the best by val_accuracy on the validation examples"

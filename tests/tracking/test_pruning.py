@@ -89,7 +89,7 @@ def test_siblings_are_those_of_the_same_sweep_and_length_in_whatever_try(tmp_pat
     assert len(pruning.find_siblings("p", tmp_path / "now", config, "own", 1)) == 3
 
 
-SMALL = ("recipe=baseline", "data.image_shape=[10,10]", "model.filters=2", "optimizer.dense_partitions=1")
+SMALL = ("recipe=baseline", "data.image_shape=[10,10]", "model.filters=2", "optimizer.filter_groups=1")
 PRUNE = "sweep.prune=median"
 
 

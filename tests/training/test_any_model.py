@@ -12,12 +12,11 @@ import tensorflow as tf
 from conftest import generated_digits
 from keras import layers, regularizers
 
-from pipeline.base.errors import UserError
 from pipeline.base.schema import Augment, Convolution, Model, Optimizer
 from pipeline.model import inference
 from pipeline.model.build import build_cnn
 from pipeline.training import checkpoint, loop
-from pipeline.training.accelerate import accelerated
+from pipeline.training.accelerate import accelerated, merge_groups
 
 # 50 examples in batches of 5: ten steps.
 ADAM = Optimizer(
@@ -244,25 +243,69 @@ def test_a_subclassed_model_predicts_and_has_a_shape_for_no_images():
     assert inference.predict(model, IMAGES[:0]).shape == (0, 10)
 
 
-def first_dense(**options: object) -> keras.Model:
-    """The published model in small, whose first dense layer can be partitioned but for its options."""
-    images = layers.Input((10, 10), dtype="uint8", name="images")
-    x = layers.Rescaling(1.0, name="pixels")(layers.Reshape((10, 10, 1), name="channel")(images))
-    x = layers.Flatten()(layers.ReLU()(layers.Conv2D(2, 3)(x)))
-    x = layers.Dense(6, activation="relu", name="hidden_1", **options)(x)
+def published(inner: Callable = lambda x: x, colours: int = 1, **options: object) -> keras.Model:
+    """The published model in small, whose convolution can be cut into groups but for what is given."""
+    images = layers.Input((10, 10, colours), dtype="uint8")
+    x = layers.Flatten()(layers.ReLU()(layers.Conv2D(3, (3, 2))(layers.Rescaling(1 / 255)(images))))
+    x = inner(layers.Dense(6, activation="relu", **options)(x))
     return keras.Model(images, layers.Dense(10)(x))
 
 
+@pytest.mark.parametrize("groups", [2, 3, 1000])
+@pytest.mark.parametrize("colours", [1, 3])
+def test_groups_of_filters_compute_what_the_model_does_and_are_put_back(colours, groups):
+    model = built(lambda: published(colours=colours))
+    images = generated_digits(20 * colours, 1)[0][:, ::3, ::3].reshape(20, 10, 10, colours)
+    grouped = accelerated(model, groups)
+    assert len(grouped.get_layer("filter_groups").kernels) == min(groups, 3)
+    np.testing.assert_allclose(grouped(images), model(images), rtol=1e-5, atol=1e-5)
+    before = model.get_weights()
+    merge_groups(model, grouped)
+    assert all(np.array_equal(now, then) for now, then in zip(model.get_weights(), before, strict=True))
+
+
+def test_the_gradients_of_groups_are_those_of_the_model():
+    model = built(published)
+    grouped = accelerated(model, 2)
+
+    def gradients(one: keras.Model) -> dict[str, np.ndarray]:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(one(IMAGES[..., None]) ** 2)
+        found = tape.gradient(loss, [variable.value for variable in one.trainable_variables])
+        return {variable.path: g.numpy() for variable, g in zip(one.trainable_variables, found, strict=True)}
+
+    expected, ours = gradients(model), gradients(grouped)
+    [whole] = set(expected) - set(ours)
+    for path in set(expected) & set(ours):
+        np.testing.assert_allclose(ours[path], expected[path], rtol=1e-4, atol=1e-3)
+    # The gradient is cut as the kernel is.
+    layer = grouped.get_layer("filter_groups")
+    for kernel in layer.kernels:
+        kernel.assign(ours[kernel.path])
+    np.testing.assert_allclose(layer.whole_kernel(), expected[whole], rtol=1e-4, atol=1e-3)
+
+
+def branch(x: keras.KerasTensor) -> keras.KerasTensor:
+    return layers.Add()([x, layers.Dense(6)(x)])
+
+
 @pytest.mark.parametrize(
-    "options", [{"kernel_regularizer": "l2"}, {"activity_regularizer": "l2"}, {"kernel_constraint": "max_norm"}]
+    "options",
+    [
+        {"kernel_regularizer": "l2"},
+        {"activity_regularizer": "l2"},
+        {"kernel_constraint": "max_norm"},
+        {"use_bias": False},
+        {"dtype": "mixed_bfloat16"},
+        {"inner": branch},
+    ],
 )
-def test_partitions_that_would_change_what_is_trained_are_an_error(options):
-    assert accelerated(first_dense(), 2).get_layer("partition_1")
-    with pytest.raises(UserError, match=r"optimizer\.dense_partitions: .*: give 1"):
-        accelerated(first_dense(**options), 2)
+def test_a_model_that_groups_would_change_is_left_alone(options):
+    model = published(**options)
+    assert accelerated(published(), 2).get_layer("filter_groups") and accelerated(model, 2) is model
 
 
-def test_partitions_of_the_built_in_network_drop_out_as_it_does():
+def test_groups_of_the_built_in_network_drop_out_as_it_does():
     model = built(lambda: built_in(layer=VALID, batch_norm=False))
     parts = accelerated(model, 2)
     expected, dropped, again = (np.array(one) for one in (model(IMAGES), *(parts(IMAGES, training=True) for _ in "ab")))
@@ -271,17 +314,8 @@ def test_partitions_of_the_built_in_network_drop_out_as_it_does():
     assert len(parts.variables) == len(model.variables) + 1, "the kernel is cut in two, the dropouts' seeds are shared"
 
 
-def test_a_layer_that_is_named_like_a_partition_is_trained_as_any_other():
-    model = functional(lambda x: layers.Dense(6, name="partition_0")(layers.Flatten()(x)))
-    before = model.get_layer("partition_0").get_weights()
+def test_a_layer_that_is_named_like_the_groups_is_trained_as_any_other():
+    model = functional(lambda x: layers.Dense(6, name="filter_groups")(layers.Flatten()(x)))
+    before = model.get_layer("filter_groups").get_weights()
     train(loop.Trainer(model, ADAM, NO_AUGMENT, SEED), 2, 0)
-    assert not np.array_equal(model.get_layer("partition_0").get_weights()[0], before[0])
-
-
-def test_partitions_before_a_branch_are_an_error():
-    model = first_dense()
-    [hidden] = [layer for layer in model.layers if layer.name == "hidden_1"]
-    branch = layers.Dense(6)(hidden.output)
-    branched = keras.Model(model.input, layers.Dense(10)(layers.Add()([hidden.output, branch])))
-    with pytest.raises(UserError, match=r"optimizer\.dense_partitions"):
-        accelerated(branched, 2)
+    assert not np.array_equal(model.get_layer("filter_groups").get_weights()[0], before[0])

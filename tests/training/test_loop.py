@@ -100,14 +100,14 @@ def same_bits(weights, others) -> bool:
 
 def digest(threads: int) -> tuple[int, int, str]:
     """Return threads per operation, operations at once, and the SHA-256 of two trained models: batch norm on two ghost
-    batches of augmented images, and the published model in two partitions."""
+    batches of augmented images, and the published model in two groups of filters."""
     inference.start(3)
     if tf.config.threading.get_inter_op_parallelism_threads() != threads:
         tf.config.threading.set_inter_op_parallelism_threads(threads)
     images, labels = generated_digits(300, 5)
     content = b""
     decayed = replace(ADAM, batch_size=32, weight_decay=0.02, label_smoothing=0.02)
-    for settings, parts in ((NORMED, {"ghost_batches": 2}), (PUBLISHED, {"dense_partitions": 2})):
+    for settings, parts in ((NORMED, {"ghost_batches": 2}), (PUBLISHED, {"filter_groups": 2})):
         cnn = build.build_cnn(settings, (28, 28), 10)
         trainer = loop.Trainer(cnn, replace(decayed, **parts), AUGMENT, 3)
         for epoch in range(3):
@@ -186,9 +186,9 @@ def test_adam_is_kerass_with_decay_of_kernels_alone(decay):
 
 
 def test_ten_steps_of_baseline_are_ten_steps_of_kerass_fit(compose):
-    """The model as published but for its width: in partitions, raw pixels, batches of 32 with a short last one."""
+    """The model as published but for its width: groups of filters, raw pixels, batches of 32, a short last one."""
     config = compose("recipe=baseline", "model.filters=8")
-    assert (config.optimizer.dense_partitions, config.optimizer.batch_size, config.model.pixel_scale) == (2, 32, 1.0)
+    assert (config.optimizer.filter_groups, config.optimizer.batch_size, config.model.pixel_scale) == (8, 32, 1.0)
     images, labels = generated_digits(9 * 32 + 5, 3)
     models = []
     for _ in range(2):
@@ -239,7 +239,7 @@ def test_batch_norm_sees_each_ghost_batch_by_itself():
     order = np.random.default_rng([0, 0]).permutation(46)
     untrained = built(NORMED)
     until = keras.Model(untrained.input, untrained.get_layer("convolution_1").output)
-    means = [until(IMAGES[order[part::2]]).numpy().mean((0, 1, 2)) for part in (0, 1)]
+    means = [until(IMAGES[half]).numpy().mean((0, 1, 2)) for half in np.split(order, 2)]
     [norm] = [layer for layer in cnn.layers if isinstance(layer, keras.layers.BatchNormalization)]
     either = [0.05 * (0.95 * first + second) for first, second in (means, means[::-1])]  # the order is the graph's
     assert any(np.allclose(norm.moving_mean, one, rtol=1e-4, atol=1e-7) for one in either)
@@ -248,7 +248,7 @@ def test_batch_norm_sees_each_ghost_batch_by_itself():
 
 @pytest.mark.parametrize(
     ("settings", "parts"),
-    [(NORMED, {"ghost_batches": 2}), pytest.param(PUBLISHED, {"dense_partitions": 2}, marks=pytest.mark.slow)],
+    [(NORMED, {"ghost_batches": 2}), pytest.param(PUBLISHED, {"filter_groups": 2}, marks=pytest.mark.slow)],
 )
 def test_variables_and_moments_are_all_that_is_needed_to_continue(settings, parts):
     adam = replace(ADAM, batch_size=8, **parts)
@@ -273,10 +273,10 @@ SGD = replace(ADAM, name="sgd", args={"momentum": 0.9}, weight_decay=0.02)
 @pytest.mark.parametrize(
     ("count", "settings"), [*(pytest.param(2, one, marks=pytest.mark.slow) for one in (ADAM, SGD)), (3, ADAM)]
 )
-def test_partitions_are_the_same_model_in_parts(count, settings):
+def test_filter_groups_are_the_same_model_in_parts(count, settings):
     one, cut = built(PUBLISHED), built(PUBLISHED)
     figures = [
-        trained(cnn, replace(settings, dense_partitions=n), epochs=2, rate=0.001) for cnn, n in ((one, 1), (cut, count))
+        trained(cnn, replace(settings, filter_groups=n), epochs=2, rate=0.001) for cnn, n in ((one, 1), (cut, count))
     ]
     np.testing.assert_allclose(*figures, rtol=1e-5)
     assert_close(one.get_weights(), cut.get_weights(), rtol=1e-3, atol=1e-5)
@@ -396,10 +396,10 @@ def test_fit_learns_and_batch_norm_has_its_averages(compose):
 
 
 @pytest.mark.parametrize(
-    "settings", [NORMED, pytest.param(PUBLISHED, marks=pytest.mark.slow)], ids=["normed", "in partitions"]
+    "settings", [NORMED, pytest.param(PUBLISHED, marks=pytest.mark.slow)], ids=["normed", "published"]
 )
 def test_mixed_precision_computes_in_bfloat16_and_learns_in_float32(settings):
-    partitioned = replace(ADAM, batch_size=10, dense_partitions=2, weight_decay=0.02)
+    grouped = replace(ADAM, batch_size=10, filter_groups=2, weight_decay=0.02)
     losses = {}
     for precision in ("float32", "mixed_bfloat16"):
         inference.start(0)
@@ -407,9 +407,7 @@ def test_mixed_precision_computes_in_bfloat16_and_learns_in_float32(settings):
         assert {weight.dtype for weight in cnn.weights} == {"float32"}
         assert cnn.get_layer("convolution_1").output.dtype == precision.removeprefix("mixed_")
         assert cnn.output.dtype == "float32"
-        losses[precision] = [
-            loss for loss, _ in trained(cnn, partitioned if settings is PUBLISHED else ADAM, epochs=15)
-        ]
+        losses[precision] = [loss for loss, _ in trained(cnn, grouped if settings is PUBLISHED else ADAM, epochs=15)]
     plain, mixed = losses.values()
     assert plain != mixed  # something was rounded
     np.testing.assert_allclose(mixed, plain, rtol=0.2, atol=0.05)

@@ -39,7 +39,7 @@ ALL = itertools.product(["loss", "weights"], [math.nan, math.inf, -math.inf], [F
 )
 def test_it_stops_within_one_step(compose, monkeypatch, place, value, at):
     config = compose(
-        "recipe=baseline", "model.filters=2", "train.epochs=2", "optimizer.batch_size=5", "optimizer.dense_partitions=1"
+        "recipe=baseline", "model.filters=2", "train.epochs=2", "optimizer.batch_size=5", "optimizer.filter_groups=1"
     )
     inference.start(0)
     cnn = build.build_cnn(config.model, (28, 28), 10)

@@ -25,7 +25,7 @@ from pipeline.model.kept import best_figures, in_words, is_over, kept_epoch
         ),
         (("optimizer.name=adafactor",), "input should be 'adam', 'adamw'"),
         (("optimizer.name=adamw",), r"without decay is adam: give optimizer\.weight_decay"),
-        (("optimizer.name=muon",), r"dense_partitions=2: muon needs the whole kernel of a layer: give 1"),
+        (("optimizer.name=muon",), r"filter_groups=8: muon needs the whole kernel of a layer: give 1"),
         (("train.patience=2", "optimizer.schedule=cosine"), "the rate would stop near its peak: give constant"),
         (("train.patience=2", "data.val_size=0"), r"needs validation examples: give data\.val_size above 0"),
     ],
@@ -44,7 +44,7 @@ def test_arguments_can_be_given_on_the_command_line_though_no_recipe_has_them(co
 
 
 @pytest.mark.parametrize(
-    ("name", "args", "partitions", "said"),
+    ("name", "args", "groups", "said"),
     [
         ("sgd", {"use_ema": True}, 1, "args.use_ema: averaged weights"),
         ("sgd", {"learning_rate": 0.1}, 1, "give optimizer.learning_rate"),
@@ -63,9 +63,9 @@ def test_arguments_can_be_given_on_the_command_line_though_no_recipe_has_them(co
         ("adam", {"global_clipnorm": 1}, 2, "global_clipnorm needs the whole kernel"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(name, args, partitions, said):
+def test_arguments_that_do_not_fit_are_refused(name, args, groups, said):
     with pytest.raises(ValueError, match=f"^optimizer\\..*{said}"):
-        check_optimizer(name, args, 0.0, partitions)
+        check_optimizer(name, args, 0.0, groups)
 
 
 def test_arguments_that_fit_are_not_refused():
