@@ -85,9 +85,7 @@ class Model(Section):
     units: list[Units] = Field(max_length=50, description="of the hidden dense layers")
     pixel_scale: float = Field(gt=0, le=1, description="the network sees pixel * pixel_scale")
     pixel_mean: list[float] = Field([], description="of each channel, subtracted after pixel_scale")
-    pixel_std: list[Annotated[float, Field(gt=0)]] = Field(
-        [], description="of each channel, divided by after pixel_mean"
-    )
+    pixel_std: list[Annotated[float, Field(gt=0)]] = Field([], description="of each channel, divided by then")
     precision: Literal["float32", "mixed_bfloat16"] = Field(
         "float32", description="Keras dtype policy of all layers except the logits; mixed_bfloat16 is for GPUs"
     )
@@ -110,9 +108,7 @@ def _kind_of_model(value: Any) -> str:
 class Optimizer(Section):
     batch_size: int = Field(ge=1, le=2**16, description="examples")
     ghost_batches: int = Field(1, ge=1, le=16, description="parallel parts of a batch, each with its own batch norm")
-    filter_groups: Size = Field(
-        1, description="groups of filters that are computed in parallel, where the network is like the published one"
-    )
+    filter_groups: Size = Field(1, description="groups of filters computed in parallel, in networks like the original")
     name: OptimizerName = Field("adam", description="one of Keras's optimizers")
     args: dict[str, Any] = Field({}, description="arguments of the optimizer, by Keras's names: {momentum: 0.9}")
     learning_rate: float = Field(gt=0, le=10, description="of every step; the peak, for one_cycle and cosine")
@@ -207,11 +203,10 @@ class Config(Section):
         if taken := set(PLOTS) & set(self.evaluate.plots):
             raise ValueError(f"evaluate.plots.{min(taken)} is a plot of ours: give yours another name")
         height, width = self.data.image_shape
-        if self.optimizer.ghost_batches > self.optimizer.batch_size:
-            raise ValueError(f"optimizer.ghost_batches: give at most the batch_size {self.optimizer.batch_size}")
-        check_optimizer(
-            self.optimizer.name, self.optimizer.args, self.optimizer.weight_decay, self.optimizer.filter_groups
-        )
+        optimizer = self.optimizer
+        if optimizer.ghost_batches > optimizer.batch_size:
+            raise ValueError(f"optimizer.ghost_batches: give at most the batch_size {optimizer.batch_size}")
+        check_optimizer(optimizer.name, optimizer.args, optimizer.weight_decay, optimizer.filter_groups)
         self._patience_fits()
         folds, fold = self.train.folds, self.train.fold
         if (folds is None) != (fold is None) or (fold or 0) >= (folds or 1):

@@ -73,20 +73,20 @@ def test_macs_by_hand(compose):
     )
     # 26 x 26 x 9 x 64 for the convolution, then 43,264 x 64 + 64 x 64 + 64 x 10.
     assert build.count_macs(baseline) == 389_376 + 2_768_896 + 4_096 + 640
-    # 26² x 9 x 16, pooled to 13; 11² x 9 x 16 x 32; 9² x 9 x 32 x 64, pooled to 4; 2² x 9 x 64 x 256; 256 x 10.
-    assert build.count_macs(accurate) == 97_344 + 557_568 + 1_492_992 + 589_824 + 2_560
+    # Of 24 x 24: 20² x 25 x 16, pooled to 10; 8² x 9 x 16 x 32; 6² x 9 x 32 x 64, pooled to 3; 9 x 64 x 256; 256 x 10.
+    assert build.count_macs(accurate) == 160_000 + 294_912 + 663_552 + 147_456 + 2_560
 
 
 def test_accurate_has_the_parameters_of_its_formula(compose):
     cnn = build.build_cnn(compose("recipe=accurate").model, (28, 28), 10)
     filters = [16, 32, 64, 256]
-    kernels = 9 * (1 * 16 + 16 * 32 + 32 * 64 + 64 * 256)
-    assert cnn.count_params() == kernels + 4 * sum(filters) + (256 + 1) * 10 == 174_682
+    kernels = 25 * 16 + 9 * (16 * 32 + 32 * 64 + 64 * 256)
+    assert cnn.count_params() == kernels + 4 * sum(filters) + (256 + 1) * 10 == 174_938
     shapes = [layer.output.shape[1:] for layer in cnn.layers if layer.name.startswith(("convolution", "max"))]
-    assert shapes == [(26, 26, 16), (13, 13, 16), (11, 11, 32), (9, 9, 64), (4, 4, 64), (2, 2, 256)]
+    assert shapes == [(20, 20, 16), (10, 10, 16), (8, 8, 32), (6, 6, 64), (3, 3, 64), (1, 1, 256)]
     images, _ = generated_digits(3, 0)
-    pixels = cnn.get_layer("pixels")(cnn.get_layer("channel")(images))
-    np.testing.assert_allclose(pixels, images[..., None] / 255, rtol=1e-6)
+    pixels = cnn.get_layer("pixels")(cnn.get_layer("crop")(cnn.get_layer("channel")(images)))
+    np.testing.assert_allclose(pixels, images[:, 2:-2, 2:-2, None] / 255, rtol=1e-6)
 
 
 # Halved: [[1, 0, 2], [0, 3, 0], [4, 0, 1]]. Under the kernel [[1, 2], [0, -1]] less 1: [[-3, 3], [5, 1]], then ReLU.
