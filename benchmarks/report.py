@@ -22,7 +22,8 @@ Trial = Mapping[str, Any]
 Studies = Mapping[str, Sequence[Trial]]  # by the name of the file in benchmarks/results
 STUDIES = {  # and what its table is about
     "time": "training time",
-    "accuracy": "accuracy",
+    "accuracy": "accuracy of the recipes",
+    "peers": "accuracy of plain Keras",
     "scaling": "cost against size",
     "start": "command startup time",
     "parallel": "two jobs at a time",
@@ -148,7 +149,8 @@ def time_table(studies: Studies) -> str:
 def groups(studies: Studies) -> Iterator[tuple[str, str, int, Sequence[Trial], str]]:
     """Yield name, label, digits trained on, trials and suffix of their keys: with TTA in a group of its own."""
     for name, digits in itertools.product(LABELS, (SPLIT, ALL)):
-        trials = [trial for trial in studies["accuracy"] if (trial["what"], trial["train_digits"]) == (name, digits)]
+        both = (*studies["peers"], *studies["accuracy"])
+        trials = [trial for trial in both if (trial["what"], trial["train_digits"]) == (name, digits)]
         if trials:
             yield name, LABELS[name], digits, trials, ""
         if trials and f"test_wrong{TTA}" in trials[0]:
@@ -173,4 +175,5 @@ def accuracy_table(studies: Studies) -> str:
         row += [f"{statistics.mean(len(DISPUTED.intersection(seed)) for seed in wrong):.1f}"]
         row += [percent(statistics.mean(val)) if val else "–"]
         rows.append([*row, percent(statistics.mean(trial["train_accuracy"] for trial in trials))])
-    return table(ACCURACY_HEAD, rows) + note(studies, "accuracy", "means over seeds")
+    peers = ", ".join({machine_letters(studies)[trial["hardware"]] for trial in studies["peers"]})
+    return table(ACCURACY_HEAD, rows) + note(studies, "accuracy", f"plain Keras on {peers}; means over seeds")

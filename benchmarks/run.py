@@ -57,11 +57,12 @@ Trial = dict[str, Any]
 def plan(study: str) -> Iterator[tuple[str, list[str]]]:
     """Yield the trials of a study, in rounds: a busy minute affects all alike."""
     split = ["--test"]
+    if study == "peers":
+        yield from ((name, [f"seed={n}", *split]) for n in range(PEER_SEEDS) for name in PEERS)
     if study == "accuracy":
-        for digits in (split, ["data.val_size=0", *split]):  # of 60,000 digits, the original trained on all
-            yield from ((name, [f"seed={n}", *digits]) for n in range(SEEDS) for name in ("accurate", "fast"))
-        yield from ((name, [f"seed={n}", *split]) for n in range(PEER_SEEDS) for name in (*PEERS, "baseline"))
-        yield from (("baseline", [f"seed={n}", *split]) for n in range(PEER_SEEDS, SEEDS))
+        yield from ((name, [f"seed={n}", *split]) for n in range(SEEDS) for name in RECIPES)
+        for name in ("accurate", "fast"):  # of 60,000 digits, the original trained on all
+            yield from ((name, [f"seed={n}", "data.val_size=0", *split]) for n in range(SEEDS))
     if study == "processor":  # as a processor without AVX-512 would train; the others are in the study of accuracy
         yield from (("fast", [f"seed={n}", "--instructions=AVX2"]) for n in range(PROCESSOR_SEEDS))
     for number in range({"time": TIME_ROUNDS, "scaling": ROUNDS, "checkpoint": ROUNDS}.get(study, 0)):
@@ -166,7 +167,7 @@ def measured_on(project: Project) -> dict[str, str]:
 
 def main() -> None:
     isolate()
-    studies = ("time", "accuracy", "scaling", "checkpoint", "processor", *COMMANDS)
+    studies = ("time", "accuracy", "peers", "scaling", "checkpoint", "processor", *COMMANDS)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run")
     parser.add_argument("studies", nargs="+", choices=[*studies, "all", "compare"])
     asked, project = parser.parse_args().studies, open_project()

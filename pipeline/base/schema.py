@@ -85,7 +85,7 @@ class Model(Section):
     units: list[Units] = Field(max_length=50, description="of the hidden dense layers")
     pixel_scale: float = Field(gt=0, le=1, description="the network sees pixel * pixel_scale")
     pixel_mean: list[float] = Field([], description="of each channel, subtracted after pixel_scale")
-    pixel_std: list[Annotated[float, Field(gt=0)]] = Field([], description="of each channel, divided by then")
+    pixel_std: list[Annotated[float, Field(gt=0)]] = Field([], description="divisor of each channel, after pixel_mean")
     precision: Literal["float32", "mixed_bfloat16"] = Field(
         "float32", description="Keras dtype policy of all layers except the logits; mixed_bfloat16 is for GPUs"
     )
