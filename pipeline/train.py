@@ -9,12 +9,12 @@ from pipeline.base.command import main
 from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError
 from pipeline.base.project import Project, open_project
-from pipeline.base.schema import better
 from pipeline.base.validation import without_own_keys
 from pipeline.base.verb_schemas import TrainConfig, labels
 from pipeline.data.split import training_examples
 from pipeline.experiments import sweep
 from pipeline.experiments.jobs import named
+from pipeline.model.kept import better
 from pipeline.tracking.fingerprint import fingerprint
 
 MEMORISED = 1000  # examples: where train.examples gives no more, training tries whether they can be learnt by heart

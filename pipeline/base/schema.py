@@ -139,11 +139,6 @@ class Augment(Section):
         return any((self.rotation, self.scale, self.stretch, self.shear, self.shift))
 
 
-def better(monitor: str, value: float) -> float:
-    """Return a value of train.monitor so that more is better: the negative of a loss or an error."""
-    return -value if "loss" in monitor or "error" in monitor else value
-
-
 class Train(Section):
     epochs: int = Field(ge=1, le=10_000)
     examples: Annotated[int, Field(ge=1, lt=2**31)] | None = Field(

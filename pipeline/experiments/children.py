@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from mlflow.entities import Run
 
-from pipeline.base.schema import better
+from pipeline.model.kept import better
 from pipeline.reports.tables import plain
 from pipeline.tracking import queries
 from pipeline.tracking.record import PRUNED_AT

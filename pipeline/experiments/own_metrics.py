@@ -12,7 +12,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.project import Project
 from pipeline.base.schema import Config
 from pipeline.data.examples import Examples
-from pipeline.training.loop import Metric, own_metrics
+from pipeline.model.inference import Metric, user_metrics
 
 
 def load_metrics(project: Project, config: Config, val: Examples) -> dict[str, Metric]:
@@ -39,5 +39,5 @@ def load_metrics(project: Project, config: Config, val: Examples) -> dict[str, M
 
     metrics = {key: loaded(key, name) for key, name in config.train.metrics.items()}
     logits = np.random.default_rng(0).normal(size=(len(val.labels), len(config.data.classes)))
-    own_metrics(metrics, logits.astype(np.float32), val.labels)
+    user_metrics(metrics, logits.astype(np.float32), val.labels)
     return metrics

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.base.errors import UserError
-from pipeline.base.schema import Config, better
+from pipeline.base.schema import Config
 from pipeline.base.verb_schemas import TrainConfig
-from pipeline.model.kept import History
+from pipeline.model.kept import History, better
 from pipeline.tracking.fingerprint import Fingerprint
 from pipeline.tracking.record import PARENT, Record
 

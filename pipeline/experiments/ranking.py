@@ -23,13 +23,13 @@ from matplotlib.figure import Figure
 from pipeline.base.errors import UserError
 from pipeline.base.files import save_csv, write_text
 from pipeline.base.project import Project
-from pipeline.base.schema import better
 from pipeline.experiments import folds
 from pipeline.experiments.children import ACCURACY, Child, rank
 from pipeline.experiments.importance import explain, level_of, levels
 from pipeline.experiments.jobs import keys_of
 from pipeline.experiments.run_report import learning_curves, provenance
 from pipeline.metrics.significance import Mean, best_of
+from pipeline.model.kept import better
 from pipeline.reports import plots
 from pipeline.reports.comparison_report import mean_cells
 from pipeline.reports.plots import short_labels

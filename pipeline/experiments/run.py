@@ -1,6 +1,6 @@
 """Train one configuration, tracked: what `train`, a sweep's jobs and `reproduce` share.
 
-The job's folder is the record of the run; MLflow gets what stands there, and a stage of DVC its outputs.
+The output folder is the record of the run: MLflow gets its files from there, and a stage of DVC links to them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.experiments.own_metrics import load_metrics
 from pipeline.experiments.pictures import Pictures
 from pipeline.model.build import build_model
 from pipeline.model.files import save_model, weights_sha256
-from pipeline.model.inference import predict, start
+from pipeline.model.inference import Metric, predict, start
 from pipeline.model.kept import History, best_figures, in_words, is_over, kept_epoch
 from pipeline.tracking.fingerprint import Fingerprint
 from pipeline.tracking.live import LiveLog
@@ -33,9 +33,9 @@ from pipeline.tracking.record import CONSOLE, PRUNED_AT, Record, Row, now, proce
 from pipeline.tracking.sending import SYNC, send_pending
 from pipeline.tracking.trackers import Trackers
 from pipeline.training import checkpoint
-from pipeline.training.loop import Epoch, Metric, fit
+from pipeline.training.loop import Epoch, fit
 
-RESULTS = ("history.csv", "val_predictions.csv")
+STAGE_FILES = ("history.csv", "val_predictions.csv")
 
 
 class Split(NamedTuple):
@@ -72,7 +72,7 @@ def train_tracked(
 ) -> Trained:
     """Train, write model, history and validation predictions, and log everything to one MLflow run.
 
-    `name` is the run's, in MLflow and before each line on the terminal; `tags` are those of a sweep's child. A run that
+    `name` is the run's, in MLflow and before each line on the terminal; `tags` are the user's and a sweep's. A run that
     was killed, or stopped from outside (a StoppedError), continues after its last whole epoch. One that `is_hopeless`,
     which is asked after each epoch, ends with its metrics and without a model.
     """
@@ -89,15 +89,16 @@ def train_tracked(
             log.send()
             history = _train(model, config, split, fingerprint, log, bar, shared, metrics, trackers, is_hopeless)
             rows = [epoch.row() for epoch in history]
+            # Neither the last epoch nor patience: `is_hopeless` ended it.
             if is_pruned := len(rows) < config.train.epochs and not is_over(config.train, rows):
                 record.update(result_tags={PRUNED_AT: str(len(rows))})
             else:
                 _write_results(project, config, split, model, rows, record)
     except BaseException as error:
         with suppress(OSError, UserError):  # of a full disk, say: the error itself is to be told
-            if isinstance(error, UserError):  # the same command would meet it again
+            if isinstance(error, UserError):  # the same command would meet it again, so it is not continued
                 record.finish("FAILED")
-            else:
+            else:  # a kill, a stop from outside, or a fault of ours: the same command continues
                 record.update(status="KILLED", end=now())
             trackers.end(record.info["status"])
             send_pending(project)
@@ -142,14 +143,17 @@ def _train(
     if not rows:
         pictures.draw(0)
 
-    def over() -> bool:
-        if not (ended := is_over(config.train, rows)):
-            log.check_stop(f"epoch {len(rows)}/{config.train.epochs}")
-        return ended or (len(rows) > 0 and is_hopeless(rows))
+    def should_end() -> bool:
+        if is_over(config.train, rows):
+            return True
+        log.check_stop(f"epoch {len(rows)}/{config.train.epochs}")  # raises a StoppedError
+        return len(rows) > 0 and is_hopeless(rows)
 
-    system_metrics()  # from here on
+    system_metrics()  # each call measures since the one before
     with TrainingProgress(name, config.train.epochs, size, len(rows), bar) as progress:
-        for epoch, seconds, state_of in fit(model, config, *split, progress.batch, len(rows), state, over, metrics):
+        for epoch, seconds, state_of in fit(
+            model, config, *split, progress.batch, len(rows), state, should_end, metrics
+        ):
             rows.append({**epoch.row(), "epoch_seconds": seconds, "time": now()})
             state = state_of()
             if config.train.patience and kept_epoch(config.train, rows) == len(rows):
@@ -190,7 +194,7 @@ def _write_results(
     model_file = folder / "model.keras"
     save_model(model_file, model)
     save_csv(folder / "history.csv", {key: [row[key] for row in rows] for key in rows[0]})
-    # As metrics.softmax, on which the stage `train` would depend then.
+    # SciPy's: with metrics.softmax the stage `train` would depend on pipeline/metrics.
     probabilities = softmax(predict(model, split.val.images).astype(np.float64), axis=1)
     save_predictions(folder / "val_predictions.csv", split.val, probabilities)
     kept = in_words(config.train, rows)
@@ -201,5 +205,5 @@ def _write_results(
     record.update(result_tags=result_tags)
     if project.stage:
         link_or_copy(model_file, project.model(config.name))
-        for name in RESULTS:
+        for name in STAGE_FILES:
             link_or_copy(folder / name, project.recipe_results(config.name) / name)

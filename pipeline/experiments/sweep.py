@@ -33,13 +33,13 @@ from pipeline.base.console import quiet_import
 from pipeline.base.errors import StoppedError, UserError, one_line
 from pipeline.base.isolation import READER_GONE, reader_gone
 from pipeline.base.project import Project, open_project
-from pipeline.base.schema import better
 from pipeline.base.validation import without_own_keys
 from pipeline.base.verb_schemas import TrainConfig, labels
 from pipeline.experiments import pruning
 from pipeline.experiments.completed import find_completed, unless_unreachable
 from pipeline.experiments.jobs import compose_jobs, grid, keys_of, named, run_just, search_space, swept
 from pipeline.experiments.on_ray import prepare_ray
+from pipeline.model.kept import better
 from pipeline.tracking.environment import COMPUTE_VARIABLES
 from pipeline.tracking.fingerprint import Fingerprint, depends_on_length, fingerprint
 from pipeline.tracking.record import PRUNED_AT, waiting

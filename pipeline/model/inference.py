@@ -6,7 +6,8 @@ Shapes: N images, B batch, H rows, W columns, K classes. Images [B, H, W] may as
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -19,66 +20,68 @@ from pipeline.data.blocks import give_back
 
 # Test-time augmentation: pixels down and right. The first is the image unmodified.
 SHIFTS = ((0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))
-BATCH, BATCH_VALUES = 500, 4_000_000  # images, and values of pixels, that are looked at together at most
-INTRA_OP, INTER_OP = 1, 2
+BATCH = 500  # images per call
+BATCH_VALUES = 4_000_000  # pixel values per call: bounds the memory of large images
+MOST_AT_ONCE = 8  # operations; a recipe has no more to do side by side
 
 
 def start(seed: int) -> None:
     """Seed Keras and fix the threads. Call it before anything else of TensorFlow.
 
-    One thread per operation, two operations at once: how a sum is cut among threads decides its last bits, so the cut
-    is in the graph, and the number of cores cannot change a result.
+    How a sum is divided among threads decides its last bits: with one thread per operation none is divided. What runs
+    side by side are operations of the graph, as many as there are cores, which changes no bit.
     """
     tf.get_logger().setLevel("ERROR")  # a sweep compiles for every job, of which TensorFlow warns
     try:
-        tf.config.threading.set_intra_op_parallelism_threads(INTRA_OP)
-        tf.config.threading.set_inter_op_parallelism_threads(INTER_OP)
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(max(2, min(os.cpu_count() or 2, MOST_AT_ONCE)))
     except RuntimeError:
         raise UserError("TensorFlow was used in this process before: restart the kernel, and run this first") from None
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
 
 
-Logits = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # of images [N, H, W], as [N, K]
+Inference = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # of images [N, H, W] to logits [N, K]
+Metric = Callable[[NDArray[np.int64], NDArray[np.float64]], float]  # of labels [N] and probabilities [N, K]
 
 
-def inference(model: keras.Model, tta_shifts: int = 1, first: int = 0) -> Logits:
+def inference(model: keras.Model, tta_shifts: int = 1, first: int = 0) -> Inference:
     """Return a function from images, uint8 [N, H, W], to logits, float32 [N, K]; batch norm uses moving averages.
 
-    With several `tta_shifts` the logits are the mean over the first so many of SHIFTS, from number `first` on.
+    They are the mean over SHIFTS[first:tta_shifts].
     """
-    look = _looks(model, SHIFTS[first:tta_shifts])
-    return lambda images: look(images)[1]
+    plain_and_mean = _plain_and_mean(model, SHIFTS[first:tta_shifts])
+    return lambda images: plain_and_mean(images)[1]
 
 
-def _looks(
+def _plain_and_mean(
     model: keras.Model, shifts: Sequence[tuple[float, float]]
 ) -> Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Return a function from images to the logits of the first shift, and the mean over all."""
 
     @tf.function(reduce_retracing=True)
-    def look(batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def of_batch(batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         images = [shifted(batch, down, right) if down or right else batch for down, right in shifts]
         logits = [model(image, training=False) for image in images]
         return logits[0], tf.add_n(logits) / len(logits)
 
     def infer(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         if not len(images):  # TensorFlow fails on an empty batch (2.21): the graph tells the number of classes
-            graph = look.get_concrete_function(tf.TensorSpec((None, *images.shape[1:]), tf.uint8))
+            graph = of_batch.get_concrete_function(tf.TensorSpec((None, *images.shape[1:]), tf.uint8))
             empty = np.empty((0, graph.structured_outputs[1].shape[-1]), np.float32)
             return empty, empty
-        logits, size = [], min(BATCH, max(1, BATCH_VALUES // math.prod(images.shape[1:])))
-        for start in range(0, len(images), size):
-            logits.append([part.numpy() for part in look(images[start : start + size])])
-            give_back(images)
-        plain, mean = (np.concatenate(parts) for parts in zip(*logits, strict=True))
+        batches, size = [], min(BATCH, max(1, BATCH_VALUES // math.prod(images.shape[1:])))
+        for first in range(0, len(images), size):
+            batches.append([logits.numpy() for logits in of_batch(images[first : first + size])])
+            give_back(images)  # the memory of an array that is mapped from the disk
+        plain, mean = (np.concatenate(parts) for parts in zip(*batches, strict=True))
         return plain, mean
 
     return infer
 
 
 def predict(model: keras.Model, images: NDArray[np.uint8], tta_shifts: int = 1) -> NDArray[np.float32]:
-    """Return the logits of `inference`, once."""
+    """Return the logits of `inference`. It compiles anew: keep an `inference` to call it again."""
     return inference(model, tta_shifts)(images)
 
 
@@ -86,11 +89,12 @@ def predict_without_and_with_tta(
     model: keras.Model, images: NDArray[np.uint8], tta_shifts: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the logits of images as they are, and of `tta_shifts`, in one pass."""
-    return _looks(model, SHIFTS[:tta_shifts])(images)
+    return _plain_and_mean(model, SHIFTS[:tta_shifts])(images)
 
 
-def looks_again(model: keras.Model, below: float) -> Logits:
-    """Return `inference` of one look, and of all SHIFTS for an image whose highest probability is then `below`."""
+def looks_again(model: keras.Model, below: float) -> Inference:
+    """Return a function as `inference`: the logits of the image itself, and where its highest probability is less than
+    `below`, the mean over all SHIFTS."""
     look, look_again = inference(model), inference(model, len(SHIFTS), first=1)
 
     def infer(images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -111,8 +115,18 @@ def loss_and_accuracy(logits: NDArray[np.float32], labels: NDArray[np.integer]) 
     return float(np.mean(losses, dtype=np.float64)), float(np.mean(logits.argmax(1) == labels))
 
 
+def user_metrics(
+    metrics: Mapping[str, Metric], logits: NDArray[np.float32], labels: NDArray[np.integer]
+) -> dict[str, float]:
+    """Return the user's metrics of logits [N, K] and labels [N], NaN of no examples; each may change its arrays."""
+    if not metrics or not len(labels):
+        return dict.fromkeys(metrics, math.nan)
+    probabilities = softmax(logits.astype(np.float64), axis=1)
+    return {name: metric(labels.astype(np.int64), probabilities.copy()) for name, metric in metrics.items()}
+
+
 def shifted(images: tf.Tensor, down: float, right: float) -> tf.Tensor:
-    """Move images, uint8 [B, H, W], by so many pixels; what comes in is 0."""
+    """Move images, uint8 [B, H, W], by so many pixels; pixels that come in are 0."""
     zero = tf.zeros(tf.shape(images)[0])
     one = zero + 1
     return affine(images, zero, one, one, zero, zero + down, zero + right)
@@ -129,8 +143,8 @@ def affine(
 ) -> tf.Tensor:
     """Transform images, uint8 [B, H, W], about their centre by amounts, float32 [B].
 
-    Rotation is in radians, scale a factor of the size, stretch one of the width and the inverse of one of the height,
-    shear and shifts are in pixels. Bilinear between pixels, rounded, 0 outside.
+    Rotation is in radians, scale a factor of the size, stretch one of the width (its inverse of the height), shear
+    horizontal pixels per vertical pixel, shifts are in pixels. Bilinear between pixels, rounded, 0 outside.
     """
     height, width = images.shape[1:3]
     is_grey = len(images.shape) == 3

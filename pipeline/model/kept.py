@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from pipeline.base.schema import Train, better
+from pipeline.base.schema import Train
 
 History = Sequence[Mapping[str, float]]  # a row per epoch, the first one first: metrics by name
+
+
+def better(monitor: str, value: float) -> float:
+    """Return a value of train.monitor so that more is better: the negative of a loss or an error."""
+    return -value if "loss" in monitor or "error" in monitor else value
 
 
 def kept_epoch(train: Train, history: History) -> int:

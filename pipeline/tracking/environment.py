@@ -18,7 +18,7 @@ from pipeline.base.project import Project
 ANONYMOUS_TAGS = {"mlflow.user": "pipeline", "mlflow.source.name": "pipeline"}  # instead of a login name and a path
 PACKAGES = ("tensorflow", "keras", "numpy", "hydra-core", "mlflow", "dvc")
 NUMERIC_PACKAGES = PACKAGES[:3]  # those whose version can change a result
-THREADS = "intra-op 1, inter-op 2"  # as model.inference.start sets them
+THREADS = "one per operation"  # as model.inference.start sets them; how many operations run at once changes no bit
 # Variables that choose how TensorFlow, XLA, oneDNN and NumPy compute; not those that only log, allot memory, or set
 # threads, which `start` does; and not Terraform's, TF_ too, which hold passwords.
 COMPUTE_VARIABLES = re.compile(

@@ -1,9 +1,9 @@
 """The training loop, compiled: one step, one epoch, one training. It trains any Keras model from images to logits.
 
-Shapes: N images, B batch, H rows, W columns, K classes, S steps of one epoch or of all. Images of shape [B, H, W] may
-as well be [B, H, W, 3], in colour.
-All randomness of ours comes from (seed, epoch) and (seed, step), so nothing random has to be kept between epochs; what
-a layer keeps, as the seed of a dropout, is among the model's variables.
+Shapes: N images, B batch, H rows, W columns, K classes, S steps. Images of shape [B, H, W] may as well be [B, H, W, 3],
+in colour.
+The randomness of this loop comes from (seed, epoch) and (seed, step), so nothing random has to be kept between epochs;
+what a layer keeps, such as the seed of a dropout, is among the model's variables.
 """
 
 from __future__ import annotations
@@ -19,19 +19,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
-from scipy.special import softmax
 
 from pipeline.base.errors import UserError
 from pipeline.base.schema import Augment, Config, Optimizer
 from pipeline.data.examples import Examples
-from pipeline.model.inference import inference, loss_and_accuracy
+from pipeline.model.inference import Metric, inference, loss_and_accuracy, user_metrics
 from pipeline.training.accelerate import accelerated, merge_groups
 from pipeline.training.augment import random_affine, strengths
 from pipeline.training.checkpoint import State
 from pipeline.training.feed import Chunk, Images, chunks, in_memory
 from pipeline.training.optimizer import learning_rates, make_optimizer
-
-Metric = Callable[[NDArray[np.int64], NDArray[np.float64]], float]  # of labels [N] and probabilities [N, K]
 
 
 class Epoch(NamedTuple):
@@ -52,7 +49,7 @@ class Epoch(NamedTuple):
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any], names: Iterable[str]) -> Epoch:
-        """Return what `row` was made of; `names` are those of the user's own metrics."""
+        """Return the epoch of a row; `names` are those of the user's own metrics."""
         return cls(**{key: row[key] for key in cls._fields[:-1]}, own={name: row[name] for name in names})
 
     def row(self) -> dict[str, float]:
@@ -63,7 +60,7 @@ class Epoch(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """What changes from step to step."""
+    """What changes from step to step: of the whole training, or of one epoch."""
 
     learning_rate: NDArray[np.float32]  # [S]
     strength: NDArray[np.float32]  # [S], of the augmentation, 0 to 1
@@ -76,7 +73,7 @@ class Trainer:
         self, model: keras.Model, optimizer: Optimizer, augment: Augment, seed: int, state: State | None = None
     ) -> None:
         """`state` is that of an earlier trainer of the same model, to continue from."""
-        if state:
+        if state:  # before `accelerated` copies a kernel
             for variable, value in zip(model.variables, state.variables, strict=True):
                 variable.assign(value)
         self.model = model
@@ -84,7 +81,7 @@ class Trainer:
         self.augment = augment if augment.is_on else None
         self.seed = seed
         self.last_loss = math.nan  # of the last batch whose loss was finite
-        self.trained = accelerated(model, optimizer.filter_groups)  # what steps run, on the variables of `model`
+        self.trained = accelerated(model, optimizer.filter_groups)  # what the steps run, mostly on `model`'s variables
         self.variables = [variable.value for variable in self.trained.trainable_variables]
         self.optimizer = make_optimizer(optimizer, self.trained.trainable_variables)
         if state:
@@ -92,16 +89,16 @@ class Trainer:
                 variable.assign(value)
 
     def state(self) -> State:
-        """Return what the next epoch starts from; to be called after run_epoch."""
-        return State(*([one.numpy() for one in part] for part in (self.model.variables, self.optimizer.state)))
+        """Return what the next epoch starts from; to be called after run_epoch, which merges the groups."""
+        return State([one.numpy() for one in self.model.variables], [one.numpy() for one in self.optimizer.state])
 
     def _gradients(
         self, images: tf.Tensor, labels: tf.Tensor, batch_size: tf.Tensor
     ) -> tuple[list[tf.Tensor | None], tf.Tensor, tf.Tensor]:
-        """Return of one ghost batch its share of the gradients, its summed cross-entropy, and its number correct.
+        """Return the gradients, the summed cross-entropy and the number correct of one ghost batch.
 
-        Batch norm sees the ghost batch alone, and moves its averages once for each. The loss is written out, as the
-        loss that is trained is smoothed and the one that is shown is not.
+        `batch_size` is that of the whole batch. Batch norm sees the ghost batch alone, and moves its averages once for
+        each. The loss is written out: smoothed for the gradients, and not smoothed to be shown.
         """
         with tf.GradientTape() as tape:
             logits = self.trained(images, training=True)  # [B, K]
@@ -124,8 +121,8 @@ class Trainer:
         if self.augment is not None:
             images = random_affine(images, tf.stack([self.seed, step]), self.augment, strength)
         ghosts = self.settings.ghost_batches
-        edges = [batch_size * part // ghosts for part in range(ghosts + 1)]
-        parts = [self._gradients(images[i:j], labels[i:j], batch_size) for i, j in itertools.pairwise(edges)]
+        bounds = [batch_size * part // ghosts for part in range(ghosts + 1)]
+        parts = [self._gradients(images[i:j], labels[i:j], batch_size) for i, j in itertools.pairwise(bounds)]
         gradients, losses, correct = zip(*parts, strict=True)
         summed = [None if shares[0] is None else tf.add_n(shares) for shares in zip(*gradients, strict=True)]
         self.optimizer.apply(summed, rate, step)
@@ -136,24 +133,26 @@ class Trainer:
         self,
         chunk: Chunk,
         schedule: Schedule,  # of this epoch
-        before: tf.Tensor,  # int32, steps of all epochs before
+        steps_before: tf.Tensor,  # int32, of all earlier epochs
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """Run the steps of a chunk. Return summed cross-entropy, number correct, the first step whose loss is not
         finite (or -1), and the loss of the step before that one (or NaN)."""
-        losses, correct, bad, good = tf.constant(0.0), tf.constant(0), tf.constant(-1), tf.constant(math.nan)
+        losses, correct = tf.constant(0.0), tf.constant(0)
+        bad_step, last_finite = tf.constant(-1), tf.constant(math.nan)
         images, labels, order, start, first, last = chunk
         size = self.settings.batch_size
         for step in tf.range(first, last):
-            if bad >= 0:
+            if bad_step >= 0:
                 break
-            batch = order[(step - start) * size : (step - start + 1) * size]
+            batch = order[(step - start) * size : (step - start + 1) * size]  # `order` begins with the step `start`
+            inputs = tf.gather(images, batch), tf.gather(labels, batch)
             rate, strength = schedule.learning_rate[step], schedule.strength[step]
-            loss, hits = self._step(tf.gather(images, batch), tf.gather(labels, batch), rate, strength, before + step)
-            bad = tf.where(tf.math.is_finite(loss), bad, step)
-            good = tf.where(bad < 0, loss / tf.cast(tf.shape(batch)[0], tf.float32), good)
+            loss, hits = self._step(*inputs, rate, strength, steps_before + step)
+            bad_step = tf.where(tf.math.is_finite(loss), bad_step, step)
+            last_finite = tf.where(bad_step < 0, loss / tf.cast(tf.shape(batch)[0], tf.float32), last_finite)
             losses += loss
             correct += hits
-        return losses, correct, bad, good
+        return losses, correct, bad_step, last_finite
 
     def run_epoch(
         self,
@@ -171,13 +170,13 @@ class Trainer:
         size, steps = len(labels), len(schedule.learning_rate)
         order = np.random.default_rng([self.seed, epoch]).permutation(size).astype(np.int32)
         run_steps = self.run_steps if isinstance(images, tf.Tensor) else self._for_any_size(images)
-        before = np.int32(epoch * steps)
+        steps_before = np.int32(epoch * steps)
         loss, correct = 0.0, 0
         for chunk in chunks(images, labels, order, self.settings.batch_size):
-            losses, hits, bad, good = run_steps(chunk, schedule, before)
-            self.last_loss = self.last_loss if tf.math.is_nan(good) else float(good)
-            if bad >= 0:
-                raise self._not_finite("loss", epoch, int(bad), steps)
+            losses, hits, bad_step, last_finite = run_steps(chunk, schedule, steps_before)
+            self.last_loss = self.last_loss if tf.math.is_nan(last_finite) else float(last_finite)
+            if bad_step >= 0:
+                raise self._not_finite("loss", epoch, int(bad_step), steps)
             loss, correct = loss + float(losses), correct + int(hits)
             seen = min(int(chunk.last) * self.settings.batch_size, size)
             on_progress(seen, correct / seen)
@@ -187,8 +186,9 @@ class Trainer:
         return loss / size, correct / size
 
     def _for_any_size(self, images: NDArray[np.uint8]) -> Callable[..., tuple[tf.Tensor, ...]]:
-        """Return `run_steps` compiled once for chunks of every size."""
-        many, one, rates = (tf.TensorSpec(*form) for form in (([None], tf.int32), ([], tf.int32), ([None], tf.float32)))
+        """Return `run_steps` compiled once, as chunks from the disk differ in size."""
+        many, one = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
+        rates = tf.TensorSpec([None], tf.float32)
         chunk = Chunk(tf.TensorSpec([None, *images.shape[1:]], tf.uint8), many, many, one, one, one)
         return self.run_steps.get_concrete_function(chunk, Schedule(rates, rates), one)
 
@@ -226,25 +226,17 @@ def fit(
         )
     trainer = Trainer(model, config.optimizer, config.augment, config.seed, state)
     images, labels = in_memory(train.images), tf.constant(train.labels, tf.int32)
-    whole = steps * config.train.epochs
-    schedule = Schedule(learning_rates(config.optimizer, whole), strengths(config.augment, whole))
+    total_steps = steps * config.train.epochs
+    schedule = Schedule(learning_rates(config.optimizer, total_steps), strengths(config.augment, total_steps))
     infer = inference(model)
-    for epoch in itertools.takewhile(lambda _: not is_over(), range(done, config.train.epochs)):
+    for epoch in range(done, config.train.epochs):
+        if is_over():
+            break
         begin = time.perf_counter()
         this_epoch = Schedule(*(values[epoch * steps : (epoch + 1) * steps] for values in schedule))
         loss, accuracy = trainer.run_epoch(images, labels, this_epoch, epoch, on_progress)
         seconds = time.perf_counter() - begin
         logits = infer(val.images)
         val_loss, val_accuracy = loss_and_accuracy(logits, val.labels)
-        rate, own = float(this_epoch.learning_rate[-1]), own_metrics(metrics, logits, val.labels)
+        rate, own = float(this_epoch.learning_rate[-1]), user_metrics(metrics, logits, val.labels)
         yield Epoch(epoch + 1, loss, accuracy, val_loss, val_accuracy, rate, own), seconds, trainer.state
-
-
-def own_metrics(
-    metrics: Mapping[str, Metric], logits: NDArray[np.float32], labels: NDArray[np.integer]
-) -> dict[str, float]:
-    """Return the metrics of logits [N, K] and labels [N], NaN of no examples; each gets arrays that it may change."""
-    if not metrics or not len(labels):
-        return dict.fromkeys(metrics, math.nan)
-    probabilities = softmax(logits.astype(np.float64), axis=1)
-    return {name: metric(labels.astype(np.int64), probabilities.copy()) for name, metric in metrics.items()}

@@ -14,10 +14,11 @@ from pipeline.base import own
 from pipeline.base.errors import UserError
 from pipeline.base.hydra import compose
 from pipeline.base.project import Project
-from pipeline.base.schema import PLOTS, Config, better
+from pipeline.base.schema import PLOTS, Config
 from pipeline.base.validation import validate
 from pipeline.experiments import ranking
 from pipeline.experiments.children import rank
+from pipeline.model.kept import better
 from pipeline.tracking.fingerprint import fingerprint, training_values
 
 OWN = """
