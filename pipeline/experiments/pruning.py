@@ -65,7 +65,8 @@ def is_due(rule: str, epoch: int, epochs: int) -> bool:
 def why_hopeless(rule: str, value: float, siblings: Sequence[Sibling]) -> str:
     """Return why a job with this value, of which more is better, is hopeless among its siblings; "" if it is not.
 
-    median: it is below the median of those that have finished (Vizier's median stopping rule, Optuna's MedianPruner).
+    median: it is below the median of those that have finished, after the same epoch (Optuna's MedianPruner takes a
+    job's best value so far instead).
     halving: it is not in the better half of all that came so far (asynchronous successive halving, Li et al. 2018).
     """
     if rule == "median":

@@ -44,7 +44,8 @@ LOCK_SECONDS = 60.0  # to wait for another process that sends
 
 
 def send_pending(project: Project) -> tuple[dict[str, str], list[str]]:
-    """Send every waiting record, whether its run finished, failed or was killed, the oldest first.
+    """Send every waiting record, whether its run finished, failed or was killed, the oldest first. Each run calls it
+    when it ends, and `pipeline.sync`.
 
     Returns the MLflow run ids of those sent, by record id, and why others are left, in words; after MLflow was found
     unreachable, no more are tried.
@@ -67,7 +68,9 @@ def send_pending(project: Project) -> tuple[dict[str, str], list[str]]:
                     left.append(f"{folder} waits for MLflow: {error}")
                     unsent_models.add(info.get("result_tags", {}).get("model_sha256", ""))
                     with suppress(ExperimentDeletedError):  # others may not be
-                        open_store(project, info["experiment"])  # unreachable, it would keep each request waiting
+                        # Where MLflow is unreachable, this raises, and the `suppress` above ends the loop: each further
+                        # request would have to wait.
+                        open_store(project, info["experiment"])
                     continue
                 if info["status"] == "KILLED":
                     record.update(sent=True)
