@@ -177,3 +177,35 @@ def accuracy_table(studies: Studies) -> str:
         rows.append([*row, percent(statistics.mean(trial["train_accuracy"] for trial in trials))])
     peers = ", ".join({machine_letters(studies)[trial["hardware"]] for trial in studies["peers"]})
     return table(ACCURACY_HEAD, rows) + note(studies, "accuracy", f"plain Keras on {peers}; means over seeds")
+
+
+def seeds_of(studies: Studies, recipe: str) -> Sequence[Trial]:
+    """Return the seeds of a recipe on the split of `dvc repro`."""
+    return next(trials for name, _, digits, trials, _ in groups(studies) if (name, digits) == (recipe, SPLIT))
+
+
+def record_table(studies: Studies, earlier: Sequence[Mapping[str, Any]]) -> str:
+    """Return what each state of a recipe took and how many errors it made: earlier ones, and that of the studies."""
+    letters, commit, rows = machine_letters(studies), studies["accuracy"][-1]["commit"][:7], []
+    for record in earlier:
+        errors = [f"{statistics.mean(record[key]):.1f}" if key in record else "–" for key in ("errors", "errors_tta")]
+        cells = [
+            record["date"],
+            record["recipe"],
+            record["change"],
+            f"`{record['commit']}`",
+            letters[record["hardware"]],
+        ]
+        cells += [spread(record["seconds"], 0), spread(record["relative_to_original"], 2)]
+        rows.append([*cells, *errors, str(len(record["errors"]))])
+    for name in dict.fromkeys(record["recipe"] for record in earlier):
+        seeds, timed = seeds_of(studies, name), by_name(studies["time"])[name]
+        wrong = [[len(one[key]) for one in seeds if key in one] for key in ("test_wrong", f"test_wrong{TTA}")]
+        cells = ["now", name, "as in conf/recipe", f"`{commit}`", letters[timed[0]["hardware"]]]
+        cells += [
+            training_time(timed, EPOCHS[name]),
+            spread(ratios(studies, name, "published"), 2),
+        ]
+        rows.append([*cells, *(f"{statistics.mean(one):.1f}" if one else "–" for one in wrong), str(len(seeds))])
+    head = ("date", "recipe", "network or change", "commit", "machine", "training (s)", "relative to the original")
+    return table((*head, "errors", "errors with TTA", "seeds"), rows)

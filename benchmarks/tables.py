@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks import report
-from benchmarks.report import CONFIDENCE, LABELS, SPLIT, Studies, Trial, accuracies, interval, percent, spread, table
+from benchmarks.report import CONFIDENCE, LABELS, Studies, Trial, accuracies, interval, percent, spread, table
 from pipeline.metrics.metrics import wilson_interval
 from pipeline.metrics.significance import Mean, mean_interval, prediction_interval
 
@@ -41,12 +41,8 @@ def blocks(read: Callable[[str], str]) -> dict[str, str]:
         "checkpoint": checkpoint_table(studies),
         "processor": processor_table(studies),
         "statistics": simulation_table(studies["statistics"]),
+        "records": report.record_table(studies, json.loads(read("benchmarks/results/records.json"))["records"]),
     }
-
-
-def seeds_of(studies: Studies, recipe: str) -> Sequence[Trial]:
-    """Return the seeds of a recipe on the split of `dvc repro`."""
-    return next(trials for name, _, digits, trials, _ in report.groups(studies) if (name, digits) == (recipe, SPLIT))
 
 
 def time_target(studies: Studies, name: str, peer: str, limit: float) -> list[str]:
@@ -79,7 +75,7 @@ def target_table(studies: Studies, original: Mapping[str, float]) -> str:
     rows += [["accurate: mean test accuracy", *accuracy_target(studies, "accurate", lambda mean: mean.mean, 0.997)]]
     rows += [["accurate: its lower 95 % limit", *accuracy_target(studies, "accurate", lambda mean: mean.low, 0.997)]]
     rows += [["fast: mean test accuracy", *accuracy_target(studies, "fast", lambda mean: mean.mean, 0.992)]]
-    seeds = seeds_of(studies, "baseline")
+    seeds = report.seeds_of(studies, "baseline")
     training = [trial["train_accuracy"] for trial in seeds]
     for split, label, values in (
         ("train", "training", training),
@@ -138,7 +134,7 @@ def checkpoint_table(studies: Studies) -> str:
 
 def processor_table(studies: Studies) -> str:
     """Return the errors on validation digits of the same seeds with all instructions of a processor, and with AVX2."""
-    seeds = {report.argument(trial, "seed"): trial for trial in seeds_of(studies, "fast")}
+    seeds = {report.argument(trial, "seed"): trial for trial in report.seeds_of(studies, "fast")}
     rows, differences = [], []
     for trial in studies["processor"]:
         full = set(seeds[report.argument(trial, "seed")]["val_wrong"])
