@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import special
 
 Labels = NDArray[np.integer]  # [N], 0 to K - 1
 Probabilities = NDArray[np.floating]  # [N, K], each row adds up to 1
@@ -47,6 +47,8 @@ def cross_entropy(labels: Labels, probabilities: Probabilities) -> float:
 
 def wilson_interval(right: int, total: int, confidence: float) -> Interval:
     """Interval of a share of `right` in `total` (Wilson 1927): for other examples of the same kind, not other seeds."""
+    from scipy import stats  # half a second, which training does not need
+
     return Interval(*map(float, stats.binomtest(right, total).proportion_ci(confidence, method="wilson")))
 
 

@@ -134,3 +134,12 @@ def test_where_the_log_cannot_be_written_training_goes_on(tmp_path, capsys):
     with copied_to(tmp_path):  # a folder
         print("said")
     assert capsys.readouterr().out == "said\n"
+
+
+def test_keras_loads_without_scikit_learn_which_is_there_afterwards():
+    code = (
+        "import sys\nfrom pipeline.base.console import quiet_import\nwith quiet_import():\n    import keras\n"
+        "print('sklearn' in sys.modules, 'scipy.stats' in sys.modules)\n"
+        "from sklearn.metrics import f1_score\nprint(f1_score([0, 1], [0, 1]))"
+    )
+    assert run(sys.executable, "-c", code).stdout == "False False\n1.0\n"
