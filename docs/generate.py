@@ -50,6 +50,7 @@ def blocks(read: Read) -> Iterator[tuple[str, str, str]]:
     for page, make in MADE.items():
         for name, text in make(read).items():
             yield f"docs/{page}.md", name, text
+    yield "docs/predicting.md", "looks", read("benchmarks/results/looks.md")
     yield "docs/serving.md", "champion", textwrap.indent(champion, "    ")
     yield "docs/reliability.md", "faults", fault_table(read("docs/reliability.jsonl"))
 

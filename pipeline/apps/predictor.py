@@ -24,7 +24,7 @@ from pipeline.base.verb_schemas import ExportConfig, PredictorConfig
 from pipeline.data.examples import SMALL_LABELS, check_split
 from pipeline.metrics import metrics
 
-UNSURE = 0.06  # share of the validation examples to look at again: 4 x 6 % more time, and up to a tenth more each
+UNSURE = 0.06  # share of the validation examples that are looked at again, four times each
 
 
 class Predictor(NamedTuple):
