@@ -2,7 +2,7 @@
 
     python -m benchmarks.looks recipe=accurate        any key=value can follow
 
-It needs the data and the model of `dvc repro`, and writes benchmarks/results/looks.md. Shifts are chosen among without the test examples.
+It needs the data and the model of `dvc repro`, and writes benchmarks/results/looks.md. The test examples are not read.
 """
 
 from __future__ import annotations
