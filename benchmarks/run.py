@@ -60,7 +60,8 @@ def plan(study: str) -> Iterator[tuple[str, list[str]]]:
     if study == "peers":
         yield from ((name, [f"seed={n}", *split]) for n in range(PEER_SEEDS) for name in PEERS)
     if study == "accuracy":
-        yield from ((name, [f"seed={n}", *split]) for n in range(SEEDS) for name in RECIPES)
+        yield from ((name, [f"seed={n}", *split]) for n in range(SEEDS) for name in ("accurate", "fast"))
+        yield from (("baseline", [f"seed={n}", *split]) for n in range(SEEDS))
         for name in ("accurate", "fast"):  # of 60,000 digits, the original trained on all
             yield from ((name, [f"seed={n}", "data.val_size=0", *split]) for n in range(SEEDS))
     if study == "processor":  # as a processor without AVX-512 would train; the others are in the study of accuracy
