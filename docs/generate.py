@@ -60,7 +60,9 @@ def readme_table(studies: Studies) -> str:
     rows, times = [], report.by_name(studies["time"])
     seeds = {(name, digits): trials for name, _, digits, trials, _ in report.groups(studies)}
     for name, digits in (*((name, SPLIT) for name in README_ROWS), ("accurate", report.ALL)):
-        trials, epochs = seeds[name, digits], report.EPOCHS[name]
+        if not (trials := seeds.get((name, digits))):
+            continue
+        epochs = report.EPOCHS[name]
         label = LABELS[name] + f", {digits:,} digits" * (digits != SPLIT)
         time = report.training_time(times[name], epochs).partition(" (")[0] + " s" if digits == SPLIT else "–"
         row = [label, f"{trials[0]['num_params']:,}", str(epochs), str(len(trials))]
