@@ -282,8 +282,9 @@ def write_composed(folder: Path, *words: str) -> None:
             assert done.returncode == 0, done.stderr
         COMPOSED[folder, words] = {name: (folder / name).read_bytes() for name in names.values()}
     for name, content in COMPOSED[folder, words].items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
+        if not (folder / name).is_file() or (folder / name).read_bytes() != content:  # a folder may only be read
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.faults
 
 MANY = 20  # sizes of a disk
 FILES = (5, 7, 9, 11)  # that may be opened beyond those of a stage that begins
-ULIMITS = (9, 12, 16)  # open files in all
+ULIMITS = (7, 8, 12, 16)  # open files in all
 
 
 class SmallBench(Bench):
