@@ -33,7 +33,7 @@ from pipeline.base.validation import non_defaults
 
 RESULTS = Path("benchmarks/results")
 RECIPES = ("baseline", "accurate", "fast")
-SEEDS, PEER_SEEDS, PROCESSOR_SEEDS, ROUNDS, TIME_ROUNDS = 10, 3, 5, 3, 7
+SEEDS, PEER_SEEDS, PROCESSOR_SEEDS, ROUNDS, TIME_ROUNDS = 10, 3, 5, 3, 3
 TRAIN, ONE_BATCH = "python -m pipeline.train", "recipe=debug/one_batch"
 FOUR_SEEDS, FOUR_LENGTHS = "recipe=fast seed=range(0,4)", "recipe=baseline model.filters=4 train.epochs=1,3,5,15"
 Commands = Mapping[str, str]  # by the name that they have in the results
@@ -69,7 +69,8 @@ def plan(study: str) -> Iterator[tuple[str, list[str]]]:
     for number in range({"time": TIME_ROUNDS, "scaling": ROUNDS, "checkpoint": ROUNDS}.get(study, 0)):
         two_epochs = [f"seed={number}", "train.epochs=2"]  # the first compiles
         if study == "time":
-            yield from ((name, two_epochs[: 1 if name == "fast" else 2]) for name in (*PEERS, *RECIPES))
+            three_epochs = [f"seed={number}", "train.epochs=3"]
+            yield from ((name, three_epochs[: 1 if name == "fast" else 2]) for name in (*PEERS, *RECIPES))
         elif study == "checkpoint":
             yield from ((name, [*two_epochs, "--checkpoints"]) for name in ("baseline", "accurate"))
         else:

@@ -78,7 +78,7 @@ def readme_table(studies: Studies) -> str:
         f"TTA is {report.interval(*sampling)} %. Seed 0 of `accurate`, which `dvc repro` trains, makes "
         f"{len(seed_0[f'test_wrong{TTA}'])} errors with TTA (mean of {len(best)} seeds: {tta:.1f}) and "
         f"{len(seed_0['test_wrong'])} without (mean {plain:.1f}). Training time: median of "
-        f"{len(times['accurate'])} rounds on {studies['time'][0]['hardware']}; ≈: extrapolated from 2 epochs."
+        f"{len(times['accurate'])} rounds on {studies['time'][0]['hardware']}; ≈: extrapolated from 3 epochs."
     )
     return report.table(README_HEAD, rows) + f"\n{textwrap.fill(note, report.WIDTH, break_on_hyphens=False)}\n"
 
