@@ -103,10 +103,10 @@ def machine_list(studies: Studies) -> str:
 
 
 def note(studies: Studies, study: str, sample: str = "") -> str:
-    """Return the line under a table: its machine, and the sample: the trials of each row, if it is not given."""
-    [hardware] = {trial["hardware"] for trial in studies[study]}
+    """Return the line under a table: its machines, and the sample: the trials of each row, if it is not given."""
+    machines = sorted({machine_letters(studies)[trial["hardware"]] for trial in studies[study]})
     rounds = max(map(len, by_name(studies[study]).values()))
-    return f"\nMachine {machine_letters(studies)[hardware]}, {sample or f'n = {rounds} rounds'}.\n"
+    return f"\nMachine{'s' * (len(machines) > 1)} {' and '.join(machines)}, {sample or f'n = {rounds} rounds'}.\n"
 
 
 def provenance(*results: Mapping[str, Any]) -> str:
