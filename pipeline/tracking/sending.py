@@ -68,8 +68,7 @@ def send_pending(project: Project) -> tuple[dict[str, str], list[str]]:
                     left.append(f"{folder} waits for MLflow: {error}")
                     unsent_models.add(info.get("result_tags", {}).get("model_sha256", ""))
                     with suppress(ExperimentDeletedError):  # others may not be
-                        # Where MLflow is unreachable, this raises, and the `suppress` above ends the loop: each further
-                        # request would have to wait.
+                        # Where MLflow is unreachable, this raises, and the `suppress` above ends the loop.
                         open_store(project, info["experiment"])
                     continue
                 if info["status"] == "KILLED":
