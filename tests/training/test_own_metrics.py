@@ -15,8 +15,9 @@ from pipeline.base.project import Project
 from pipeline.data.examples import Examples
 from pipeline.experiments.own_metrics import load_metrics
 from pipeline.model import build, inference
+from pipeline.model.inference import user_metrics
 from pipeline.training import loop
-from pipeline.training.loop import Epoch, own_metrics
+from pipeline.training.loop import Epoch
 
 LABELS = np.array([0, 0, 1, 2], np.uint8)
 LOGITS = np.log(np.array([[8, 1, 1], [1, 8, 1], [1, 8, 1], [1, 1, 8]], np.float32))  # one of four is wrong
@@ -37,10 +38,10 @@ def spoiling(labels, probabilities):
 
 def test_a_metric_gets_labels_and_probabilities_of_its_own():
     """Of class 0 precision 1 and recall 1/2, of 1 precision 1/2 and recall 1, of 2 both 1: F1 2/3, 2/3, 1."""
-    found = own_metrics({"val_spoiling": spoiling, "val_f1": macro_f1, "val_again": spoiling}, LOGITS, LABELS)
+    found = user_metrics({"val_spoiling": spoiling, "val_f1": macro_f1, "val_again": spoiling}, LOGITS, LABELS)
     assert found == {"val_spoiling": 1, "val_f1": pytest.approx(7 / 9), "val_again": 1}
     assert LABELS.tolist() == [0, 0, 1, 2] and LOGITS[0, 0] == np.float32(np.log(8))
-    nothing = own_metrics({"val_f1": macro_f1}, LOGITS[:0], LABELS[:0])
+    nothing = user_metrics({"val_f1": macro_f1}, LOGITS[:0], LABELS[:0])
     assert list(nothing) == ["val_f1"] and math.isnan(nothing["val_f1"])
 
 
