@@ -149,8 +149,8 @@ def time_table(studies: Studies) -> str:
 
 def groups(studies: Studies) -> Iterator[tuple[str, str, int, Sequence[Trial], str]]:
     """Yield name, label, digits trained on, trials and suffix of their keys: with TTA in a group of its own."""
+    both = (*studies["peers"], *studies["accuracy"])
     for name, digits in itertools.product(LABELS, (SPLIT, ALL)):
-        both = (*studies["peers"], *studies["accuracy"])
         trials = [trial for trial in both if (trial["what"], trial["train_digits"]) == (name, digits)]
         if trials:
             yield name, LABELS[name], digits, trials, ""

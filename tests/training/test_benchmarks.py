@@ -214,12 +214,12 @@ def test_a_study_goes_on_where_it_stopped_and_runs_again_what_has_changed(tmp_pa
     assert ran == ["a", "stop", "b", "a", "a", "b"]
 
 
-def test_a_stored_trial_is_one_that_is_planned_and_stored_once():
-    """A study that was stopped lacks some: the next call goes on with them."""
+def test_the_plans_are_those_of_the_stored_trials():
+    """The study of accuracy was stopped before its 60,000 digits: the next call goes on with them."""
     for study in ("time", "accuracy", "peers", "scaling", "checkpoint", "processor"):
         stored = json.loads((run.RESULTS / f"{study}.json").read_text())["trials"]
-        names = [str((trial["what"], trial["words"])) for trial in stored]
-        assert names and len(set(names)) == len(names) and set(names) <= set(map(str, run.plan(study)))
+        planned = [(name, words) for name, words in run.plan(study) if study != "accuracy" or len(words) == 2]
+        assert sorted(map(str, planned)) == sorted(str((trial["what"], trial["words"])) for trial in stored)
 
 
 @pytest.mark.parametrize(
