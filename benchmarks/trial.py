@@ -48,6 +48,8 @@ def main() -> None:
     from pipeline.data.split import split
 
     project, is_peer = open_project(), options.name in PEERS
+    if is_peer:
+        os.environ.pop("TF_ENABLE_ONEDNN_OPTS", None)  # as in a program of its own, where TensorFlow itself decides
     config: Config = compose(project, f"recipe={'baseline' if is_peer else options.name}", *overrides)
     digits = split(load_raw(project.raw / f"{config.data.name}.npz", config.data), config.data)
     with quiet_import():

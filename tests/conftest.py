@@ -24,6 +24,7 @@ import pytest
 from filelock import FileLock
 
 from pipeline.base import hydra
+from pipeline.base.isolation import set_variables
 from pipeline.base.project import open_project
 from pipeline.base.schema import ARRAYS, Config, Data
 from pipeline.data.examples import Examples, save_arrays
@@ -34,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 UNSET = ("DVC_", "MLFLOW_", "MNIST_", "MAKE", "MFLAGS")
 SECONDS = 900  # that a command may take
 USER = {key: value for key, value in os.environ.items() if not key.startswith(UNSET)}
+set_variables()  # what trains in a test computes as the commands do
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError
+from pipeline.base.isolation import DEFAULTS
 from pipeline.base.project import Project
 
 ANONYMOUS_TAGS = {"mlflow.user": "pipeline", "mlflow.source.name": "pipeline"}  # instead of a login name and a path
@@ -60,9 +61,10 @@ def package_versions(packages: Sequence[str] = PACKAGES) -> str:
 
 
 def compute_variables() -> str:
-    """Return the environment variables that can change a result, as name=value, or "none"; paths in them are left out,
-    as they may name a person."""
-    chosen = {name: value for name, value in sorted(os.environ.items()) if COMPUTE_VARIABLES.fullmatch(name)}
+    """Return the environment variables that can change a result and are not as every run has them, as name=value, or
+    "none"; paths in them are left out, as they may name a person."""
+    differing = os.environ.items() - DEFAULTS.items()
+    chosen = {name: value for name, value in sorted(differing) if COMPUTE_VARIABLES.fullmatch(name)}
     return ", ".join(f"{name}={re.sub(r'[~/][^ ,]*', '…', value)}" for name, value in chosen.items()) or "none"
 
 

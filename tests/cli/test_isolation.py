@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +176,25 @@ def test_variables_that_choose_how_to_compute_are_recorded_without_paths_and_oth
         environment.compute_variables()
         == "ONEDNN_MAX_CPU_ISA=AVX2, XLA_FLAGS=--xla_dump_to=… --xla_cpu_enable_fast_math"
     )
+
+
+def test_what_every_run_has_is_not_recorded_and_what_the_user_chose_is_kept(compute_unset):
+    isolate()
+    assert environment.compute_variables() == "none"
+    compute_unset["TF_ENABLE_ONEDNN_OPTS"] = "0"
+    isolate()
+    assert environment.compute_variables() == "TF_ENABLE_ONEDNN_OPTS=0"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN is used on x86-64")
+def test_convolutions_are_onednns_on_every_processor():
+    """TensorFlow's own choice is oneDNN only where there is AVX-512; oneDNN says itself what it computes."""
+    code = (
+        "import numpy, tensorflow as tf; tf.nn.conv2d(numpy.ones((9, 9, 9, 9), 'float32'), "
+        "numpy.ones((3, 3, 9, 9), 'float32'), 1, 'SAME')"
+    )
+    done = shell("$P", code, ONEDNN_VERBOSE="profile_exec", ONEDNN_MAX_CPU_ISA="AVX2")
+    assert b"exec,cpu,convolution" in done.stdout
 
 
 def test_they_are_part_of_the_fingerprint(compute_unset, compose, tmp_path):
