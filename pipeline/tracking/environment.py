@@ -32,10 +32,13 @@ NOT_SOURCE = (":!results", ":!dvc.lock", ":!benchmarks/results", ":!docs/benchma
 
 
 def processor() -> str:
-    """Return the processor's name."""
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.+)", cpuinfo.read_text() if cpuinfo.is_file() else "", re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    """Return the processor's name and vector instructions: in a cloud, those of one name round in several ways."""
+    path = Path("/proc/cpuinfo")
+    cpuinfo = path.read_text() if path.is_file() else ""
+    found = re.search(r"^model name\s*: (.+)", cpuinfo, re.MULTILINE)
+    name = found[1].strip() if found else platform.processor() or platform.machine()
+    vectors = [label for flag, label in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if f" {flag} " in cpuinfo]
+    return f"{name} ({vectors[0]})" if vectors else name
 
 
 def hardware() -> str:
