@@ -117,7 +117,8 @@ def _decode(folder: Path, files: list[Path], shape: Sequence[int], work: Path) -
     """Decode what the log of `work` does not have yet, and return where the pixels of every file stand."""
     work.mkdir(parents=True, exist_ok=True)
     known = _continue(work, shape)
-    stamps = {path: _stamp(folder, path) for path in files}
+    stats = {path: path.stat() for path in files}
+    stamps = {path: (path.relative_to(folder).as_posix(), s.st_size, s.st_mtime_ns) for path, s in stats.items()}
     waiting = [path for path in files if stamps[path] not in known]
     blank = bytes(math.prod(shape))
 
@@ -162,11 +163,6 @@ def _continue(work: Path, shape: Sequence[int]) -> dict[Stamp, Decoded]:
     os.truncate(pixels, len(whole) * size)
     entries = [json.loads(line) for line in whole]
     return {(path, bytes_, changed): Decoded(*entry) for path, bytes_, changed, *entry in entries}
-
-
-def _stamp(folder: Path, path: Path) -> Stamp:
-    state = path.stat()
-    return path.relative_to(folder).as_posix(), state.st_size, state.st_mtime_ns
 
 
 def _is_of_another_kind(path: Path) -> bool:

@@ -22,16 +22,17 @@ from pipeline.base.errors import one_line
 
 NOTES = "^(WARNING: All log messages before absl|I0000 |INFO: Created TensorFlow Lite XNNPACK delegate)"
 
+UNUSED = ("sklearn", "matplotlib.pyplot", "IPython")
+
 
 @contextmanager
 def quiet_import() -> Iterator[None]:
-    """Drop the notes that TensorFlow's libraries write to stderr while they load, and leave out scikit-learn.
+    """Drop the notes that TensorFlow's libraries write to stderr while they load, and leave out what nothing here uses.
 
     They are written before TF_CPP_MIN_LOG_LEVEL is read (TensorFlow 2.21). A process of its own filters them, so that
-    what a dying import says still reaches the user. Scikit-learn is hidden meanwhile: Keras would import it for its
-    wrappers, which nothing here uses (a fifth of the time, Keras 3.15).
+    what a dying import says still reaches the user. Keras 3.15 would import UNUSED for its wrappers and galleries.
     """
-    is_hidden = sys.modules.setdefault("sklearn", None) is None  # type: ignore[arg-type]
+    hidden = [name for name in UNUSED if sys.modules.setdefault(name, None) is None]  # type: ignore[arg-type]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # from then on: fatal errors only
     sys.stderr.flush()
     stderr = os.dup(2)
@@ -44,8 +45,8 @@ def quiet_import() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(stderr, 2)
             os.close(stderr)
-            if is_hidden:
-                sys.modules.pop("sklearn", None)
+            for name in hidden:
+                sys.modules.pop(name, None)
 
 
 @contextmanager

@@ -45,8 +45,8 @@ def copy_store(project: Project, uri: str) -> Iterator[str]:
         ]
     pairs: list[tuple[Run, Run]] = []
     for experiment, runs in found:
-        if runs := [run for run in runs if not _is_training(run)]:
-            pairs += copy.create(experiment, runs)
+        whole = [run for run in runs if run.info.status != "RUNNING" or not is_alive(run.data.tags.get("process"))]
+        pairs += copy.create(experiment, whole) if whole else []
     sent = 0
     for run, there in pairs:
         if copy.complete(run, there):
@@ -214,10 +214,6 @@ class _Copy:
         for file in (file for file in folder.rglob("*") if file.is_file() and file.name.endswith(TEXT)):
             text = file.read_bytes().decode("utf-8", "surrogateescape")
             file.write_bytes(self.translated(text.replace(old, new)).encode("utf-8", "surrogateescape"))
-
-
-def _is_training(run: Run) -> bool:
-    return run.info.status == "RUNNING" and is_alive(run.data.tags.get("process"))
 
 
 def _origin(run: Run) -> str:

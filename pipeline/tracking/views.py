@@ -140,8 +140,7 @@ def _bar(metric: str) -> Json:
 
 
 def _scatter(x: str, y: str) -> Json:
-    axes = {axis: {"key": key, "type": "METRIC"} for axis, key in (("xaxis", x), ("yaxis", y))}
-    return {"type": "SCATTER", **axes}
+    return {"type": "SCATTER"} | {axis: {"key": key, "type": "METRIC"} for axis, key in (("xaxis", x), ("yaxis", y))}
 
 
 def route(experiment: str, view: str = "recipes") -> str:
