@@ -89,7 +89,12 @@ def by_name(trials: Iterable[Trial]) -> dict[str, list[Trial]]:
 
 
 def machine_letters(studies: Studies) -> dict[str, str]:
-    order = ("peers", "time", "checkpoint", *STUDIES)  # so that a machine keeps its letter when a study is run on another
+    order = (
+        "peers",
+        "time",
+        "checkpoint",
+        *STUDIES,
+    )  # so that a machine keeps its letter when a study is run on another
     hardware = dict.fromkeys(trial["hardware"] for study in order for trial in studies[study])
     return dict(zip(hardware, "ABCDEFGH", strict=False))
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.apps.digit_finder import Page
-from pipeline.apps.images import read_image
-from pipeline.apps.predictor import Predictor, load_predictor, read_page
+from pipeline.apps.predictor import Predictor, load_predictor, read_file
 from pipeline.base.command import main
 from pipeline.base.errors import UserError
 from pipeline.base.project import Project
@@ -29,11 +28,15 @@ def predict(project: Project, config: PredictConfig) -> None:
     for number, file in enumerate(files, 1):
         name = plain(str(file))
         try:
-            page = read_page(read_image(file, name, config.data.channels), config.data)
+            pages, empty = read_file(file, name, config.data)
         except UserError as error:
-            errors.append(str(error) if name in str(error) else f"{name}: {error}")
+            errors.append(str(error))
             continue
-        _show(name, page, predictor, project.job_folder / f"{number}_{Path(name).stem}.png" if config.show else None)
+        for page_number, label, page in pages:
+            page_of = f"_{page_number}" if label != name else ""
+            picture = project.job_folder / f"{number}_{Path(name).stem}{page_of}.png"
+            _show(label, page, predictor, picture if config.show else None)
+        print(*empty, sep="\n", end="\n" * bool(empty))  # a cover, or a back
     if errors:
         raise UserError("; ".join(errors))
 
@@ -54,11 +57,14 @@ def _files(value: Any) -> list[Path]:
 
 def _show(name: str, page: Page, predictor: Predictor, picture: Path | None) -> None:
     probabilities, classes = predictor.probabilities(page.digits), predictor.data.classes
-    abstains = predictor.abstains(probabilities)
+    abstains = predictor.abstains(probabilities) | page.joined
     captions, lines = [], []
-    for values, unsure in zip(probabilities, abstains, strict=True):
+    for values, unsure, joined in zip(probabilities, abstains, page.joined, strict=True):
         first, second = values.argsort()[:-3:-1]
-        captions.append(classes[first] + "?" * int(unsure))
+        captions.append("?" if joined else classes[first] + "?" * int(unsure))
+        if joined:
+            lines.append(f"  {len(captions)}: several digits that touch, not read")
+            continue
         doubt = f", unsure (or {classes[second]}, {percent(values[second])})" if unsure else ""
         lines.append(f"  {len(captions)}: {classes[first]}, {percent(values[first])}{doubt}")
     print(f"{name}: {' '.join(captions)}", *lines, sep="\n")

@@ -26,7 +26,7 @@ def serve(project: Project, config: ServeConfig) -> None:
     address = f"http://{config.host}:{listener.getsockname()[1]}"
     print(f"{predictor.description}: draw at {address}, or POST to {address}/predict; Ctrl-C ends it", flush=True)
     hosts = ["*"] if config.host in ("0.0.0.0", "::") else [config.host, "localhost"]
-    uvicorn.Server(uvicorn.Config(build_app(predictor, hosts), log_level="error")).run([listener])
+    uvicorn.Server(uvicorn.Config(build_app(predictor, hosts, config.cors), log_level="error")).run([listener])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +14,27 @@ from PIL import Image, ImageOps
 from pipeline.base.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
-MAX_PIXELS = 50_000_000  # as many as a good camera takes; unpacked up to 200 MB
-MAX_SIDE = 1600  # pixels of the longer side; larger images are scaled down
+MAX_PIXELS = 50_000_000  # of a page: as many as a good camera takes, or A4 at 600 dpi has; unpacked up to 200 MB
+MAX_SIDE = 3600  # pixels of the longer side, of A4 at 300 dpi; larger pages are scaled down
+MAX_PAGES = 100
+CLEARER = 1.3  # times the contrast of the luminance that another channel must have to be taken instead
+ALIKE = 16  # levels that colours may differ by and count as one
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R 601)
 
 
 def read_image(source: Path | bytes, name: str = "", channels: int = 1) -> NDArray[np.uint8]:
-    """Return the pixels of an image file or its bytes, upright, transparency as white.
+    """Return the pixels of an image that is one page, as `read_pages` does; several are a UserError."""
+    pages = list(read_pages(source, name, channels))
+    if len(pages) > 1:
+        raise UserError(f"{name or str(source)} has {len(pages)} pages, expected one: give each as a file of its own")
+    return pages[0]
 
-    They are uint8 [H, W], grey, or for 3 channels [H, W, 3], red, green and blue. What is no image, damaged, or has
-    more than MAX_PIXELS is a UserError.
+
+def read_pages(source: Path | bytes, name: str = "", channels: int = 1) -> Iterator[NDArray[np.uint8]]:
+    """Yield the pixels of every page of an image file or its bytes, or frame of an animation, upright.
+
+    They are uint8 [H, W], grey, or for 3 channels [H, W, 3], red, green and blue. What is no image, damaged, has more
+    than MAX_PIXELS a page, or more than MAX_PAGES is a UserError.
     """
     name = name or str(source)
     content = source if isinstance(source, bytes) else source.read_bytes()
@@ -30,13 +42,19 @@ def read_image(source: Path | bytes, name: str = "", channels: int = 1) -> NDArr
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damage that Pillow can live with
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    size = f"{image.width:,} x {image.height:,} pixels"
-                    raise UserError(f"{name} has {size}, expected at most {MAX_PIXELS:,}: give it smaller, or a part")
-                mode = "L" if channels == 1 else "RGB"
-                image.draft(mode, (MAX_SIDE, MAX_SIDE))  # a JPEG can be unpacked at an eighth of its size
-                ImageOps.exif_transpose(image, in_place=True)
-                return _pixels(image, mode)
+                count = getattr(image, "n_frames", 1)
+                if count > MAX_PAGES:
+                    raise UserError(f"{name} has {count:,} pages, expected at most {MAX_PAGES}: give it in parts")
+                for number in range(count):
+                    image.seek(number)
+                    if image.width * image.height > MAX_PIXELS:
+                        size = f"{image.width:,} x {image.height:,} pixels"
+                        raise UserError(
+                            f"{name} has {size}, expected at most {MAX_PIXELS:,}: give it smaller, or a part"
+                        )
+                    mode = "L" if channels == 1 else "RGB"
+                    image.draft("RGB", (MAX_SIDE, MAX_SIDE))  # a JPEG can be unpacked at an eighth of its size
+                    yield _pixels(ImageOps.exif_transpose(image), mode)
     except UserError:
         raise
     except Exception as error:  # for a damaged file Pillow raises nearly anything
@@ -61,5 +79,22 @@ def _pixels(image: Image.Image, mode: str) -> NDArray[np.uint8]:
         return grey if mode == "L" else np.repeat(grey[..., None], 3, axis=2)
     if image.has_transparency_data:
         image = image.convert("RGBA")
+        values = np.asarray(image)
+        shown = values[values[..., 3] > 127][:, :3]
+        if mode == "L" and len(shown) and np.ptp(shown, axis=0).max() <= ALIKE:  # a drawing in one colour, on nothing
+            return np.array(255 - values[..., 3], np.uint8)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert(mode), np.uint8)
+    if mode == "RGB" or image.mode == "L":
+        return np.asarray(image.convert(mode), np.uint8)
+    return _clearest(image)
+
+
+def _clearest(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the luminance, or the channel of a colour in which the ink stands out far better, as red on grey."""
+    colours = image.convert("RGB")
+    small = np.asarray(colours.reduce(-(-max(image.size) // 400)), np.float64)
+    channels = [small @ LUMINANCE, *np.moveaxis(small, 2, 0)]
+    contrasts = [float(np.sqrt(np.mean((one - np.median(one)) ** 2))) for one in channels]
+    best = int(np.argmax(contrasts))
+    is_clearer = best > 0 and contrasts[best] > CLEARER * contrasts[0]
+    return np.array(colours.getchannel(best - 1) if is_clearer else image.convert("L"), np.uint8)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.apps.digit_finder import Page, find_digits, finds_classes_of
-from pipeline.apps.images import fitted
+from pipeline.apps.images import fitted, read_pages
 from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError
 from pipeline.base.files import load_csv, load_yaml, require_file
@@ -43,7 +43,26 @@ def read_page(pixels: NDArray[np.uint8], data: Data) -> Page:
     pictures to train on: without boxes."""
     if finds_classes_of(data):
         return find_digits(pixels)
-    return Page(pixels, [], fitted(pixels, data.shape)[None])
+    return Page(pixels, [], fitted(pixels, data.shape)[None], np.zeros(1, bool))
+
+
+def read_file(source: Path | bytes, name: str, data: Data) -> tuple[list[tuple[int, str, Page]], list[str]]:
+    """Return the pages of a file or its bytes, each with its number and name, and what is said of empty ones.
+
+    A file that cannot be read, or has nothing on any page, is a UserError.
+    """
+    found: list[tuple[int, str, Page]] = []
+    empty: list[str] = []
+    pages = list(read_pages(source, name, data.channels))
+    for number, pixels in enumerate(pages, 1):
+        label = f"{name}, page {number} of {len(pages)}" if len(pages) > 1 else name
+        try:
+            found.append((number, label, read_page(pixels, data)))
+        except UserError as error:
+            empty.append(f"{label}: {error}")
+    if not found:
+        raise UserError("; ".join(empty))
+    return found, empty
 
 
 @contextmanager

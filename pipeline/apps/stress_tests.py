@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.interpolate import make_interp_spline
 
 from pipeline.apps.corruptions import CORRUPTIONS, corrupted
-from pipeline.apps.digit_finder import FIELD, find_digits, find_ink, finds_classes_of, to_mnist_form
+from pipeline.apps.digit_finder import find_digits, finds_classes_of
+from pipeline.apps.mnist_form import FIELD
 from pipeline.apps.predictor import Predictor
 from pipeline.base.files import load_json
 from pipeline.data.examples import Examples
@@ -41,7 +42,7 @@ def counts(predictor: Predictor, test: Examples, seed: int, strokes_file: Path) 
     for name, images in {"inverted": 255 - test.images, "in odd colours": odd_colours(test.images)}.items():
         styles[name] = count(images)
         if is_prepared:
-            styles[f"{name}, prepared"] = count(np.stack([to_mnist_form(find_ink(image)) for image in images]))
+            styles[f"{name}, prepared"] = count(np.stack([find_digits(image).digits[0] for image in images]))
     # "guises" for styles and "elsewhere" for other sources: keys of the robustness.json that there are already.
     results: dict[str, dict[str, Any]] = {"corruptions": corruptions, "guises": styles}
     if is_prepared:

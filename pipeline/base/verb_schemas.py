@@ -103,6 +103,7 @@ class PredictConfig(PredictorConfig):
 class ServeConfig(PredictorConfig):
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="0 for any free port")
+    cors: list[str] = Field([], description="origins whose web pages may ask too, such as https://example.org")
 
 
 class ExportConfig(RunConfig):

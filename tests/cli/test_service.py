@@ -8,7 +8,7 @@ import random
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -39,8 +39,8 @@ def by_ink(images: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def served(predictor: Predictor) -> Iterator[str]:
-    app = service.build_app(predictor, ["127.0.0.1", "localhost"])
+def served(predictor: Predictor, origins: Sequence[str] = ()) -> Iterator[str]:
+    app = service.build_app(predictor, ["127.0.0.1", "localhost"], origins)
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as in serve.py: an answer would wait 40 ms
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False, ws="none"))
@@ -87,6 +87,45 @@ def test_an_image_gets_what_was_found_where(address):
     assert answer["boxes"] == [list(box) for box in sheet.boxes] and len(sheet.boxes) == 3
     assert np.array_equal(answer["seen"], sheet.digits)
     assert answer["digits"] == by_ink(sheet.digits).argmax(1).tolist()
+
+
+def test_a_form_brings_the_same_as_the_file_itself(address):
+    page = np.concatenate(drawn(ROOT / "reference" / "strokes.json")[0][3:6], 1)
+    noise = np.random.default_rng(0).integers(0, 2, page.shape, np.uint8)  # all bytes occur, and line ends of all kinds
+    file = io.BytesIO()
+    Image.fromarray(page + noise).save(file, "PNG")
+    assert {b"\r\n", b"\n", b"\r", b"\0"} <= {file.getvalue()[i : i + n] for n in (1, 2) for i in range(file.tell())}
+    plain = post(address, file.getvalue(), "image/png").json()
+    form = requests.post(f"{address}/predict", files={"image": ("a b.png", file.getvalue())}, timeout=10)
+    assert form.json() == plain and len(plain["boxes"]) == 3
+    without = requests.post(f"{address}/predict", files={"image": ("", b"")}, timeout=10)
+    assert (without.status_code, without.json()["detail"][:21]) == (400, "the form has no file:")
+
+
+def test_the_digits_of_several_pages_say_which_they_are_on(address):
+    sheets = [Image.fromarray(page) for page in drawn(ROOT / "reference" / "strokes.json")[0][:2]]
+    file = io.BytesIO()
+    blank = Image.new("L", sheets[0].size, 225)
+    blank.save(file, "TIFF", save_all=True, append_images=[sheets[0], blank, sheets[1]])
+    answer = post(address, file.getvalue(), "image/tiff").json()
+    assert answer["pages"] == [2, 4] and len(answer["boxes"]) == 2
+
+
+def test_web_pages_of_other_origins_may_ask_where_that_is_allowed(address, tmp_path):
+    def allowed(at, origin):
+        ask = {
+            "Origin": origin,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "content-type",
+        }
+        return requests.options(f"{at}/predict", headers=ask, timeout=10).headers.get("Access-Control-Allow-Origin")
+
+    assert allowed(address, "https://example.org") is None
+    with served(
+        Predictor(by_ink, 0.3, "a test's model", compose(open_project(ROOT)).data), ["https://example.org"]
+    ) as at:
+        assert allowed(at, "https://example.org") == "https://example.org"
+        assert allowed(at, "https://evil.example") is None
 
 
 def test_many_clients_at_once_each_get_their_own(address):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import itertools
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from conftest import ROOT
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from pipeline.apps import digit_finder, images, stress_tests
+from pipeline.apps import digit_finder, images, mnist_form, stress_tests
 from pipeline.base.errors import UserError
 from pipeline.base.files import load_json
 
@@ -97,7 +99,7 @@ def test_mnist_itself_stays_as_it_is():
     ink = np.zeros((20, 14))
     ink[2:20, 6:9] = 1
     ink[:3, :9] = 0.6
-    field = digit_finder.centred(ink)
+    field = mnist_form.centred(ink)
     again = digit_finder.find_digits(field).digits[0]
     assert np.abs(again.astype(int) - field).mean() < 4
 
@@ -107,7 +109,7 @@ def test_a_thin_pen_is_widened_to_the_least_that_mnist_has_and_a_wide_one_left()
     widths = {}
     for pen in stress_tests.PENS:
         digits = [digit_finder.find_digits(page).digits[0] for page in stress_tests.drawn(STROKES, pen)[0][::4]]
-        widths[pen] = np.mean([digit_finder.stroke_width(digit / 255) for digit in digits])
+        widths[pen] = np.mean([mnist_form.stroke_width(digit / 255) for digit in digits])
     assert 1.2 < widths["thin"] < 2.6 < widths["thick"]
 
 
@@ -115,7 +117,7 @@ def test_the_stroke_width_of_bars_is_theirs():
     for width in (4, 7, 12):
         bar = np.zeros((200, 60))
         bar[10:190, 20 : 20 + width] = 1
-        assert digit_finder.stroke_width(bar) == pytest.approx(width, abs=1)
+        assert mnist_form.stroke_width(bar) == pytest.approx(width, abs=1)
 
 
 @pytest.mark.parametrize("grey", [60, 120])
@@ -206,6 +208,123 @@ def test_a_photograph_lying_on_its_side_is_turned_up():
     assert images.read_image(file.getvalue(), "photo").shape == page.shape
 
 
+def as_file(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("TIFF", {}), ("GIF", {"disposal": 2}), ("PNG", {}), ("WEBP", {"lossless": True})],
+    ids=["TIFF", "GIF", "APNG", "WebP"],
+)
+def test_every_page_of_a_file_is_read(kind, options):
+    blank = Image.new("L", (240, 120), 225)
+    sheets = [blank, *(Image.fromarray(draw_page([digits])) for digits in ("31", "42"))]  # an empty cover first
+    content = as_file(sheets[0], kind, save_all=True, append_images=sheets[1:], **options)
+    first, *others = images.read_pages(content, "scan")
+    with pytest.raises(UserError, match="empty"):
+        digit_finder.find_digits(first)
+    assert [len(digit_finder.find_digits(page).boxes) for page in others] == [2, 2]
+    with pytest.raises(UserError, match=r"^scan has 3 pages, expected one: give each as a file of its own$"):
+        images.read_image(content, "scan")
+
+
+def test_more_pages_than_anybody_scans_are_an_error():
+    sheets = [Image.new("1", (8, 8), number % 2) for number in range(101)]
+    content = as_file(sheets[0], "TIFF", save_all=True, append_images=sheets[1:])
+    with pytest.raises(UserError, match=r"^scan has 101 pages, expected at most 100: give it in parts$"):
+        list(images.read_pages(content, "scan"))
+
+
+@pytest.mark.parametrize("colour", [255, 0, 90])
+@pytest.mark.parametrize("rows", [["7"], ["2718"]])
+def test_a_drawing_in_one_colour_on_nothing_is_the_same_in_every_colour(colour, rows):
+    """As a canvas exports it: what is drawn is the transparency."""
+    page = draw_page(rows)
+    ink = Image.fromarray((225 - page) * (255 // 185))
+    clear = Image.merge("LA", (Image.new("L", ink.size, colour), ink))
+    read = images.read_image(as_file(clear))
+    assert np.array_equal(read, 255 - np.asarray(ink))
+    assert len(digit_finder.find_digits(read).boxes) == len(rows[0])
+
+
+def test_ink_and_paper_of_one_brightness_are_told_apart_by_their_colour():
+    mask = Image.fromarray(draw_page(["31"])).point(lambda value: 255 * (value < 128))
+    red, grey = Image.new("RGB", mask.size, (220, 60, 60)), Image.new("RGB", mask.size, (108, 108, 108))
+    assert abs(np.ptp(np.asarray(Image.composite(red, grey, mask).convert("L")))) <= 1
+    read = images.read_image(as_file(Image.composite(red, grey, mask)))
+    assert len(digit_finder.find_digits(read).boxes) == 2
+
+
+def test_a_small_image_that_is_wider_than_high_may_hold_several_digits():
+    small = Image.fromarray(draw_page(["42"])).resize((64, 32), Image.Resampling.BOX)
+    assert len(digit_finder.find_digits(np.asarray(small)).boxes) == 2
+
+
+FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+
+
+def printed(width, height, points, dpi, rows=5):
+    page = Image.new("L", (width, height), 255)
+    font = ImageFont.truetype(FONT, points * dpi / 72)
+    for row in range(rows):
+        ImageDraw.Draw(page).text((dpi, dpi / 2 + 2 * row * points * dpi / 72), "0123456789", 0, font)
+    return page
+
+
+@pytest.mark.parametrize(("points", "dpi"), [(10, 150), (10, 200), (24, 200), (36, 300)])
+def test_a_printed_page_of_a4_is_read_whole(points, dpi):
+    page = printed(round(8.27 * dpi), round(11.7 * dpi), points, dpi)
+    boxes = digit_finder.find_digits(np.asarray(page)).boxes
+    assert len(boxes) == 50
+    lines = [boxes[start : start + 10] for start in range(0, 50, 10)]
+    assert all([box.left for box in line] == sorted(box.left for box in line) for line in lines)
+    assert all(above[0].bottom < below[0].top for above, below in itertools.pairwise(lines))
+
+
+def test_white_paper_below_a_line_does_not_join_its_digits():
+    boxes = [digit_finder.find_digits(np.asarray(printed(760, height, 36, 96, rows=1))).boxes for height in (160, 1600)]
+    assert boxes[0] == boxes[1] and len(boxes[0]) == 10
+
+
+@pytest.mark.parametrize(("kind", "grey"), [("ruled", 120), ("ruled", 190), ("squared", 190)])
+def test_lines_on_the_paper_are_no_ink(kind, grey):
+    rows = 2 * ROWS  # a line runs over a third of the page at least
+    page = draw_page(rows)
+    for row in range(102, page.shape[0], 120 if kind == "ruled" else 40):  # through the digits' feet
+        page[row : row + 3] = np.minimum(page[row : row + 3], grey)
+    for column in range(17, page.shape[1], 40) if kind == "squared" else ():
+        page[:, column : column + 3] = np.minimum(page[:, column : column + 3], grey)
+    assert in_cells(digit_finder.find_digits(page), rows) == "".join(rows)
+
+
+def test_a_shadow_with_a_hard_edge_is_no_ink():
+    page = draw_page(ROWS).astype(float)
+    page[:, page.shape[1] // 2 + 3 :] *= 0.55  # between two digits
+    assert in_cells(digit_finder.find_digits(page.astype(np.uint8)), ROWS) == "".join(ROWS)
+
+
+def test_digits_that_touch_are_cut_where_they_do():
+    page = draw_page(["38"])
+    left, right = digit_finder.find_digits(page).boxes
+    page = np.delete(page, range(left.right + 1, right.left - 1), axis=1)  # two columns of paper are left
+    assert len(digit_finder.find_digits(page).boxes) == 2
+    page[left.top + 36 : left.top + 42, left.right - 8 : left.right + 10] = 40
+    found = digit_finder.find_digits(page)
+    assert len(found.boxes) == 2 and abs(found.boxes[0].right - left.right) <= 4
+    assert not found.joined.any()
+
+
+def test_digits_that_touch_all_over_are_said_to_be_joined():
+    page = np.full((200, 400), 225, np.uint8)
+    for row in (50, 90, 130):
+        page[row : row + 8, 100:280] = 40
+    page[50:138, 100:280:43] = 40
+    assert digit_finder.find_digits(page).joined.tolist() == [True]
+
+
 def png(width, height):
     file = io.BytesIO()
     Image.new("1", (width, height)).save(file, "PNG")
@@ -239,6 +358,8 @@ def test_an_empty_page_is_an_error(kind):
 
 
 def test_a_page_full_of_spots_is_an_error():
-    page = np.where(np.random.default_rng(0).random((1600, 1600)) < 0.005, 0, 255).astype(np.uint8)
+    page = np.full((1600, 1600), 255, np.uint8)
+    for row, column in np.random.default_rng(0).integers(0, 1600, (2000, 2)):
+        page[row : row + 16, column : column + 4] = 0
     with pytest.raises(UserError, match="shapes, expected 1,000 digits at most"):
         digit_finder.find_digits(page)

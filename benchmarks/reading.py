@@ -1,0 +1,107 @@
+"""How many digits of benchmarks/pages.py a recipe's model reads:
+
+    python -m benchmarks.reading develop|measure recipe=accurate
+
+A box is right where it is one digit's own: what both have in common is at least 0.4 of what either covers.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.pages import Points, pages
+from benchmarks.report import percent, table
+from benchmarks.run import RESULTS, measured_on
+from pipeline.apps.digit_finder import find_digits
+from pipeline.apps.images import MAX_SIDE, read_image
+from pipeline.apps.predictor import load_predictor
+from pipeline.base.command import isolate
+from pipeline.base.errors import UserError
+from pipeline.base.files import save_json
+from pipeline.base.hydra import compose
+from pipeline.base.project import open_project
+from pipeline.base.verb_schemas import PredictConfig
+
+
+def matched(corners: list[Points], boxes: list[Any]) -> list[int | None]:
+    """Return for each digit which of the boxes is its own: more than half of both is common; None for none."""
+    found: list[int | None] = []
+    for points in corners:
+        (left, top), (right, bottom) = points.min(0), points.max(0)
+        shares = []
+        for box in boxes:
+            high, wide = (
+                min(bottom, box[2]) - max(top, box[0]),
+                min(right, box[3]) - max(left, box[1]),
+            )
+            common = max(high, 0) * max(wide, 0)
+            shares.append(common / ((bottom - top) * (right - left) + (box[2] - box[0]) * (box[3] - box[1]) - common))
+        found.append(int(np.argmax(shares)) if shares and max(shares) >= 0.4 else None)
+    return found
+
+
+def count(part: str, predictor: Any) -> dict[str, dict[str, float]]:
+    """Return by kind of page: digits, boxes that are right, others, digits right, confident ones, and seconds."""
+    rows: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for kind, drawn in pages(part):
+        row, file = rows[kind], as_file(drawn.image)
+        begin = time.perf_counter()
+        try:
+            page = find_digits(read_image(file))
+            probabilities = predictor.probabilities(page.digits)
+            sure = ~(predictor.abstains(probabilities) | page.joined)
+            said = probabilities.argmax(1)
+        except UserError:
+            page, sure, said = None, np.zeros(0, bool), np.zeros(0)
+        row["seconds"] += time.perf_counter() - begin
+        scale = max(1, max(drawn.image.size) / MAX_SIDE)
+        boxes = [[side * scale for side in box] for box in (page.boxes if page else [])]
+        own = matched(drawn.corners, boxes)
+        right = {
+            box for box, digit in zip(own, drawn.digits, strict=True) if box is not None and said[box] == int(digit)
+        }
+        row["pages"] += 1
+        row["digits"] += len(drawn.digits)
+        row["boxes"] += len(set(own) - {None})
+        row["others"] += len(boxes) - len(set(own) - {None})
+        row["right"] += len(right)
+        row["confident"] += int(sure.sum())
+        row["confident_right"] += sum(bool(sure[box]) for box in right)
+    return rows
+
+
+def as_file(image: Image.Image) -> bytes:
+    """Return a page as a scanner's or a canvas's file: PNG, as it keeps every pixel."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def reading_table(counts: Mapping[str, Mapping[str, float]]) -> str:
+    """Return what `count` returns as a Markdown table."""
+    rows = []
+    for kind, row in counts.items():
+        shares = [row["boxes"] / (row["digits"] + row["others"]), row["right"] / row["digits"]]
+        sure = f"{row['confident']:,.0f}, {row['confident'] - row['confident_right']:,.0f} wrong"
+        cells = [f"{row['pages']:.0f}", f"{row['digits']:,.0f}", *(percent(share, 1) for share in shares), sure]
+        rows.append([kind, *cells, f"{row['seconds'] / row['pages']:.1f}"])
+    head = ("pages", "digits", "boxes right", "digits right", "confident answers", "seconds a page")
+    return table(("", *head), rows)
+
+
+if __name__ == "__main__":
+    isolate()
+    part, *overrides = sys.argv[1:]
+    project = open_project()
+    counts = count(part, load_predictor(project, compose(project, *overrides, schema=PredictConfig, name="predict")))
+    if part == "measure":
+        save_json(RESULTS / "reading.json", {"counts": counts, **measured_on(project)})
+    print(reading_table(counts))

@@ -1,0 +1,135 @@
+"""Strokes on a page: connected parts of ink, each found at the size that its strokes need.
+
+Shapes: H rows, W columns of a page; h, w of a part. Values are float32, 0 black to 1 white; ink is dark here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+Values = NDArray[np.floating]
+
+LARGEST = 64  # pixels of a part at the level where it is found; there a stroke is at most a quarter of WINDOW wide
+WINDOW = 51  # pixels that the local threshold looks at
+SENSITIVITY = 0.2  # Sauvola's k
+PALE = 0.35  # share of the strongest contrast around, below which it is no ink
+LINE, SHARE = 3 * LARGEST, 0.4  # a ruled line runs straight for so many pixels, and over such a share of the page
+
+
+class Box(NamedTuple):
+    """Position of a part on its page, in pixels; bottom and right lie just outside."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    def common(self, other: Box) -> tuple[int, int]:
+        """Return the height and width that both have in common, negative where they are apart."""
+        height = min(self.bottom, other.bottom) - max(self.top, other.top)
+        return height, min(self.right, other.right) - max(self.left, other.left)
+
+    def around(self, other: Box) -> Box:
+        return Box(*map(min, self[:2], other[:2]), *map(max, self[2:], other[2:]))
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        return self.common(self)
+
+
+class Level(NamedTuple):
+    """A page, reduced by `factor`."""
+
+    factor: int
+    labels: NDArray[np.int32]  # [H / factor, W / factor], of connected components, from 1; 0 is paper
+    values: Values
+    paper: Values  # the value of the paper around each pixel
+
+
+class Part(NamedTuple):
+    labels: tuple[int, ...]  # of connected components
+    box: Box  # at its level
+
+    def join(self, other: Part) -> Part:
+        return Part(self.labels + other.labels, self.box.around(other.box))
+
+
+def levels(values: Values) -> Iterator[Level]:
+    """Yield the page [H, W] as it is, and reduced to a half as long as a part of LARGEST fits."""
+    factor = 1
+    while True:
+        mask, paper = threshold(values)
+        labels, _ = ndimage.label(without_lines(mask), np.ones((3, 3)))
+        yield Level(factor, labels, values, paper)
+        if max(values.shape) <= 1.25 * LARGEST:
+            return
+        values, factor = reduced(values, 2), 2 * factor
+
+
+def threshold(values: Values) -> tuple[NDArray[np.bool_], Values]:
+    """Return what is ink [H, W], by its surroundings (Sauvola and Pietikäinen 2000), and the value of the paper."""
+    step = 4 if max(values.shape) > 8 * LARGEST else 1  # what varies slowly need not be known at every pixel
+    mean = _around(reduced(values, step), step)
+    deviation = np.sqrt(np.maximum(_around(reduced(values * values, step), step) - mean * mean, 0))
+    limit = mean * (1 + SENSITIVITY * (deviation / max(float(deviation.max()), 0.05) - 1))
+    mask = values < _enlarged(limit, values.shape)
+    light, share = (_around(reduced(one, step), step) for one in (values * ~mask, (~mask).astype(np.float32)))
+    paper = _enlarged(np.where(share > 0.02, light / np.maximum(share, 0.02), mean), values.shape)
+    contrast = np.maximum(paper - values, 0)
+    # Printed lines are often paler than what is written on them.
+    blocks = reduced(contrast, step, np.max)
+    pen = ndimage.maximum_filter(blocks * reduced(mask, step, np.max), WINDOW // step | 1)
+    return mask & (contrast > PALE * _enlarged(pen, values.shape)), paper
+
+
+def reduced(values: NDArray[Any], step: int, of: Callable[..., NDArray[Any]] = np.mean) -> NDArray[Any]:
+    """Return the mean of every square of `step` pixels; what is left at the bottom and on the right is repeated."""
+    if step == 1:
+        return values
+    height, width = (-(-side // step) * step for side in values.shape)
+    padded = np.pad(values, ((0, height - values.shape[0]), (0, width - values.shape[1])), mode="edge")
+    return of(padded.reshape(height // step, step, width // step, step), axis=(1, 3))
+
+
+def _around(values: Values, step: int) -> Values:
+    return ndimage.uniform_filter(values, WINDOW // step | 1, mode="nearest")
+
+
+def _enlarged(values: Values, shape: tuple[int, ...]) -> Values:
+    if values.shape == shape:
+        return values
+    return np.asarray(
+        Image.fromarray(values.astype(np.float32)).resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
+    )
+
+
+def without_lines(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Take ruled lines away, and leave of them what a stroke crosses."""
+    kept = mask
+    for axis in (0, 1):
+        if mask.shape[axis] < LINE:
+            continue
+        across = 1 - axis
+        thick = ndimage.maximum_filter1d(mask, 3, across)  # a line that is a little turned is steps
+        lines = ndimage.minimum_filter1d(thick, LINE, axis, mode="constant")
+        if not lines.any():
+            continue
+        lines = ndimage.maximum_filter1d(lines, LINE, axis, mode="constant")
+        labels, _ = ndimage.label(lines)
+        reach = mask.shape[axis] * SHARE
+        far = [0, *(window[axis].stop - window[axis].start >= reach for window in ndimage.find_objects(labels))]
+        if not any(far):
+            continue
+        lines = np.array(far, bool)[labels]
+        starts = int(np.count_nonzero(np.diff(lines, axis=across, prepend=False) & lines))
+        width = -(-int(np.count_nonzero(lines)) // starts)
+        rest = mask & ~lines
+        bridged = ndimage.minimum_filter1d(ndimage.maximum_filter1d(rest, width + 2, across), width + 2, across)
+        kept = kept & (rest | bridged)
+    return kept
