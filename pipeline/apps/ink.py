@@ -5,8 +5,8 @@ Shapes: H rows, W columns of a page; h, w of a part. Values are float32, 0 black
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,22 +79,23 @@ def threshold(values: Values) -> tuple[NDArray[np.bool_], Values]:
     deviation = np.sqrt(np.maximum(_around(reduced(values * values, step), step) - mean * mean, 0))
     limit = mean * (1 + SENSITIVITY * (deviation / max(float(deviation.max()), 0.05) - 1))
     mask = values < _enlarged(limit, values.shape)
-    light, share = (_around(reduced(one, step), step) for one in (values * ~mask, (~mask).astype(np.float32)))
+    light, share = (_around(reduced(one, step), step) for one in (values * ~mask, 1.0 - mask))
     paper = _enlarged(np.where(share > 0.02, light / np.maximum(share, 0.02), mean), values.shape)
     contrast = np.maximum(paper - values, 0)
     # Printed lines are often paler than what is written on them.
-    blocks = reduced(contrast, step, np.max)
-    pen = ndimage.maximum_filter(blocks * reduced(mask, step, np.max), WINDOW // step | 1)
+    pen = ndimage.maximum_filter(_strongest(contrast * mask, step), WINDOW // step | 1)
     return mask & (contrast > PALE * _enlarged(pen, values.shape)), paper
 
 
-def reduced(values: NDArray[Any], step: int, of: Callable[..., NDArray[Any]] = np.mean) -> NDArray[Any]:
-    """Return the mean of every square of `step` pixels; what is left at the bottom and on the right is repeated."""
-    if step == 1:
-        return values
-    height, width = (-(-side // step) * step for side in values.shape)
-    padded = np.pad(values, ((0, height - values.shape[0]), (0, width - values.shape[1])), mode="edge")
-    return of(padded.reshape(height // step, step, width // step, step), axis=(1, 3))
+def reduced(values: Values, step: int) -> Values:
+    """Return the mean of every square of `step` pixels, as float32."""
+    return np.asarray(Image.fromarray(values.astype(np.float32, copy=False)).reduce(step))
+
+
+def _strongest(values: Values, step: int) -> Values:
+    """Return the maximum of every square of `step` pixels."""
+    padded = np.pad(values, [(0, -side % step) for side in values.shape])
+    return np.maximum.reduce([padded[i::step, j::step] for i in range(step) for j in range(step)])
 
 
 def _around(values: Values, step: int) -> Values:
