@@ -8,27 +8,30 @@ A box is right where it is one digit's own: what both have in common is at least
 from __future__ import annotations
 
 import io
+import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from benchmarks.pages import Points, pages
-from benchmarks.report import percent, table
+from benchmarks.report import percent, provenance, table
 from benchmarks.run import RESULTS, measured_on
 from pipeline.apps.digit_finder import find_digits
 from pipeline.apps.images import MAX_SIDE, read_image
 from pipeline.apps.predictor import load_predictor
 from pipeline.base.command import isolate
 from pipeline.base.errors import UserError
-from pipeline.base.files import save_json
+from pipeline.base.files import load_json, save_json
 from pipeline.base.hydra import compose
 from pipeline.base.project import open_project
 from pipeline.base.verb_schemas import PredictConfig
+
+Counts = Mapping[str, Mapping[str, float]]  # by kind of page, then by what is counted
 
 
 def matched(corners: list[Points], boxes: list[Any]) -> list[int | None]:
@@ -85,16 +88,28 @@ def as_file(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def reading_table(counts: Mapping[str, Mapping[str, float]]) -> str:
-    """Return what `count` returns as a Markdown table."""
+def reading_table(counts: Counts, before: Counts) -> str:
+    """Return what `count` returns as a Markdown table, beside the shares of an earlier state where there are any."""
     rows = []
     for kind, row in counts.items():
-        shares = [row["boxes"] / (row["digits"] + row["others"]), row["right"] / row["digits"]]
-        sure = f"{row['confident']:,.0f}, {row['confident'] - row['confident_right']:,.0f} wrong"
-        cells = [f"{row['pages']:.0f}", f"{row['digits']:,.0f}", *(percent(share, 1) for share in shares), sure]
-        rows.append([kind, *cells, f"{row['seconds'] / row['pages']:.1f}"])
-    head = ("pages", "digits", "boxes right", "digits right", "confident answers", "seconds a page")
-    return table(("", *head), rows)
+        shares = [
+            [of["boxes"] / (of["digits"] + of["others"]), of["right"] / of["digits"]] for of in (before[kind], row)
+        ]
+        sure = f"{row['confident']:,.0f}; {row['confident'] - row['confident_right']:,.0f}"
+        cells = [
+            f"{row['pages']:.0f}",
+            f"{row['digits']:,.0f}",
+            *(percent(one, 1) for pair in zip(*shares, strict=True) for one in pair),
+        ]
+        rows.append([kind, *cells, sure, f"{row['seconds'] / row['pages']:.1f}"])
+    head = ("pages", "digits", "boxes right, before", "now", "digits right, before", "now")
+    return table(("", *head, "confident answers; wrong", "seconds a page"), rows)
+
+
+def blocks(read: Callable[[str], str]) -> dict[str, str]:
+    """Return the generated block of docs/predicting.md by name; `read` returns the text of a file."""
+    stored = json.loads(read("benchmarks/results/reading.json"))
+    return {"reading": f"{reading_table(stored['counts'], stored['before'])}\n{provenance(stored)}"}
 
 
 if __name__ == "__main__":
@@ -103,5 +118,6 @@ if __name__ == "__main__":
     project = open_project()
     counts = count(part, load_predictor(project, compose(project, *overrides, schema=PredictConfig, name="predict")))
     if part == "measure":
-        save_json(RESULTS / "reading.json", {"counts": counts, **measured_on(project)})
-    print(reading_table(counts))
+        stored = load_json(RESULTS / "reading.json")  # `before` is of commit d897b76, and cannot be measured here
+        save_json(RESULTS / "reading.json", {"before": stored["before"], "counts": counts, **measured_on(project)})
+    print(reading_table(counts, counts))

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import large, power, pruning, report, tables
+from benchmarks import large, power, pruning, reading, report, tables
 from benchmarks.report import CONFIDENCE, LABELS, SPLIT, TTA, Studies, Trial
 from docs import robustness
 from docs.count_lines import line_table
@@ -33,6 +33,7 @@ COPIED = {  # pages, and the files of docs/runs that are copied into them
 }
 MADE = {"benchmark": tables.blocks, "serving": tables.serving_blocks, "scale": tables.scale_blocks}
 MADE |= {"robustness": robustness.blocks, "sweeps": pruning.blocks, "comparing": power.blocks, "your-own": large.blocks}
+MADE |= {"predicting": reading.blocks}
 Read = Callable[[str], str]  # from a path in this repository to the text of the file
 
 

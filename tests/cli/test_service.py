@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import random
@@ -163,18 +164,39 @@ def test_a_fault_of_the_model_is_not_the_end(address):
     good(address)
 
 
+# Drop a file on the page, as from a folder.
+DROP = """
+const bytes = Uint8Array.from(atob(arguments[0]), letter => letter.charCodeAt(0)), data = new DataTransfer()
+data.items.add(new File([bytes], "photo.png"))
+document.dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}))
+"""
+
+
+def digits_as_base64(digits):
+    pages = dict(zip("0123456789", drawn(ROOT / "reference" / "strokes.json")[0][:10], strict=True))
+    file = io.BytesIO()
+    Image.fromarray(np.concatenate([pages[digit] for digit in digits], 1)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
 @pytest.mark.slow
 @pytest.mark.sample
 @pytest.mark.skipif(not browse.installed(), reason="Chromium and its driver are not installed (.ci/run does)")
 def test_digits_drawn_in_a_browser_are_found_and_shown(address):
     with browse.browser() as driver:
         driver.get(address)
-        for number, digit in enumerate("205"):
+        for number, digit in enumerate("250"):
             browse.draw(driver, digit, left=0.05 + 0.3 * number)
         shown = browse.shown(driver, 3)
         assert len(shown) == 3
         assert all(0 <= int(digit) <= 9 and len(bars) == 10 for digit, bars in shown)
         assert all(abs(sum(bars) - 100) < 1 for _, bars in shown)
+        driver.find_element("id", "undo").click()
+        assert browse.shown(driver, 2) == shown[:2], "the 0 is one stroke"
+        driver.execute_script(DROP, digits_as_base64("31"))
+        assert len(browse.shown(driver, 2)) == 2
+        driver.find_element("id", "undo").click()
+        assert len(browse.shown(driver, 2)) == 2, "there is no stroke to undo: the picture stays"
         driver.find_element("id", "clear").click()
         browse.shown(driver, 0)
         browse.draw(driver, "7", left=0.4)

@@ -88,6 +88,21 @@ def test_predict_names_what_it_cannot_read_and_reads_the_rest(clone, pages, tmp_
     assert "notes.png is no image" in line and "empty.png: the page is empty" in line
 
 
+def test_predict_reads_every_page_of_a_file_and_names_the_empty_ones(clone, pages, tmp_path):
+    sheets = [Image.new("L", (28, 28)), *(Image.open(pages / f"{digit}.png") for digit in (3, 7))]
+    sheets[0].save(tmp_path / "scan.tif", save_all=True, append_images=sheets[1:])
+    done = pipeline(clone, "predict", f"input={tmp_path / 'scan.tif'}", "recipe=baseline", "show=true")
+    assert (done.returncode, done.stderr) == (0, "")
+    alone = pipeline(clone, "predict", f"input=[{pages / '3.png'},{pages / '7.png'}]", "recipe=baseline")
+    read = [line.rpartition(": ")[2] for line in done.stdout.splitlines() if "scan.tif, page" in line]
+    assert read == [*read_off(alone).values(), "give an image with digits that stand out"]
+    assert f"{tmp_path / 'scan.tif'}, page 1 of 3: the page is empty" in done.stdout
+    assert [name.rpartition("/")[2] for name in re.findall(r"^wrote (.+)$", done.stdout, re.MULTILINE)] == [
+        "1_scan_2.png",
+        "1_scan_3.png",
+    ]
+
+
 def test_predict_reads_a_file_whose_name_is_no_utf_8(clone, pages, tmp_path):
     (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes((pages / "3.png").read_bytes())
     done = pipeline(clone, "predict", f"input={tmp_path}", "recipe=baseline", "show=true")

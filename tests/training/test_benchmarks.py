@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import peers, pruning, report, run, tables
+from benchmarks import pages, peers, pruning, reading, report, run, tables
 from benchmarks.report import accuracies
 from pipeline.metrics.significance import mean_interval
 from pipeline.model import inference
@@ -245,3 +245,33 @@ def test_a_sweep_is_replayed_job_by_job():
     assert pruning.replay("median", curves, range(6)) == (4 * 8 + 2 + 8, 0.95)
     assert pruning.replay("halving", curves, range(6)) == (6 * 8, 0.99), "both are the third"
     assert pruning.replay("halving", curves, [3, 2, 5, 4, 1, 0]) == (2 * 8 + 4, 0.9)
+
+
+def test_a_box_is_a_digits_own_where_they_share_enough():
+    corners = [np.array([(x, 0), (x + 10, 0), (x + 10, 20), (x, 20)], float) for x in (0, 20, 40)]
+    boxes = [(0, 21, 20, 31), (0, 0, 20, 5), (0, 0, 20, 60)]  # a pixel aside: 9 / 11; half of one: 0.5; all: 1 / 6
+    assert reading.matched(corners, boxes) == [1, 0, None]
+    assert reading.matched(corners, []) == [None] * 3
+
+
+def test_the_corners_of_drawn_digits_hold_their_ink():
+    """In scans that are turned and in photographs in perspective alike."""
+    random = np.random.default_rng(0)
+    font = pages.fonts("develop")[0]
+    for drawn in (
+        pages.scanned(pages.printed_sheet(font, 150, 24, random, rows=1), random, turn=2),
+        pages.scanned(pages.written_sheet(150, 11, 1.5, 0.8, random, rows=1), random, turn=2),
+        pages.photographed(pages.printed_sheet(font, 150, 80, random, rows=1), random, 0.6, "dark", "none"),
+    ):
+        values = np.asarray(drawn.image).astype(int)
+        for corners in drawn.corners:
+            (left, top), (right, bottom) = corners.min(0).astype(int) - 1, corners.max(0).astype(int) + 2
+            inside, around = values[top:bottom, left:right], values[top - 2 : bottom + 2, [left - 2, right + 1]]
+            assert np.quantile(inside, 0.05) < np.median(around) - 80, "ink within, and paper just beside"
+
+
+def test_a_row_of_reading_counts_boxes_too_many_as_wrong():
+    before = {"digits": 100, "boxes": 50, "others": 25, "right": 40}
+    now = {"digits": 100, "boxes": 99, "others": 10, "right": 98, "confident": 95, "confident_right": 94}
+    text = reading.reading_table({"a": now | {"pages": 4, "seconds": 2}}, {"a": before})
+    assert "| a | 4 | 100 | 40.0 % | 90.0 % | 40.0 % | 98.0 % | 95; 1 | 0.5 |" in text
