@@ -70,7 +70,8 @@ def find_digits(image: NDArray[np.uint8]) -> Page:
         raise UserError(f"the page holds {len(found):,} shapes, expected {MAX_DIGITS:,} digits at most: cut it")
     ordered = _in_reading_order(found)
     digits = np.stack([to_mnist_form(one.ink) for one in ordered])
-    return Page(image, [one.box for one in ordered], digits, np.array([one.is_joined for one in ordered]))
+    boxes = [Box(top, left, min(bottom, height), min(right, width)) for (top, left, bottom, right), *_ in ordered]
+    return Page(image, boxes, digits, np.array([one.is_joined for one in ordered]))
 
 
 def _strokes(found: list[_Found]) -> float:
@@ -151,7 +152,7 @@ def _of_level(level: Level) -> Iterator[_Found]:
         near = ndimage.binary_dilation(own)
         ring = ndimage.binary_dilation(near, iterations=2) & ~near & (around == 0)
         # Beside a stroke there is paper: an edge, as of a sheet on a table or of a shadow, is dark on the other side.
-        if pen < max(MIN_CONTRAST, 5 * noise) or np.mean(values[ring] < (dark + light) / 2) > EDGE:
+        if pen < max(MIN_CONTRAST, 5 * noise) or np.sum(values[ring] < (dark + light) / 2) > EDGE * ring.sum():
             continue
         ink = np.where(own | (near & (around == 0)), np.clip(((paper - values) / pen - 0.15) / 0.85, 0, 1), 0)
         start = window[1].start

@@ -148,6 +148,13 @@ def test_a_five_alone_whose_bar_is_apart_is_one_digit():
     assert len(digit_finder.find_digits(page).boxes) == 1
 
 
+def test_a_box_ends_with_the_page():
+    page = np.full((397, 501), 255, np.uint8)
+    page[40:, 300:330] = page[40:70, 300:] = 0  # cut by two edges
+    [box] = digit_finder.find_digits(page).boxes
+    assert (box.bottom, box.right) == (397, 501) and abs(box.top - 40) < 8 and abs(box.left - 300) < 8
+
+
 def test_a_one_under_the_bar_of_a_seven_stays_apart():
     page = np.full((200, 300), 230, np.uint8)
     page[40:50, 40:120] = 20
