@@ -1,7 +1,7 @@
 """See the tracked runs and the page of `pipeline.serve` in a real browser, headless Chromium, as a user does.
 
 python tests/slow/browse.py sweep=<run id>      # docs/ui/sweep.png, from the store of this clone
-python tests/slow/browse.py recipe=accurate     # docs/ui/drawing.png, from a model of this clone
+python tests/slow/browse.py recipe=accurate     # docs/ui/drawing*.png, from a model of this clone
 python tests/slow/browse.py views=<folder>      # the pictures of docs/ui/README.md into a folder, from the store
 """
 
@@ -207,7 +207,8 @@ def open_view(driver: WebDriver, address: str, experiment: str, view: str, *word
 
 
 def save_drawing(picture: Path, *overrides: str) -> None:
-    """Draw a 2, a 5 and a 7 on the page of `pipeline.serve`, called with these overrides, and save what it shows."""
+    """Draw a 2, a 5 and a 7 on the page of `pipeline.serve`, called with these overrides, and save what it shows,
+    here and on a phone."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -220,6 +221,9 @@ def save_drawing(picture: Path, *overrides: str) -> None:
                 draw(driver, digit, left)
             shown(driver, 3)
             driver.save_screenshot(str(picture))
+            phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+            driver.save_screenshot(str(picture.with_stem(f"{picture.stem}_phone")))
     finally:
         server.terminate()
         server.wait()
