@@ -62,16 +62,22 @@ def find_digits(image: NDArray[np.uint8]) -> Page:
         one = to_mnist_form(_ink_of_one(image / 255.0))
         return Page(image, [Box(0, 0, height, width)], one[None], np.zeros(1, bool))
     values = image.astype(np.float32) / 255
-    small = reduced(values, -(-max(height, width) // ENOUGH))  # enough to see which is ink
-    found = _digits(values if _strokes(_digits(small)) >= _strokes(_digits(1 - small)) else 1 - values)
+    small = reduced(values, -(-max(height, width) // ENOUGH))  # mostly enough to see which is ink
+    dark, light = (_strokes(_digits(of)) for of in (small, 1 - small))
+    ways = [values] * (dark >= light) + [1 - values] * (light >= dark)
+    found = max(map(_digits, ways), key=_strokes)
     if not found:
         raise UserError(EMPTY)
     if len(found) > MAX_DIGITS:
-        raise UserError(f"the page holds {len(found):,} shapes, expected {MAX_DIGITS:,} digits at most: cut it")
+        raise too_many(len(found))
     ordered = _in_reading_order(found)
     digits = np.stack([to_mnist_form(one.ink) for one in ordered])
     boxes = [Box(top, left, min(bottom, height), min(right, width)) for (top, left, bottom, right), *_ in ordered]
     return Page(image, boxes, digits, np.array([one.is_joined for one in ordered]))
+
+
+def too_many(shapes: int) -> UserError:
+    return UserError(f"the page holds {shapes:,} shapes, expected {MAX_DIGITS:,} digits at most: cut it")
 
 
 def _strokes(found: list[_Found]) -> float:
@@ -133,11 +139,16 @@ def _of_level(level: Level) -> Iterator[_Found]:
     """Yield the digits of a level that no finer one shows whole."""
     windows = enumerate(ndimage.find_objects(level.labels), 1)
     boxes = [((label,), Box(y.start, x.start, y.stop, x.stop)) for label, (y, x) in windows]
+    strengths = ndimage.maximum(level.paper - level.values, level.labels, range(1, len(boxes) + 1))
+    parts = [Part(*one) for one, pen in zip(boxes, strengths, strict=True) if pen >= MIN_CONTRAST]
+    parts = [part for part in parts if LEAST / 2 <= max(part.box.sides) <= LARGEST]
+    if len(parts) > 5 * MAX_DIGITS:
+        raise too_many(len(parts))
     differences = (level.values - level.paper)[level.labels == 0][::16]
     noise = 1.5 * float(np.median(np.abs(differences))) if differences.size else 0.0
     least = LEAST if level.factor == 1 else LARGEST // 2 - 2  # sizes are rounded
     border = np.concatenate([level.labels[[0, -1]].ravel(), level.labels[:, [0, -1]].ravel()])
-    for labels, box in _joined([Part(*one) for one in boxes if max(one[1].sides) <= LARGEST]):
+    for labels, box in _joined(parts):
         (height, width), (top, left, bottom, right) = box.sides, box
         if max(height, width) < least or width > 8 * height:  # a speck, or a line
             continue

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from scipy import ndimage
 
 from pipeline.base.errors import UserError
 
@@ -42,7 +43,8 @@ def read_pages(source: Path | bytes, name: str = "", channels: int = 1) -> Itera
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damage that Pillow can live with
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                count = getattr(image, "n_frames", 1)
+                # A phone's photograph may hold a preview, or what makes it brighter, beside itself.
+                count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
                 if count > MAX_PAGES:
                     raise UserError(f"{name} has {count:,} pages, expected at most {MAX_PAGES}: give it in parts")
                 for number in range(count):
@@ -57,6 +59,8 @@ def read_pages(source: Path | bytes, name: str = "", channels: int = 1) -> Itera
                     yield _pixels(ImageOps.exif_transpose(image), mode)
     except UserError:
         raise
+    except Image.DecompressionBombError:  # Pillow's own limit
+        raise UserError(f"{name} has more than {MAX_PIXELS:,} pixels: give it smaller, or a part") from None
     except Exception as error:  # for a damaged file Pillow raises nearly anything
         raise UserError(
             f"{name} is no image that can be read ({type(error).__name__}): give one of {', '.join(FORMATS)}"
@@ -94,7 +98,8 @@ def _clearest(image: Image.Image) -> NDArray[np.uint8]:
     colours = image.convert("RGB")
     small = np.asarray(colours.reduce(-(-max(image.size) // 400)), np.float64)
     channels = [small @ LUMINANCE, *np.moveaxis(small, 2, 0)]
-    contrasts = [float(np.sqrt(np.mean((one - np.median(one)) ** 2))) for one in channels]
+    # A median keeps the edge of a sheet on a table, and takes strokes away.
+    contrasts = [float(np.sqrt(np.mean((one - ndimage.median_filter(one, 9)) ** 2))) for one in channels]
     best = int(np.argmax(contrasts))
     is_clearer = best > 0 and contrasts[best] > CLEARER * contrasts[0]
     return np.array(colours.getchannel(best - 1) if is_clearer else image.convert("L"), np.uint8)

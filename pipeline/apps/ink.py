@@ -61,13 +61,13 @@ class Part(NamedTuple):
 
 
 def levels(values: Values) -> Iterator[Level]:
-    """Yield the page [H, W] as it is, and reduced to a half as long as a part of LARGEST fits."""
+    """Yield the page [H, W] as it is, and reduced to a half, and again, until it is no larger than LARGEST."""
     factor = 1
     while True:
         mask, paper = threshold(values)
         labels, _ = ndimage.label(without_lines(mask), np.ones((3, 3)))
         yield Level(factor, labels, values, paper)
-        if max(values.shape) <= 1.25 * LARGEST:
+        if max(values.shape) <= LARGEST:
             return
         values, factor = reduced(values, 2), 2 * factor
 

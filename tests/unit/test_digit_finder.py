@@ -270,6 +270,40 @@ def test_a_small_image_that_is_wider_than_high_may_hold_several_digits():
     assert len(digit_finder.find_digits(np.asarray(small)).boxes) == 2
 
 
+@pytest.mark.parametrize(("width", "height"), [(80, 80), (60, 80), (240, 300), (480, 640)])
+def test_a_digit_that_fills_its_picture_is_found_at_every_size(width, height):
+    page = np.full((height, width), 225, np.uint8)
+    for share in (0.85, 0.88, 0.9):
+        high, wide = round(height * share), round(width * 0.6)
+        top, left, pen = (height - high) // 2, (width - wide) // 2, max(4, height // 12)
+        page[:] = 225
+        page[top : top + pen, left : left + wide] = page[top : top + high, left + wide - pen : left + wide] = 40
+        [box] = digit_finder.find_digits(page).boxes
+        assert abs(box.bottom - box.top - high) <= height / 15
+
+
+def test_a_blue_pen_on_a_sheet_on_a_brown_table_is_ink():
+    mask = Image.fromarray(draw_page(["3142"])).point(lambda value: 255 * (value < 128))
+    sheet = Image.composite(
+        Image.new("RGB", mask.size, (60, 80, 200)), Image.new("RGB", mask.size, (225, 222, 209)), mask
+    )
+    table = Image.new("RGB", (mask.width * 2, mask.height * 3), (150, 95, 50))
+    table.paste(sheet, (mask.width // 2, mask.height))
+    assert len(digit_finder.find_digits(images.read_image(as_file(table))).boxes) == 4
+
+
+def test_a_photograph_with_a_preview_inside_is_one_page():
+    photo = Image.fromarray(draw_page(["31"])).convert("RGB")
+    content = as_file(photo, "MPO", save_all=True, append_images=[photo.resize((60, 30))])
+    assert images.read_image(content, "photo").shape == (120, 240)
+
+
+def test_small_light_type_on_a_wide_dark_page_is_read():
+    page = Image.new("L", (2560, 300), 20)
+    ImageDraw.Draw(page).text((40, 40), "3141592", 235, ImageFont.truetype(FONT, 13))
+    assert len(digit_finder.find_digits(np.asarray(page)).boxes) == 7
+
+
 FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
 
 
@@ -345,6 +379,7 @@ def png(width, height):
         (b"%PDF-1.7 and more", "no image"),
         (png(100, 100)[:40], "no image"),
         (png(20_000, 5_000), "photo.png has 20,000 x 5,000 pixels, expected at most 50,000,000"),
+        (png(20_000, 10_000), "photo.png has more than 50,000,000 pixels"),
     ],
 )
 def test_what_is_no_image_or_too_large_is_an_error_in_one_line(content, message):
