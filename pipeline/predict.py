@@ -67,6 +67,8 @@ def _show(name: str, page: Page, predictor: Predictor, picture: Path | None) -> 
             continue
         doubt = f", unsure (or {classes[second]}, {percent(values[second])})" if unsure else ""
         lines.append(f"  {len(captions)}: {classes[first]}, {percent(values[first])}{doubt}")
+    if page.left_out:
+        lines.append(f"  left out: {page.left_out}, far larger, smaller or paler than the digits, or lines")
     print(f"{name}: {' '.join(captions)}", *lines, sep="\n")
     if picture:
         from pipeline.reports.plots import save_figure

@@ -40,6 +40,7 @@ class Page(NamedTuple):
     boxes: list[Box]
     digits: NDArray[np.uint8]  # [N, 28, 28], white on black as in MNIST
     joined: NDArray[np.bool_]  # [N], it is as wide as several digits, and nowhere thin enough to be cut
+    left_out: int = 0  # other shapes: far larger, smaller or paler than the digits, or lines
 
 
 class _Found(NamedTuple):
@@ -63,9 +64,9 @@ def find_digits(image: NDArray[np.uint8]) -> Page:
         return Page(image, [Box(0, 0, height, width)], one[None], np.zeros(1, bool))
     values = image.astype(np.float32) / 255
     small = reduced(values, -(-max(height, width) // ENOUGH))  # mostly enough to see which is ink
-    dark, light = (_strokes(_digits(of)) for of in (small, 1 - small))
+    dark, light = (_strokes(_digits(of)[0]) for of in (small, 1 - small))
     ways = [values] * (dark >= light) + [1 - values] * (light >= dark)
-    found = max(map(_digits, ways), key=_strokes)
+    found, left_out = max(map(_digits, ways), key=lambda digits: _strokes(digits[0]))
     if not found:
         raise UserError(EMPTY)
     if len(found) > MAX_DIGITS:
@@ -73,7 +74,7 @@ def find_digits(image: NDArray[np.uint8]) -> Page:
     ordered = _in_reading_order(found)
     digits = np.stack([to_mnist_form(one.ink) for one in ordered])
     boxes = [Box(top, left, min(bottom, height), min(right, width)) for (top, left, bottom, right), *_ in ordered]
-    return Page(image, boxes, digits, np.array([one.is_joined for one in ordered]))
+    return Page(image, boxes, digits, np.array([one.is_joined for one in ordered]), left_out)
 
 
 def too_many(shapes: int) -> UserError:
@@ -95,8 +96,9 @@ def _ink_of_one(values: Ink) -> Ink:
     return contrast / contrast.max()
 
 
-def _digits(values: Values) -> list[_Found]:
-    """Return the digits of a page with dark ink, each from the finest level at which it is no larger than LARGEST."""
+def _digits(values: Values) -> tuple[list[_Found], int]:
+    """Return the digits of a page with dark ink, each from the finest level at which it is no larger than LARGEST, and
+    how many shapes are left out beside them."""
     found: list[_Found] = []
     for level in levels(values):
         finer, pieces, fresh = np.array([one.box for one in found]).reshape(-1, 4), set[int](), []
@@ -107,7 +109,7 @@ def _digits(values: Values) -> list[_Found]:
                 fresh.append(one)
         found = [one for index, one in enumerate(found) if index not in pieces] + fresh
     if not found:
-        return []
+        return [], 0
     signs = [one for one in found if not _is_bar(one)] or found
     sizes, pens = (np.array(of) for of in zip(*((max(one.box.sides), one.contrast) for one in signs), strict=True))
     usual, pen = (_weighted_median(of, sizes) for of in (sizes, pens))  # specks weigh little
@@ -117,7 +119,8 @@ def _digits(values: Values) -> list[_Found]:
         is_rule = _is_bar(one) and (height > 1.5 * usual or one.contrast < 0.75 * pen)  # of a form, or a grid
         return usual / 3 <= max(height, width) <= 4 * usual and one.contrast >= FAINT * pen and not is_rule
 
-    return list(filter(fits, found))
+    kept = list(filter(fits, found))
+    return kept, len(found) - len(kept)
 
 
 def _is_bar(one: _Found) -> bool:

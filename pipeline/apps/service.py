@@ -55,6 +55,7 @@ class Answer(BaseModel):
     classes: list[str] = Field(description="names of the K classes")
     boxes: list[Box] | None = Field(None, description="top, left, bottom and right of each digit on a page, in pixels")
     pages: list[int] | None = Field(None, description="of several pages with digits, the page of each digit, from 1")
+    left_out: int | None = Field(None, description="of an image, other shapes that look like no digits beside these")
     seen: list[Image] | None = Field(None, description="each digit of a page as the model saw it")
 
 
@@ -125,6 +126,7 @@ def build_app(predictor: Predictor, hosts: list[str], origins: Sequence[str] = (
             classes=data.classes,
             boxes=boxes or None,
             seen=images.tolist() if boxes else None,
+            left_out=sum(page.left_out for *_, page in pages) or None,
             pages=[number for number, _, page in pages for _ in page.digits] if pages[1:] else None,
         )
 

@@ -183,6 +183,15 @@ def test_parts_of_one_digit_are_joined_and_specks_are_dropped():
     assert len(digit_finder.find_digits(page).boxes) == 2
 
 
+def test_shapes_that_are_no_digits_beside_the_others_are_counted():
+    page = draw_page(["31"])
+    assert digit_finder.find_digits(page).left_out == 0
+    page[5:20, 5:10] = 40  # a mark, a fifth as high
+    page[30:90, 115:119] = 170  # a pale line between them
+    found = digit_finder.find_digits(page)
+    assert (len(found.boxes), found.left_out) == (2, 2)
+
+
 def test_the_same_page_is_found_in_every_format_and_mode():
     page = draw_page(["27"])
     reference = digit_finder.find_digits(page).digits
