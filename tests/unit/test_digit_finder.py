@@ -186,7 +186,7 @@ def test_parts_of_one_digit_are_joined_and_specks_are_dropped():
 def test_shapes_that_are_no_digits_beside_the_others_are_counted():
     page = draw_page(["31"])
     assert digit_finder.find_digits(page).left_out == 0
-    page[5:20, 5:10] = 40  # a mark, a fifth as high
+    page[5:23, 5:10] = 40  # a mark, a quarter as high
     found = digit_finder.find_digits(page)
     assert (len(found.boxes), found.left_out) == (2, 1)
 
