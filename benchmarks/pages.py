@@ -58,13 +58,13 @@ class Canvas:
         self.digits += sign
         self.corners.append(np.array([(left, top), (right, top), (right, bottom), (left, bottom)], float))
 
-    def print_row(self, text: str, x: float, y: float, font: ImageFont.FreeTypeFont, grey: int = 0) -> float:
+    def print_row(self, text: str, x: float, y: float, font: ImageFont.FreeTypeFont) -> float:
         """Print signs from x, y in pixels; return where the next would stand."""
         for sign in text:
-            self.draw.text((x, y), sign, grey, font)
+            self.draw.text((x, y), sign, 0, font)
             self.put(sign, font.getbbox(sign, anchor="la"))
             self.corners[-1] += (x, y)
-            x += font.getlength(sign) * (1 if len(text) > 1 else 1.5)
+            x += font.getlength(sign)
         return x
 
     def write_row(self, text: str, x: float, y: float, high: float, pen: float, gap: float, random: Generator) -> float:
