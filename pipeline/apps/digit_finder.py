@@ -13,23 +13,32 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from pipeline.apps.ink import LARGEST, Box, Level, Part, Values, levels, reduced
+from pipeline.apps.ink import (
+    LARGEST,
+    LEAST,
+    MIN_CONTRAST,
+    Box,
+    Level,
+    Values,
+    Window,
+    ink_of,
+    joined,
+    levels,
+    parts,
+    reduced,
+)
 from pipeline.apps.mnist_form import FIELD, Ink, stroke_width, to_mnist_form
 from pipeline.base.errors import UserError
 from pipeline.base.schema import Data
 
 DIGITS = list("0123456789")  # the classes that are found
 MAX_DIGITS = 1000  # on a page
-MIN_CONTRAST = 0.1  # of ink to paper, as a share of the whole range: with less, a page is empty
 SINGLE = 64  # pixels: an image no larger, and no wider than high, holds one digit
 ENOUGH = 1200  # pixels of the longer side, to see whether ink or paper is dark
 FULL = 0.85  # share of its box that the ink of a digit does not fill, unless it is a bar
 FAINT = 0.4  # share of the usual contrast
 USUAL_WIDTH = 0.68  # of a digit, as a share of its height
-EDGE = 0.3  # share of what surrounds a part that may be as dark as it
-LEAST = 6  # pixels: what is smaller is a speck
 EMPTY = "the page is empty, or its ink too faint: give an image with digits that stand out"
 
 
@@ -63,10 +72,13 @@ def find_digits(image: NDArray[np.uint8]) -> Page:
         one = to_mnist_form(_ink_of_one(image / 255.0))
         return Page(image, [Box(0, 0, height, width)], one[None], np.zeros(1, bool))
     values = image.astype(np.float32) / 255
-    small = reduced(values, -(-max(height, width) // ENOUGH))  # mostly enough to see which is ink
-    dark, light = (_strokes(_digits(of)[0]) for of in (small, 1 - small))
-    ways = [values] * (dark >= light) + [1 - values] * (light >= dark)
-    found, left_out = max(map(_digits, ways), key=lambda digits: _strokes(digits[0]))
+    factor = -(-max(height, width) // ENOUGH)
+    small = reduced(values, factor)  # mostly enough to see which is ink
+    looks = [_digits(small), _digits(1 - small)]
+    if factor > 1:
+        dark, light = (_strokes(found) for found, _ in looks)
+        looks = list(map(_digits, [values] * (dark >= light) + [1 - values] * (light >= dark)))
+    found, left_out = max(looks, key=lambda look: _strokes(look[0]))
     if not found:
         raise UserError(EMPTY)
     if len(found) > MAX_DIGITS:
@@ -140,47 +152,43 @@ def _share_inside(boxes: NDArray[np.int64], other: Box) -> NDArray[np.float64]:
 
 def _of_level(level: Level) -> Iterator[_Found]:
     """Yield the digits of a level that no finer one shows whole."""
-    windows = enumerate(ndimage.find_objects(level.labels), 1)
-    boxes = [((label,), Box(y.start, x.start, y.stop, x.stop)) for label, (y, x) in windows]
-    strengths = ndimage.maximum(level.paper - level.values, level.labels, range(1, len(boxes) + 1))
-    parts = [Part(*one) for one, pen in zip(boxes, strengths, strict=True) if pen >= MIN_CONTRAST]
-    parts = [part for part in parts if LEAST / 2 <= max(part.box.sides) <= LARGEST]
-    if len(parts) > 5 * MAX_DIGITS:
-        raise too_many(len(parts))
     differences = (level.values - level.paper)[level.labels == 0][::16]
     noise = 1.5 * float(np.median(np.abs(differences))) if differences.size else 0.0
     least = LEAST if level.factor == 1 else LARGEST // 2 - 2  # sizes are rounded
     border = np.concatenate([level.labels[[0, -1]].ravel(), level.labels[:, [0, -1]].ravel()])
-    for labels, box in _joined(parts):
-        (height, width), (top, left, bottom, right) = box.sides, box
+    found = parts(level)
+    if len(found) > 5 * MAX_DIGITS:
+        raise too_many(len(found))
+    for labels, box in joined(found):
+        height, width = box.sides
         if max(height, width) < least or width > 8 * height:  # a speck, or a line
             continue
-        window = slice(max(top - 3, 0), bottom + 3), slice(max(left - 3, 0), right + 3)
-        values, paper, around = level.values[window], level.paper[window], level.labels[window]
-        own = np.isin(around, labels)
+        window = slice(max(box.top - 3, 0), box.bottom + 3), slice(max(box.left - 3, 0), box.right + 3)
+        own = np.isin(level.labels[window], labels)
         at_border = float(np.isin(border, labels).mean())
         if at_border > 0.4 or (own.sum() > FULL * height * width and (height < 3.2 * width or at_border > 0.1)):
             continue  # a patch, of a table perhaps
-        dark, light = float(np.quantile(values[own], 0.2)), float(np.median(paper[own]))
-        pen = light - dark
-        near = ndimage.binary_dilation(own)
-        ring = ndimage.binary_dilation(near, iterations=2) & ~near & (around == 0)
-        # Beside a stroke there is paper: an edge, as of a sheet on a table or of a shadow, is dark on the other side.
-        if pen < max(MIN_CONTRAST, 5 * noise) or np.sum(values[ring] < (dark + light) / 2) > EDGE * ring.sum():
+        ink, contrast = ink_of(level, window, own, noise)
+        if contrast:
+            yield from _pieces(level.factor, box, window, own, ink, contrast)
+
+
+def _pieces(
+    factor: int, box: Box, window: Window, own: NDArray[np.bool_], ink: Values, contrast: float
+) -> Iterator[_Found]:
+    """Yield a part of a level, cut where several digits touch."""
+    rows_from, start = (part.start for part in window)
+    cuts, is_joined = _cuts(own[:, box.left - start : box.right - start], box.sides[0])
+    for first, last in pairwise([box.left, *(box.left + cut for cut in cuts), box.right]):
+        piece = np.zeros_like(ink, float)
+        columns = slice(max(first - 1 - start, 0), last + 1 - start)
+        piece[:, columns] = ink[:, columns]
+        inside = own[:, first - start : last - start]
+        rows = np.flatnonzero(inside.any(1)) + rows_from
+        if not len(rows):
             continue
-        ink = np.where(own | (near & (around == 0)), np.clip(((paper - values) / pen - 0.15) / 0.85, 0, 1), 0)
-        start = window[1].start
-        cuts, is_joined = _cuts(own[:, left - start : right - start], height)
-        for first, last in pairwise([left, *(left + cut for cut in cuts), right]):
-            piece = np.zeros_like(ink, float)
-            columns = slice(max(first - 1 - start, 0), last + 1 - start)
-            piece[:, columns] = ink[:, columns]
-            rows = np.flatnonzero(own[:, first - start : last - start].any(1)) + window[0].start
-            if not len(rows):
-                continue
-            part = Box(int(rows[0]), first, int(rows[-1]) + 1, last)
-            area = level.factor**2 * int(own[:, first - start : last - start].sum())
-            yield _Found(Box(*(level.factor * side for side in part)), piece, pen / light, area, is_joined)
+        part = Box(int(rows[0]), first, int(rows[-1]) + 1, last)
+        yield _Found(Box(*(factor * side for side in part)), piece, contrast, factor**2 * int(inside.sum()), is_joined)
 
 
 def _cuts(own: NDArray[np.bool_], height: int) -> tuple[list[int], bool]:
@@ -199,30 +207,6 @@ def _cuts(own: NDArray[np.bool_], height: int) -> tuple[list[int], bool]:
             return [], True
         cuts.append(best)
     return cuts, False
-
-
-def _joined(parts: list[Part]) -> list[Part]:
-    """Join parts above one another: common is half of the narrower one's width, and the gap is small."""
-    sizes = np.array([max(part.box.sides) for part in parts])
-    usual = float(np.median(sizes[sizes >= sizes.max() / 4])) if parts else 0.0
-    joined: list[Part] = []
-    near: list[int] = []  # those of `joined` that a part further down may still reach
-    for part in sorted(parts, key=lambda part: part.box.top):
-        near = [index for index in near if part.box.top - joined[index].box.bottom < usual / 4]
-        for index in near:
-            other = joined[index]
-            height, width = part.box.common(other.box)
-            sides, others = part.box.sides, other.box.sides
-            if width < min(sides[1], others[1]) / 2 or height > min(sides[0], others[0]) / 2:
-                continue
-            whole = part.join(other)
-            if whole.box.sides[0] <= 1.5 * max(usual, *sides, *others):
-                joined[index] = whole
-                break
-        else:
-            near.append(len(joined))
-            joined.append(part)
-    return joined
 
 
 def _in_reading_order(parts: list[_Found]) -> list[_Found]:

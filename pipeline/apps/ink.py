@@ -14,9 +14,13 @@ from PIL import Image
 from scipy import ndimage
 
 Values = NDArray[np.floating]
+Window = tuple[slice, slice]  # rows and columns of a level
 
 LARGEST = 64  # pixels of a part at the level where it is found; there a stroke is at most a quarter of WINDOW wide
 WINDOW = 51  # pixels that the local threshold looks at
+LEAST = 6  # pixels: what is smaller is a speck
+MIN_CONTRAST = 0.1  # of ink to paper, as a share of the whole range: with less, a page is empty
+EDGE = 0.3  # share of what surrounds a part that may be as dark as it
 SENSITIVITY = 0.2  # Sauvola's k
 PALE = 0.35  # share of the strongest contrast around, below which it is no ink
 LINE, SHARE = 3 * LARGEST, 0.4  # a ruled line runs straight for so many pixels, and over such a share of the page
@@ -70,6 +74,57 @@ def levels(values: Values) -> Iterator[Level]:
         if max(values.shape) <= LARGEST:
             return
         values, factor = reduced(values, 2), 2 * factor
+
+
+def parts(level: Level) -> list[Part]:
+    """Return the connected parts of a level that stand out, and are of a digit's size or smaller."""
+    strengths = np.zeros(int(level.labels.max()) + 1, np.float32)  # of each part's darkest pixel
+    is_ink = level.labels > 0
+    np.maximum.at(strengths, level.labels[is_ink], (level.paper - level.values)[is_ink])
+    return [
+        Part((label,), Box(y.start, x.start, y.stop, x.stop))
+        for label, (y, x) in enumerate(ndimage.find_objects(level.labels), 1)
+        if strengths[label] >= MIN_CONTRAST and LEAST / 2 <= max(y.stop - y.start, x.stop - x.start) <= LARGEST
+    ]
+
+
+def joined(found: list[Part]) -> list[Part]:
+    """Join parts above one another: common is half of the narrower one's width, and the gap is small."""
+    sizes = np.array([max(part.box.sides) for part in found])
+    usual = float(np.median(sizes[sizes >= sizes.max() / 4])) if found else 0.0
+    whole: list[Part] = []
+    near: list[int] = []  # those of `whole` that a part further down may still reach
+    for part in sorted(found, key=lambda part: part.box.top):
+        near = [index for index in near if part.box.top - whole[index].box.bottom < usual / 4]
+        for index in near:
+            other = whole[index]
+            height, width = part.box.common(other.box)
+            sides, others = part.box.sides, other.box.sides
+            if width < min(sides[1], others[1]) / 2 or height > min(sides[0], others[0]) / 2:
+                continue
+            both = part.join(other)
+            if both.box.sides[0] <= 1.5 * max(usual, *sides, *others):
+                whole[index] = both
+                break
+        else:
+            near.append(len(whole))
+            whole.append(part)
+    return whole
+
+
+def ink_of(level: Level, window: Window, own: NDArray[np.bool_], noise: float) -> tuple[Values, float]:
+    """Return the ink of a part, the pixels `own` of a window of its level, and its contrast as a share of the paper's
+    value; 0 where it does not stand out from what is around it."""
+    values, paper, others = level.values[window], level.paper[window], (level.labels[window] > 0) & ~own
+    dark, light = float(np.quantile(values[own], 0.2)), float(np.median(paper[own]))
+    pen = light - dark
+    near = ndimage.binary_dilation(own)
+    ring = ndimage.binary_dilation(near, iterations=2) & ~near & ~others
+    # Beside a stroke there is paper: an edge, as of a sheet on a table or of a shadow, is dark on the other side.
+    if pen < max(MIN_CONTRAST, 5 * noise) or np.sum(values[ring] < (dark + light) / 2) > EDGE * ring.sum():
+        return np.zeros(own.shape), 0.0
+    shade = np.clip(((paper - values) / pen - 0.15) / 0.85, 0, 1)
+    return np.where(near & ~others, shade, 0), pen / light
 
 
 def threshold(values: Values) -> tuple[NDArray[np.bool_], Values]:
