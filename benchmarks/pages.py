@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy import ndimage
-from scipy.interpolate import make_interp_spline
 
+from pipeline.apps.stress_tests import curve
 from pipeline.base.errors import UserError
 from pipeline.base.files import load_json
 
@@ -77,7 +77,7 @@ class Canvas:
             for stroke in hand[digit]:
                 points = np.array(stroke, float) + random.normal(0, 1.8, (len(stroke), 2))
                 points[:, 0] = (points[:, 0] - slant * (points[:, 1] - 50)) * width
-                lines.append(_curve(points) * scale)
+                lines.append(curve(points) * scale)
             every = np.concatenate(lines)
             low, far = every.min(0) - radius, every.max(0) + radius
             moved = (x - low[0], y + random.normal(0, high * self.mm / 25))
@@ -90,12 +90,6 @@ class Canvas:
 
     def drawn(self, image: Image.Image | None = None) -> Drawn:
         return Drawn(image or self.page, self.digits, self.corners)
-
-
-def _curve(points: Points) -> Points:
-    along = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
-    curve = make_interp_spline(along, points, k=min(3, len(points) - 1))
-    return np.asarray(curve(np.linspace(0, along[-1], int(along[-1]) * 4)))
 
 
 HANDS = {name: hand for name, hand in load_json(Path("reference/strokes.json")).items() if name != "about"}

@@ -17,6 +17,7 @@ from scipy.interpolate import make_interp_spline
 
 from pipeline.apps.corruptions import CORRUPTIONS, corrupted
 from pipeline.apps.digit_finder import find_digits, finds_classes_of
+from pipeline.apps.images import LUMINANCE
 from pipeline.apps.mnist_form import FIELD
 from pipeline.apps.predictor import Predictor
 from pipeline.base.files import load_json
@@ -55,7 +56,7 @@ def counts(predictor: Predictor, test: Examples, seed: int, strokes_file: Path) 
 def odd_colours(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Draw images in matplotlib's default colour map, viridis, and make them grey again (ITU-R 601)."""
     colours = matplotlib.colormaps["viridis"](np.arange(256))[:, :3]
-    return np.rint(colours @ (0.299, 0.587, 0.114) * 255).astype(np.uint8)[images]
+    return np.rint(colours @ LUMINANCE * 255).astype(np.uint8)[images]
 
 
 def _external_count(predictor: Predictor, pages: list[NDArray[np.uint8]], labels: NDArray[np.int64]) -> dict[str, int]:
@@ -112,9 +113,14 @@ def draw(strokes: list[list[list[float]]], pen: float, size: int = 200) -> NDArr
     canvas = ImageDraw.Draw(page)
     scale = 0.6 * size * fine / 100
     radius = pen * scale / 2
-    for points in (np.array(stroke, float) for stroke in strokes):
-        along = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
-        curve = make_interp_spline(along, points, k=min(3, len(points) - 1))
-        for x, y in curve(np.linspace(0, along[-1], int(along[-1]) * 4)) * scale + 0.2 * size * fine:
+    for stroke in strokes:
+        for x, y in curve(np.array(stroke, float)) * scale + 0.2 * size * fine:
             canvas.ellipse((x - radius, y - radius, x + radius, y + radius), 40)
     return np.asarray(page.resize((size, size), Image.Resampling.BOX))
+
+
+def curve(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return points x, y along a cubic spline through `points` [N, 2], or a straight line through two, 4 a unit."""
+    along = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
+    spline = make_interp_spline(along, points, k=min(3, len(points) - 1))
+    return np.asarray(spline(np.linspace(0, along[-1], int(along[-1]) * 4)))

@@ -1,7 +1,7 @@
-"""Keras's optimizers that a configuration can name, and their arguments, without importing Keras.
+"""The optimizers that a configuration can name, and their arguments, without importing Keras.
 
-A test holds this table against the constructors. Adafactor (NaN in Keras 3.15) and ScheduleFree (changes the weights
-when `fit` ends) are left out.
+All but CONV_MUON are Keras's own: a test holds their table against the constructors. Adafactor (NaN in Keras 3.15) and
+ScheduleFree (changes the weights when `fit` ends) are left out.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 ADAM = {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}
 CLIPPING = {"clipnorm": None, "clipvalue": None, "global_clipnorm": None}
+CONV_MUON = "conv_muon"
 ARGUMENTS: dict[str, dict[str, Any]] = {  # with their defaults, whose types they have; None is that of a number
     "adam": ADAM | {"amsgrad": False},
     "adamw": ADAM | {"amsgrad": False},
@@ -45,6 +46,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # with their defaults, whose types the
         "nesterov": True,
         "rms_rate": 0.2,
     },
+    CONV_MUON: {"adam_lr_ratio": 1.0, "momentum": 0.95, "ns_steps": 5},  # named as those of Keras's Muon
 }
 # Arguments that Keras takes and we do not, and what to do instead.
 REFUSED = {
@@ -60,12 +62,18 @@ REFUSED = {
     "name": "it would name nothing: leave it out",
 }
 FRACTIONS = ("beta_1", "beta_2", "adam_beta_1", "adam_beta_2", "momentum", "rho")  # from 0 to below 1
-BY_VARIABLE = {"muon", "lamb", "clipnorm", "global_clipnorm"}  # a step looks at a whole variable, not at each element
+BY_VARIABLE = {
+    "muon",
+    CONV_MUON,
+    "lamb",
+    "clipnorm",
+    "global_clipnorm",
+}  # a step looks at a whole variable, not at each element
 
 
 def check_optimizer(name: str, args: Mapping[str, Any], weight_decay: float, filter_groups: int) -> None:
     """Raise a ValueError, one line, where Keras's optimizer of this name cannot train as these keys ask."""
-    known = ARGUMENTS[name] | CLIPPING
+    known = ARGUMENTS[name] | (CLIPPING if name != CONV_MUON else {})
     for key, value in args.items():
         if key in REFUSED:
             raise ValueError(f"optimizer.args.{key}: {REFUSED[key]}")

@@ -33,7 +33,19 @@ Share = Annotated[float, Field(ge=0, lt=1)]  # from 0 to below 1
 
 
 OptimizerName = Literal[
-    "adam", "adamw", "adamax", "nadam", "sgd", "rmsprop", "adagrad", "adadelta", "ftrl", "lamb", "lion", "muon"
+    "adam",
+    "adamw",
+    "adamax",
+    "nadam",
+    "sgd",
+    "rmsprop",
+    "adagrad",
+    "adadelta",
+    "ftrl",
+    "lamb",
+    "lion",
+    "muon",
+    "conv_muon",
 ]
 
 
@@ -109,7 +121,7 @@ class Optimizer(Section):
     batch_size: int = Field(ge=1, le=2**16, description="examples")
     ghost_batches: int = Field(1, ge=1, le=16, description="parallel parts of a batch, each with its own batch norm")
     filter_groups: Size = Field(1, description="groups of filters computed in parallel, in networks like the original")
-    name: OptimizerName = Field("adam", description="one of Keras's optimizers")
+    name: OptimizerName = Field("adam", description="Keras's, or conv_muon: Muon for convolutions, Adam for the rest")
     args: dict[str, Any] = Field({}, description="arguments of the optimizer, by Keras's names: {momentum: 0.9}")
     learning_rate: float = Field(gt=0, le=10, description="of every step; the peak, for one_cycle and cosine")
     schedule: Literal["constant", "one_cycle", "cosine"] = Field(

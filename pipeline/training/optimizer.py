@@ -10,6 +10,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
+from pipeline.base.optimizers import ARGUMENTS, CONV_MUON
 from pipeline.base.schema import Optimizer
 
 Gradients = Sequence[tf.Tensor | None]  # None for a variable that the loss does not depend on: it stays as it is
@@ -71,6 +72,66 @@ class Adam:
                 moved.assign(moved.constraint(moved))
 
 
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of the quintic below; five steps bring singular values to 0.7..1.2
+
+
+class ConvMuon:
+    """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) for the kernels of convolutions; Adam moves
+    everything else, at `adam_lr_ratio` times the rate.
+
+    A kernel, read as a matrix [height width channels, filters], moves by its momentum made nearly orthogonal: every
+    direction by the same amount. Keras's Muon does that to the kernels of dense layers, and leaves convolutions to
+    AdamW.
+    """
+
+    def __init__(
+        self,
+        variables: Sequence[keras.Variable],
+        weight_decay: float,
+        adam_lr_ratio: float,
+        momentum: float,
+        ns_steps: int,
+    ) -> None:
+        self.is_kernel = [len(variable.shape) == 4 for variable in variables]
+        self.kernels = [one for one, is_kernel in zip(variables, self.is_kernel, strict=True) if is_kernel]
+        self.momenta = [tf.Variable(tf.zeros_like(kernel.value)) for kernel in self.kernels]
+        rest = [one for one, is_kernel in zip(variables, self.is_kernel, strict=True) if not is_kernel]
+        self.adam = Adam(rest, weight_decay)
+        self.state = [*self.momenta, *self.adam.state]
+        self.weight_decay, self.adam_lr_ratio = weight_decay, adam_lr_ratio
+        self.momentum, self.ns_steps = momentum, ns_steps
+
+    def apply(self, gradients: Gradients, rate: tf.Tensor, step: tf.Tensor) -> None:
+        """Move the variables as `Adam.apply` does."""
+        pairs = list(zip(gradients, self.is_kernel, strict=True))
+        self.adam.apply([one for one, is_kernel in pairs if not is_kernel], rate * self.adam_lr_ratio, step)
+        of_kernels = [one for one, is_kernel in pairs if is_kernel]
+        for kernel, gradient, momentum in zip(self.kernels, of_kernels, self.momenta, strict=True):
+            if gradient is None:
+                continue
+            momentum.assign(self.momentum * momentum + gradient)
+            ahead = tf.reshape(gradient + self.momentum * momentum, [-1, kernel.shape[-1]])  # Nesterov's
+            moves = tf.reshape(nearly_orthogonal(ahead, self.ns_steps), kernel.shape)
+            rows, columns = ahead.shape
+            length = rate * max(1.0, columns / rows) ** 0.5
+            kernel.assign(kernel.value * (1.0 - rate * self.weight_decay) - length * moves)
+            if kernel.constraint is not None:
+                kernel.assign(kernel.constraint(kernel))
+
+
+def nearly_orthogonal(matrix: tf.Tensor, steps: int) -> tf.Tensor:
+    """Return a matrix with the singular vectors of `matrix`, float32 [R, C], and singular values near 1, by steps of a
+    Newton-Schulz iteration: a x + b x^3 + c x^5 of every singular value x, which takes products of matrices alone."""
+    a, b, c = NEWTON_SCHULZ
+    is_tall = matrix.shape[0] > matrix.shape[1]  # then its transpose has the smaller products
+    x = tf.transpose(matrix) if is_tall else matrix
+    x /= tf.norm(x) + 1e-7  # no singular value above 1
+    for _ in range(steps):
+        squares = tf.matmul(x, x, transpose_b=True)
+        x = a * x + tf.matmul(b * squares + c * tf.matmul(squares, squares), x)
+    return tf.transpose(x) if is_tall else x
+
+
 class KerasOptimizer:
     """One of Keras's optimizers, with its own arguments; it counts its steps itself.
 
@@ -98,8 +159,10 @@ class KerasOptimizer:
         self.optimizer.apply_gradients([(gradient, variable) for gradient, variable in pairs if gradient is not None])
 
 
-def make_optimizer(settings: Optimizer, variables: Sequence[keras.Variable]) -> Adam | KerasOptimizer:
+def make_optimizer(settings: Optimizer, variables: Sequence[keras.Variable]) -> Adam | ConvMuon | KerasOptimizer:
     """Return what moves the variables: our own Adam where it computes the same as the one that is asked for."""
+    if settings.name == CONV_MUON:
+        return ConvMuon(variables, settings.weight_decay, **(ARGUMENTS[CONV_MUON] | settings.args))
     if settings.name == "adam" and not settings.args:
         return Adam(variables, settings.weight_decay)
     return KerasOptimizer(variables, settings)

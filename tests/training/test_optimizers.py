@@ -14,7 +14,7 @@ from conftest import generated_digits
 from keras import layers
 
 from pipeline.base.errors import UserError
-from pipeline.base.optimizers import ARGUMENTS, CLIPPING, REFUSED
+from pipeline.base.optimizers import ARGUMENTS, CLIPPING, CONV_MUON, REFUSED
 from pipeline.base.schema import Augment, Optimizer, OptimizerName
 from pipeline.model import inference
 from pipeline.training import checkpoint, loop, optimizer
@@ -131,6 +131,46 @@ def test_a_training_resumed_after_five_steps_gives_the_same_bits(name, args, tmp
     assert not np.array_equal(without.model.get_weights()[0], resumed.model.get_weights()[0])
 
 
+def orthogonal_by_hand(matrix: np.ndarray, steps: int) -> np.ndarray:
+    """Return what the iteration makes of the singular values, by their decomposition instead of products."""
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    values = values / np.sqrt(np.sum(values**2))
+    for _ in range(steps):
+        values = 3.4445 * values - 4.775 * values**3 + 2.0315 * values**5
+    return (left * values) @ right
+
+
+def test_conv_muon_moves_kernels_of_convolutions_by_an_orthogonal_matrix_and_adam_moves_the_rest():
+    generator = np.random.default_rng(0)
+    shapes = [(2, 2, 3, 5), (1, 1, 2, 8), (4, 3), (5,)]  # a tall kernel, a wide one, of a dense layer, a bias
+    begin = [generator.normal(size=shape).astype(np.float32) for shape in shapes]
+    gradients = [[generator.normal(size=shape).astype(np.float32) for shape in shapes] for _ in range(2)]
+    moved = [keras.Variable(value) for value in begin]
+    ours = optimizer.make_optimizer(settings(CONV_MUON, {"adam_lr_ratio": 0.25, "momentum": 0.5}, 0.5), moved)
+    rest = [keras.Variable(value) for value in begin[2:]]
+    adam = optimizer.Adam(rest, 0.5)
+    for step, values in enumerate(gradients):
+        ours.apply([tf.constant(value) for value in values], tf.constant(0.125), tf.constant(step))
+        adam.apply([tf.constant(value) for value in values[2:]], tf.constant(0.03125), tf.constant(step))
+    for one, other in zip(moved[2:], rest, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for index, length in ((0, 1.0), (1, 2.0)):  # the square root of 8 filters for 2 inputs
+        first, second = (values[index].astype(np.float64) for values in gradients)
+        kernel = begin[index].astype(np.float64)
+        for ahead in (1.5 * first, second + 0.5 * (0.5 * first + second)):
+            change = orthogonal_by_hand(ahead.reshape(-1, shapes[index][-1]), 5).reshape(shapes[index])
+            kernel = kernel * (1 - 0.125 * 0.5) - 0.125 * length * change
+        np.testing.assert_allclose(moved[index], kernel, rtol=1e-4, atol=1e-4)
+
+
+def test_five_steps_bring_every_singular_value_near_one():
+    values = np.array([1.0, 0.5, 0.1, 0.01])
+    left, right = (np.linalg.qr(np.random.default_rng(n).normal(size=(size, 4)))[0] for n, size in ((0, 9), (1, 6)))
+    matrix = tf.constant((left * values) @ right.T, tf.float32)
+    after = np.linalg.svd(optimizer.nearly_orthogonal(matrix, 5), compute_uv=False)[:4]
+    assert after.min() > 0.65 and after.max() < 1.25, after
+
+
 def test_decay_multiplies_kernels_alone_whatever_the_optimizer():
     """At a gradient of zero a step of SGD is the decay alone."""
     kernel = keras.Variable(np.full((2, 3), 2.0, np.float32))
@@ -160,6 +200,8 @@ def test_what_is_said_of_the_arguments_is_what_the_constructors_take():
     assert set(ARGUMENTS) == set(get_args(OptimizerName))
     kinds = {name.lower(): kind for name, kind in vars(keras.optimizers).items()}
     for name, ours in ARGUMENTS.items():
+        if name == CONV_MUON:  # ours
+            continue
         signature = inspect.signature(kinds[name].__init__).parameters
         theirs = {key: one.default for key, one in signature.items() if key not in ("self", "kwargs", *REFUSED)}
         assert ours | CLIPPING == {key: [] if key == "exclude_layers" else value for key, value in theirs.items()}, name

@@ -59,6 +59,8 @@ def test_arguments_can_be_given_on_the_command_line_though_no_recipe_has_them(co
         ("muon", {"ns_steps": 2.5}, 1, "ns_steps=2.5: expected a whole number above 0"),
         ("muon", {"exclude_layers": "logits"}, 1, "expected a list of names of layers"),
         ("adam", {"clipnorm": 1, "clipvalue": 1}, 1, "give one of clipnorm and clipvalue"),
+        ("conv_muon", {"clipnorm": 1.0}, 1, "takes no argument clipnorm: it takes adam_lr_ratio, momentum, ns_steps"),
+        ("conv_muon", {}, 2, "conv_muon needs the whole kernel"),
         ("lamb", {}, 2, "lamb needs the whole kernel"),
         ("adam", {"global_clipnorm": 1}, 2, "global_clipnorm needs the whole kernel"),
     ],
