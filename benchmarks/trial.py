@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.command import isolate
-from pipeline.base.console import quiet_import
+from pipeline.base.console import load_keras
 from pipeline.base.hydra import compose
 from pipeline.base.project import open_project
 from pipeline.base.schema import Config, Model
@@ -52,8 +52,7 @@ def main() -> None:
         os.environ.pop("TF_ENABLE_ONEDNN_OPTS", None)  # as in a program of its own, where TensorFlow itself decides
     config: Config = compose(project, f"recipe={'baseline' if is_peer else options.name}", *overrides)
     digits = split(load_raw(project.raw / f"{config.data.name}.npz", config.data), config.data)
-    with quiet_import():
-        import keras  # noqa: F401
+    load_keras()
     if is_peer:
         figures, predict = _fit_peer(options.name, config, digits["train"], options.filters_times)
     else:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.base import own
 from pipeline.base.command import main
-from pipeline.base.console import quiet_import
+from pipeline.base.console import load_keras
 from pipeline.base.errors import UserError
 from pipeline.base.files import load_csv, save_csv, save_json, write_text
 from pipeline.base.project import Project
@@ -33,10 +33,10 @@ def evaluate(project: Project, config: RunConfig) -> None:
 
 
 def _evaluate(project: Project, evaluated: Evaluated, test: Examples) -> None:
-    with quiet_import():
-        from pipeline.model.build import count_macs
-        from pipeline.model.files import load_model
-        from pipeline.model.inference import predict_without_and_with_tta, start
+    load_keras()
+    from pipeline.model.build import count_macs
+    from pipeline.model.files import load_model
+    from pipeline.model.inference import predict_without_and_with_tta, start
 
     config = evaluated.config
     start(config.seed)

@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.apps import export_formats
 from pipeline.apps.predictor import model_files
 from pipeline.base.command import main
-from pipeline.base.console import quiet_import
+from pipeline.base.console import load_keras, quiet_import
 from pipeline.base.errors import UserError
 from pipeline.base.project import Project
 from pipeline.base.verb_schemas import ExportConfig
@@ -32,6 +32,7 @@ def export(project: Project, config: ExportConfig) -> None:
         model_files(project, config) as (model_file, _, description, _),
         tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as folder,
     ):
+        load_keras()
         from pipeline.model.files import load_model
         from pipeline.model.inference import predict, start
 

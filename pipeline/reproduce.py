@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pipeline.base import own
 from pipeline.base.command import main
-from pipeline.base.console import quiet_import
+from pipeline.base.console import load_keras, quiet_import
 from pipeline.base.errors import UserError
 from pipeline.base.files import load_csv, load_json, load_yaml, sha256
 from pipeline.base.project import Project
@@ -60,6 +60,7 @@ def reproduce(project: Project, config: RunConfig) -> None:
     tags = recorded.tags
     examples = training_examples(project, recorded.config)
     identity = fingerprint(project, recorded.config, project.training_files)
+    load_keras()
     with quiet_import():
         from pipeline.experiments.run import Split, train_tracked
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from pipeline.base.command import main
-from pipeline.base.console import quiet_import
+from pipeline.base.console import load_keras, quiet_import
 from pipeline.base.errors import UserError
 from pipeline.base.project import Project, open_project
 from pipeline.base.validation import without_own_keys
@@ -31,6 +31,7 @@ def train(project: Project, config: TrainConfig) -> float:
     project = project.job()
     examples, val = training_examples(project, config)
 
+    load_keras()
     with quiet_import():
         from pipeline.experiments.run import Split, train_tracked
         from pipeline.training.debug import memorization_report

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.apps.digit_finder import Page, find_digits, finds_classes_of
 from pipeline.apps.images import fitted, read_pages
-from pipeline.base.console import quiet_import
+from pipeline.base.console import load_keras
 from pipeline.base.errors import UserError
 from pipeline.base.files import load_csv, load_yaml, require_file
 from pipeline.base.hydra import load_network_of_recipe
@@ -100,7 +100,8 @@ def load_predictor(project: Project, config: PredictorConfig, again: bool = True
 
     `again`: it looks a second time, with test-time augmentation, at what it is unsure of, if it was evaluated with it.
     """
-    with quiet_import(), model_files(project, config) as (model_file, predictions, description, tta_shifts):
+    with model_files(project, config) as (model_file, predictions, description, tta_shifts):
+        load_keras()
         from pipeline.model.files import load_model
         from pipeline.model.inference import inference, looks_again, start
 

@@ -22,17 +22,16 @@ from pipeline.base.errors import one_line
 
 NOTES = "^(WARNING: All log messages before absl|I0000 |INFO: Created TensorFlow Lite XNNPACK delegate)"
 
-UNUSED = ("sklearn", "matplotlib.pyplot", "IPython")
+UNUSED = ("sklearn", "matplotlib", "matplotlib.pyplot", "mpl_toolkits", "IPython")
 
 
 @contextmanager
 def quiet_import() -> Iterator[None]:
-    """Drop the notes that TensorFlow's libraries write to stderr while they load, and leave out what nothing here uses.
+    """Drop the notes that TensorFlow's libraries write to stderr while they load.
 
     They are written before TF_CPP_MIN_LOG_LEVEL is read (TensorFlow 2.21). A process of its own filters them, so that
-    what a dying import says still reaches the user. Keras 3.15 would import UNUSED for its wrappers and galleries.
+    what a dying import says still reaches the user.
     """
-    hidden = [name for name in UNUSED if sys.modules.setdefault(name, None) is None]  # type: ignore[arg-type]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # from then on: fatal errors only
     sys.stderr.flush()
     stderr = os.dup(2)
@@ -45,8 +44,20 @@ def quiet_import() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(stderr, 2)
             os.close(stderr)
-            for name in hidden:
-                sys.modules.pop(name, None)
+
+
+def load_keras() -> None:
+    """Import Keras, quietly, and without UNUSED, which 3.15 would import for its wrappers and galleries: a second.
+
+    Nothing else is imported meanwhile, so a user's own code finds them all.
+    """
+    hidden = [name for name in UNUSED if sys.modules.setdefault(name, None) is None]  # type: ignore[arg-type]
+    try:
+        with quiet_import():
+            import keras  # noqa: F401
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)
 
 
 @contextmanager

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -19,8 +19,10 @@ from pipeline.base.files import replacing
 from pipeline.base.schema import Config
 from pipeline.data.examples import Examples, head
 from pipeline.model.inference import inference
-from pipeline.reports import plots, sheets
 from pipeline.tracking.record import Record, now
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TAG = "mlflow.loggedImages"
 EXAMPLES = 5_000  # of the validation examples, that are looked at
@@ -49,17 +51,21 @@ class Pictures:
         """Draw the model after an epoch, 0 for before the first, where the epoch is one of those to draw."""
         if self.every is None or epoch % self.every:
             return
+        from pipeline.reports.plots import save_figure  # Matplotlib: most runs draw nothing
+
         for key, figure in self._figures(f"{self.config.name} epoch {epoch}"):
             unique = uuid.uuid5(uuid.UUID(self.record.info["id"]), f"{key} {epoch}")
             folder = self.record.folder / "images"
             if not list(folder.glob(f"*{unique}+compressed.webp")):  # a process that was killed has perhaps drawn it
                 file = folder / f"{key}+step+{epoch}+timestamp+{now()}+{unique}.png"
-                plots.save_figure(file, figure)
+                save_figure(file, figure)
                 with replacing(file.with_name(f"{file.stem}+compressed.webp")) as small, Image.open(file) as image:
                     image.thumbnail(THUMBNAIL)
                     image.save(small)
 
     def _figures(self, heading: str) -> Iterator[tuple[str, Figure]]:
+        from pipeline.reports import sheets
+
         images, labels, _ = self.val
         if len(labels):
             predictions, classes = self.infer(images).argmax(1), self.config.data.classes

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -146,6 +148,20 @@ def test_a_file_that_hides_an_installed_package_is_refused(project):
     (project.root / "yaml.py").write_text("def f(): pass\n")
     with pytest.raises(UserError, match=r"^yaml:f: yaml is also the name of .*: rename your file"):
         own.load(project.root, "yaml:f")
+
+
+def test_own_code_finds_what_keras_is_imported_without(project):
+    """In a process of its own, which has imported nothing yet."""
+    (project.root / "own/scores.py").write_text(
+        "import matplotlib.pyplot\nimport sklearn.metrics\nimport keras\n\n"
+        "def f1(labels, predictions):\n    return sklearn.metrics.f1_score(labels, predictions)\n"
+    )
+    code = (
+        "from pathlib import Path\nfrom pipeline.base import own\n"
+        f"print(own.load(Path({str(project.root)!r}), 'own.scores:f1')([0, 1], [0, 1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "1.0\n", done.stderr
 
 
 def test_an_error_names_the_line_of_the_users_file(project):
