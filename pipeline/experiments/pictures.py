@@ -18,7 +18,7 @@ from PIL import Image
 from pipeline.base.files import replacing
 from pipeline.base.schema import Config
 from pipeline.data.examples import Examples, head
-from pipeline.model.inference import inference
+from pipeline.model.inference import Inference
 from pipeline.tracking.record import Record, now
 
 if TYPE_CHECKING:
@@ -40,12 +40,11 @@ def tags_with_pictures(config: Config, tags: Mapping[str, str]) -> dict[str, str
 class Pictures:
     """Draws pictures every train.pictures_every epochs into images/ of a record."""
 
-    def __init__(self, config: Config, record: Record, model: keras.Model, val: Examples) -> None:
+    def __init__(self, config: Config, record: Record, model: keras.Model, val: Examples, infer: Inference) -> None:
         self.every = config.train.pictures_every if TAG in record.info["tags"] else None
         self.config, self.record, self.model = config, record, model
         self.val = head(val, EXAMPLES)
-        if self.every:
-            self.infer = inference(model)
+        self.infer = infer
 
     def draw(self, epoch: int) -> None:
         """Draw the model after an epoch, 0 for before the first, where the epoch is one of those to draw."""

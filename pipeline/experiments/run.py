@@ -25,7 +25,7 @@ from pipeline.experiments.own_metrics import load_metrics
 from pipeline.experiments.pictures import Pictures
 from pipeline.model.build import build_model
 from pipeline.model.files import save_model, weights_sha256
-from pipeline.model.inference import Metric, predict, start
+from pipeline.model.inference import Inference, Metric, inference, start
 from pipeline.model.kept import History, best_figures, in_words, is_over, kept_epoch
 from pipeline.tracking.fingerprint import Fingerprint
 from pipeline.tracking.live import LiveLog
@@ -78,6 +78,7 @@ def train_tracked(
     """
     start(config.seed)
     model = build_model(project, config)
+    infer = inference(model)  # compiled once for validation, pictures and predictions
     metrics = load_metrics(project, config, split.val)
     record = resume_or_create(project, run_info(project, config, split, fingerprint, name, model, tags or {}))
     trackers = Trackers(project.root, config, record)
@@ -87,13 +88,13 @@ def train_tracked(
             print(f"{name}: to stop it after an epoch: touch {log.stop_file}", flush=True)
             write_description(project, config, split, record)
             log.send()
-            history = _train(model, config, split, fingerprint, log, bar, shared, metrics, trackers, is_hopeless)
+            history = _train(model, config, split, fingerprint, log, bar, shared, metrics, trackers, is_hopeless, infer)
             rows = [epoch.row() for epoch in history]
             # Neither the last epoch nor patience: `is_hopeless` ended it.
             if is_pruned := len(rows) < config.train.epochs and not is_over(config.train, rows):
                 record.update(result_tags={PRUNED_AT: str(len(rows))})
             else:
-                _write_results(project, config, split, model, rows, record)
+                _write_results(project, config, split, model, rows, record, infer)
     except BaseException as error:
         with suppress(OSError, UserError):  # of a full disk, say: the error itself is to be told
             if isinstance(error, UserError):  # the same command would meet it again, so it is not continued
@@ -123,6 +124,7 @@ def _train(
     metrics: Mapping[str, Metric],
     trackers: Trackers,
     is_hopeless: Callable[[History], bool],
+    infer: Inference,
 ) -> list[Epoch]:
     """Train what is left to train; after each epoch the checkpoint comes first, then the record, then MLflow, then
     the other trackers.
@@ -139,7 +141,7 @@ def _train(
     record.add_rows(logged)
     for row in logged:
         trackers.epoch(row)
-    pictures = Pictures(config, record, model, split.val)
+    pictures = Pictures(config, record, model, split.val, infer)
     if not rows:
         pictures.draw(0)
 
@@ -152,7 +154,7 @@ def _train(
     system_metrics()  # each call measures since the one before
     with TrainingProgress(name, config.train.epochs, size, len(rows), bar) as progress:
         for epoch, seconds, state_of in fit(
-            model, config, *split, progress.batch, len(rows), state, should_end, metrics
+            model, config, *split, progress.batch, len(rows), state, should_end, metrics, infer
         ):
             rows.append({**epoch.row(), "epoch_seconds": seconds, "time": now()})
             state = state_of()
@@ -187,7 +189,13 @@ def metrics_row(rows: Sequence[Mapping[str, Any]], size: int) -> Row:
 
 
 def _write_results(
-    project: Project, config: Config, split: Split, model: keras.Model, rows: History, record: Record
+    project: Project,
+    config: Config,
+    split: Split,
+    model: keras.Model,
+    rows: History,
+    record: Record,
+    infer: Inference,
 ) -> None:
     """Write what training made into the record, and hand a stage of DVC its outputs."""
     folder = record.folder
@@ -195,7 +203,7 @@ def _write_results(
     save_model(model_file, model)
     save_csv(folder / "history.csv", {key: [row[key] for row in rows] for key in rows[0]})
     # SciPy's: with metrics.softmax the stage `train` would depend on pipeline/metrics.
-    probabilities = softmax(predict(model, split.val.images).astype(np.float64), axis=1)
+    probabilities = softmax(infer(split.val.images).astype(np.float64), axis=1)
     save_predictions(folder / "val_predictions.csv", split.val, probabilities)
     kept = in_words(config.train, rows)
     result_tags = {"kept": kept} if kept else {}
