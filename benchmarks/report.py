@@ -22,7 +22,9 @@ Trial = Mapping[str, Any]
 Studies = Mapping[str, Sequence[Trial]]  # by the name of the file in benchmarks/results
 STUDIES = {  # and what its table is about
     "time": "training time",
-    "accuracy": "accuracy of the recipes",
+    "accuracy": "accuracy of accurate and fast",
+    "accuracy_baseline": "accuracy of baseline",
+    "accuracy_one_look": "accuracy of one_look",
     "peers": "accuracy of plain Keras",
     "scaling": "cost against size",
     "start": "command startup time",
@@ -32,7 +34,7 @@ STUDIES = {  # and what its table is about
     "processor": "another processor (AVX2)",
 }
 LABELS = {"published": "original, in plain Keras", "keras_convnet": "Keras's own example"}
-LABELS |= {name: name for name in ("baseline", "accurate", "fast")}
+LABELS |= {name: name for name in ("baseline", "accurate", "one_look", "fast")}
 EPOCHS = dict.fromkeys(LABELS, 15) | {"fast": 1}
 SPLIT, ALL = 55_000, 60_000  # digits trained on: with the split of `dvc repro`, and without a validation set
 TTA = "_5_views"
@@ -154,9 +156,9 @@ def time_table(studies: Studies) -> str:
 
 def groups(studies: Studies) -> Iterator[tuple[str, str, int, Sequence[Trial], str]]:
     """Yield name, label, digits trained on, trials and suffix of their keys: with TTA in a group of its own."""
-    both = (*studies["peers"], *studies["accuracy"])
+    every = [trial for study in STUDIES if study == "peers" or study.startswith("accuracy") for trial in studies[study]]
     for name, digits in itertools.product(LABELS, (SPLIT, ALL)):
-        trials = [trial for trial in both if (trial["what"], trial["train_digits"]) == (name, digits)]
+        trials = [trial for trial in every if (trial["what"], trial["train_digits"]) == (name, digits)]
         if trials:
             yield name, LABELS[name], digits, trials, ""
         if trials and f"test_wrong{TTA}" in trials[0]:

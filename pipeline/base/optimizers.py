@@ -7,8 +7,23 @@ ScheduleFree (changes the weights when `fit` ends) are left out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+OptimizerName = Literal[
+    "adam",
+    "adamw",
+    "adamax",
+    "nadam",
+    "sgd",
+    "rmsprop",
+    "adagrad",
+    "adadelta",
+    "ftrl",
+    "lamb",
+    "lion",
+    "muon",
+    "conv_muon",
+]
 ADAM = {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}
 CLIPPING = {"clipnorm": None, "clipvalue": None, "global_clipnorm": None}
 CONV_MUON = "conv_muon"
@@ -71,7 +86,12 @@ BY_VARIABLE = {
 }  # a step looks at a whole variable, not at each element
 
 
-def check_optimizer(name: str, args: Mapping[str, Any], weight_decay: float, filter_groups: int) -> None:
+CHECKED = {"name", "args", "weight_decay", "filter_groups", "sam_radius"}  # the keys that have to fit together
+
+
+def check_optimizer(
+    name: str, args: Mapping[str, Any], weight_decay: float, filter_groups: int = 1, sam_radius: float = 0.0
+) -> None:
     """Raise a ValueError, one line, where Keras's optimizer of this name cannot train as these keys ask."""
     known = ARGUMENTS[name] | (CLIPPING if name != CONV_MUON else {})
     for key, value in args.items():
@@ -87,6 +107,10 @@ def check_optimizer(name: str, args: Mapping[str, Any], weight_decay: float, fil
         raise ValueError("optimizer.args.nesterov=true needs momentum: give optimizer.args.momentum=0.9, say")
     if name == "adamw" and not weight_decay:
         raise ValueError("optimizer.name=adamw without decay is adam: give optimizer.weight_decay (Keras has 0.004)")
+    if sam_radius and name != CONV_MUON and (name != "adam" or args):
+        raise ValueError(
+            f"optimizer.sam_radius={sam_radius:g}: give optimizer.name=adam without arguments, or conv_muon"
+        )
     if filter_groups > 1 and (whole := BY_VARIABLE & {name, *clips}):
         raise ValueError(
             f"optimizer.filter_groups={filter_groups}: {min(whole)} needs the whole kernel of a layer: give 1"

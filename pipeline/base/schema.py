@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from pipeline.base.optimizers import check_optimizer
+from pipeline.base.optimizers import CHECKED, OptimizerName, check_optimizer
 
 ArrayName = Literal["train_images", "train_labels", "test_images", "test_labels"]
 ARRAYS = get_args(ArrayName)  # what a data set consists of
@@ -30,23 +30,6 @@ Size = Annotated[int, Field(ge=1, le=1000)]
 Units = Annotated[int, Field(ge=1, le=100_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Share = Annotated[float, Field(ge=0, lt=1)]  # from 0 to below 1
-
-
-OptimizerName = Literal[
-    "adam",
-    "adamw",
-    "adamax",
-    "nadam",
-    "sgd",
-    "rmsprop",
-    "adagrad",
-    "adadelta",
-    "ftrl",
-    "lamb",
-    "lion",
-    "muon",
-    "conv_muon",
-]
 
 
 class Section(BaseModel):
@@ -102,6 +85,12 @@ class Model(Section):
         "float32", description="Keras dtype policy of all layers except the logits; mixed_bfloat16 is for GPUs"
     )
     crop: int = Field(0, ge=0, le=500, description="pixels that the network leaves out on each side of an image")
+    branches: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="networks side by side, each trained by its own loss; the logits are their mean",
+    )
     dropout: Share = Field(0.0, description="share of the last features left out in training, before each dense layer")
 
 
@@ -133,6 +122,9 @@ class Optimizer(Section):
         "1 - learning rate * weight_decay"
     )
     label_smoothing: Share
+    sam_radius: float = Field(
+        0.0, ge=0, le=10, description="gradients are taken this far along the momentum (momentum-SAM); 0 for none"
+    )
 
 
 class Augment(Section):
@@ -213,7 +205,7 @@ class Config(Section):
         optimizer = self.optimizer
         if optimizer.ghost_batches > optimizer.batch_size:
             raise ValueError(f"optimizer.ghost_batches: give at most the batch_size {optimizer.batch_size}")
-        check_optimizer(optimizer.name, optimizer.args, optimizer.weight_decay, optimizer.filter_groups)
+        check_optimizer(**optimizer.model_dump(include=CHECKED))
         self._patience_fits()
         folds, fold = self.train.folds, self.train.fold
         if (folds is None) != (fold is None) or (fold or 0) >= (folds or 1):

@@ -16,6 +16,7 @@ from pipeline.base.project import Project
 from pipeline.base.schema import Config, Model
 from pipeline.model.own_network import build_own
 
+BRANCHES = "mean_of_branches"  # the layer by which training knows that each branch has a loss of its own
 BATCH_NORM_MOMENTUM = 0.95  # Keras's 0.99 is still near its start after the 50 steps of a quick try
 
 
@@ -40,6 +41,14 @@ def build_cnn(model: Model, image_shape: Sequence[int], classes: int) -> keras.M
         x = layers.Cropping2D(model.crop, name="crop")(x)
     policy = {} if model.precision == "float32" else {"dtype": model.precision}  # float32 is Keras's own choice
     x = layers.Rescaling(*_pixel_scale(model), name="pixels", **policy)(x)
+    if model.branches == 1:
+        return keras.Model(images, _branch(x, model, classes, "", policy))
+    every = [_branch(x, model, classes, f"branch_{number}_", policy) for number in range(1, model.branches + 1)]
+    return keras.Model(images, layers.Average(name=BRANCHES)(every))
+
+
+def _branch(x: keras.KerasTensor, model: Model, classes: int, prefix: str, policy: dict[str, Any]) -> keras.KerasTensor:
+    """Return the logits [B, K] of one network on pixels [B, H, W, C]; `prefix` is of its layers' names."""
     for number, layer in enumerate(model.convolutions, start=1):
         x = layers.Conv2D(
             model.filters * layer.multiple,
@@ -47,7 +56,7 @@ def build_cnn(model: Model, image_shape: Sequence[int], classes: int) -> keras.M
             strides=layer.strides,
             padding=layer.padding,
             use_bias=not model.batch_norm,  # batch norm has a bias of its own
-            name=f"convolution_{number}",
+            name=f"{prefix}convolution_{number}",
             **policy,
         )(x)
         if layer.pool > 1:  # first, so that what follows has fewer pixels to move
@@ -60,11 +69,10 @@ def build_cnn(model: Model, image_shape: Sequence[int], classes: int) -> keras.M
     for number, units in enumerate(model.units, start=1):
         if model.dropout:
             x = layers.Dropout(model.dropout, **policy)(x)
-        x = layers.Dense(units, activation="relu", name=f"hidden_{number}", **policy)(x)
+        x = layers.Dense(units, activation="relu", name=f"{prefix}hidden_{number}", **policy)(x)
     if model.dropout:
         x = layers.Dropout(model.dropout, **policy)(x)
-    logits = layers.Dense(classes, name="logits")(x)  # [B, K]
-    return keras.Model(images, logits)
+    return layers.Dense(classes, name=f"{prefix}logits")(x)
 
 
 def _pixel_scale(model: Model) -> list[Any]:

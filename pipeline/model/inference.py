@@ -107,6 +107,12 @@ def looks_again(model: keras.Model, below: float) -> Inference:
     return infer
 
 
+def cross_entropies(logits: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the cross-entropies [B] of logits [B, K] with labels [B], and with a label of all classes alike."""
+    log_probabilities = tf.nn.log_softmax(logits)
+    return -tf.gather(log_probabilities, labels, axis=1, batch_dims=1), -tf.reduce_mean(log_probabilities, 1)
+
+
 def loss_and_accuracy(logits: NDArray[np.float32], labels: NDArray[np.integer]) -> tuple[float, float]:
     """Return mean cross-entropy in nats and accuracy, 0 to 1; NaN for no images."""
     if not len(labels):

@@ -15,6 +15,8 @@ import tensorflow as tf
 from keras import layers
 from numpy.typing import NDArray
 
+from pipeline.model.build import BRANCHES
+
 _linear = keras.activations.linear
 REGULARIZERS = ("kernel_regularizer", "bias_regularizer", "activity_regularizer")
 
@@ -109,13 +111,15 @@ class FilterGroups(layers.Layer):
 
 def accelerated(model: keras.Model, filter_groups: int) -> keras.Model:
     """Return the model to train: in groups of filters where they are asked for and possible, else with fused batch norm
-    where there is any that can be fused, else the model itself."""
+    where there is any that can be fused, else the model itself. One in branches has the outputs of each."""
     if filter_groups > 1 and (chain := _groupable(model)):
         convolution, *_, dense = chain
         x = layers.Activation(dense.activation)(FilterGroups(chain, filter_groups)(convolution.input))
         for layer in model.layers[model.layers.index(dense) + 1 :]:
             x = layer(x)
         return keras.Model(model.input, x)
+    if (last := model.layers[-1]).name == BRANCHES:
+        model = keras.Model(model.input, last.input)
     if not any(map(_is_fusible, _layers(model))):
         return model
 

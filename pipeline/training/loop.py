@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from pipeline.base.errors import UserError
 from pipeline.base.schema import Augment, Config, Optimizer
 from pipeline.data.examples import Examples
-from pipeline.model.inference import Metric, inference, loss_and_accuracy, user_metrics
+from pipeline.model.inference import Inference, Metric, cross_entropies, inference, loss_and_accuracy, user_metrics
 from pipeline.training.accelerate import accelerated, merge_groups
 from pipeline.training.augment import random_affine, strengths
 from pipeline.training.checkpoint import State
 from pipeline.training.feed import Chunk, Images, chunks, in_memory
-from pipeline.training.optimizer import learning_rates, make_optimizer
+from pipeline.training.optimizer import climb, learning_rates, make_optimizer
 
 
 class Epoch(NamedTuple):
@@ -98,17 +98,19 @@ class Trainer:
         """Return the gradients, the summed cross-entropy and the number correct of one ghost batch.
 
         `batch_size` is that of the whole batch. Batch norm sees the ghost batch alone, and moves its averages once for
-        each. The loss is written out: smoothed for the gradients, and not smoothed to be shown.
+        each. The loss is written out: smoothed for the gradients, each branch's own, and not smoothed to be shown.
         """
+        smoothing = self.settings.label_smoothing
         with tf.GradientTape() as tape:
-            logits = self.trained(images, training=True)  # [B, K]
-            log_probabilities = tf.nn.log_softmax(logits)
-            losses = -tf.gather(log_probabilities, labels, axis=1, batch_dims=1)  # [B]
-            smoothing = self.settings.label_smoothing
-            smoothed = (1 - smoothing) * losses - smoothing * tf.reduce_mean(log_probabilities, 1)
-            loss = tf.reduce_sum(smoothed) / tf.cast(batch_size, tf.float32)
+            outputs = self.trained(images, training=True)
+            branches = outputs if isinstance(outputs, list) else [outputs]  # logits [B, K]
+            both = [cross_entropies(logits, labels) for logits in branches]
+            smoothed = [(1 - smoothing) * own + smoothing * uniform for own, uniform in both]
+            loss = tf.reduce_sum(smoothed) / tf.cast(batch_size, tf.float32) / len(branches)
             if self.trained.losses:  # regularisation, once per batch
                 loss += tf.add_n(self.trained.losses) / self.settings.ghost_batches
+        logits = tf.add_n(branches) / len(branches)  # as the network answers
+        losses, _ = cross_entropies(logits, labels)
         correct = tf.argmax(logits, 1, tf.int32) == labels
         return tape.gradient(loss, self.variables), tf.reduce_sum(losses), tf.reduce_sum(tf.cast(correct, tf.int32))
 
@@ -120,11 +122,16 @@ class Trainer:
         batch_size = tf.shape(labels)[0]
         if self.augment is not None:
             images = random_affine(images, tf.stack([self.seed, step]), self.augment, strength)
+        before = []
+        if self.settings.sam_radius:
+            before = climb(self.variables, self.optimizer.directions, self.settings.sam_radius)
         ghosts = self.settings.ghost_batches
         bounds = [batch_size * part // ghosts for part in range(ghosts + 1)]
         parts = [self._gradients(images[i:j], labels[i:j], batch_size) for i, j in itertools.pairwise(bounds)]
         gradients, losses, correct = zip(*parts, strict=True)
         summed = [None if shares[0] is None else tf.add_n(shares) for shares in zip(*gradients, strict=True)]
+        for variable, value in zip(self.variables, before, strict=False):
+            variable.assign(value)
         self.optimizer.apply(summed, rate, step)
         return tf.add_n(losses), tf.add_n(correct)
 
@@ -209,13 +216,14 @@ def fit(
     state: State | None = None,
     is_over: Callable[[], bool] = lambda: False,
     metrics: Mapping[str, Metric] = MappingProxyType({}),
+    infer: Inference | None = None,
 ) -> Iterator[tuple[Epoch, float, Callable[[], State]]]:
     """Train `model` in place. Yield after each epoch its metrics, its seconds (without validation), and a function that
     returns its state.
 
     With `done` epochs behind it, and the state after them, training continues with the next; the bits are the same.
     `is_over` is asked before each epoch. `metrics` are the user's own, called with the labels and probabilities of
-    `val` after each epoch.
+    `val` after each epoch. `infer` is the model's `inference`, where the caller has one.
     """
     size = config.optimizer.batch_size
     steps = math.ceil(len(train.labels) / size)
@@ -228,7 +236,7 @@ def fit(
     images, labels = in_memory(train.images), tf.constant(train.labels, tf.int32)
     total_steps = steps * config.train.epochs
     schedule = Schedule(learning_rates(config.optimizer, total_steps), strengths(config.augment, total_steps))
-    infer = inference(model)
+    infer = infer or inference(model)
     for epoch in range(done, config.train.epochs):
         if is_over():
             break

@@ -44,6 +44,7 @@ class Adam:
         self.weight_decay = weight_decay
         self.first, self.second = ([tf.Variable(tf.zeros_like(one.value)) for one in variables] for _ in range(2))
         self.state = [*self.first, *self.second]  # the variables that the next step depends on, beside the model's
+        self.directions = self.first  # of each variable, the mean direction of its gradients so far
 
     def apply(self, gradients: Gradients, rate: tf.Tensor, step: tf.Tensor) -> None:
         """Move the variables; `rate` is float32, `step` int32, counted from 0 over the whole training."""
@@ -98,6 +99,8 @@ class ConvMuon:
         rest = [one for one, is_kernel in zip(variables, self.is_kernel, strict=True) if not is_kernel]
         self.adam = Adam(rest, weight_decay)
         self.state = [*self.momenta, *self.adam.state]
+        of_kernels, of_rest = iter(self.momenta), iter(self.adam.first)
+        self.directions = [next(of_kernels if is_kernel else of_rest) for is_kernel in self.is_kernel]
         self.weight_decay, self.adam_lr_ratio = weight_decay, adam_lr_ratio
         self.momentum, self.ns_steps = momentum, ns_steps
 
@@ -117,6 +120,19 @@ class ConvMuon:
             kernel.assign(kernel.value * (1.0 - rate * self.weight_decay) - length * moves)
             if kernel.constraint is not None:
                 kernel.assign(kernel.constraint(kernel))
+
+
+def climb(variables: Sequence[tf.Variable], directions: Sequence[tf.Variable], radius: float) -> list[tf.Tensor]:
+    """Move the variables by `radius` along their gradients so far; return where they were.
+
+    Gradients that are taken there are those of a higher loss nearby, and lead to flat minima (momentum-SAM: Becker et
+    al. 2024, arXiv 2401.12033).
+    """
+    before = [variable.read_value() for variable in variables]
+    length = radius / (tf.linalg.global_norm(directions) + 1e-12)
+    for variable, direction in zip(variables, directions, strict=True):
+        variable.assign_add(length * direction)
+    return before
 
 
 def nearly_orthogonal(matrix: tf.Tensor, steps: int) -> tf.Tensor:
@@ -151,6 +167,7 @@ class KerasOptimizer:
         self.optimizer.exclude_from_weight_decay([variable for variable in variables if len(variable.shape) < 2])
         self.optimizer.build(variables)
         self.state = self.optimizer.variables
+        self.directions: list[tf.Variable] = []  # Keras has them under many names: the schema refuses sam_radius
 
     def apply(self, gradients: Gradients, rate: tf.Tensor, step: tf.Tensor) -> None:
         """Move the variables as `Adam.apply` does."""

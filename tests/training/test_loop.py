@@ -246,6 +246,56 @@ def test_batch_norm_sees_each_ghost_batch_by_itself():
     assert not np.allclose(*either, rtol=1e-3)
 
 
+def test_each_branch_is_trained_as_it_would_be_alone_and_the_answer_is_their_mean():
+    """The loss is the mean of the branches', so each has half of the gradient that it would have alone."""
+    sgd = replace(ADAM, name="sgd", args={"momentum": 0.5}, label_smoothing=0.1)
+    both = built(replace(NORMED, branches=2))
+    branches = [keras.Model(both.input, logits) for logits in both.layers[-1].input]
+    alone = [keras.models.clone_model(branch) for branch in branches]
+    for one, branch in zip(alone, branches, strict=True):
+        one.set_weights(branch.get_weights())
+        trained(one, sgd, AUGMENT, rate=0.01)
+    assert not np.allclose(alone[0].get_weights()[0], alone[1].get_weights()[0], atol=0.1)
+    trained(both, sgd, AUGMENT, rate=0.02)
+    for one, branch in zip(alone, branches, strict=True):
+        assert_close(branch.get_weights(), one.get_weights(), rtol=1e-4, atol=1e-6)
+    mean = np.mean([inference.predict(one, IMAGES) for one in alone], axis=0)
+    np.testing.assert_allclose(inference.predict(both, IMAGES), mean, rtol=1e-3, atol=1e-5)
+
+
+def test_with_sam_the_gradients_are_those_of_a_place_further_along_the_momentum():
+    settings = replace(ADAM, sam_radius=0.5)
+    ours, by_hand = built(NORMED), built(NORMED)
+    trained(ours, settings, size=15)
+    order, variables = np.random.default_rng([0, 0]).permutation(15), by_hand.trainable_variables
+    adam = optimizer.Adam(variables, 0.0)
+    for step in range(3):
+        batch, before = order[5 * step : 5 * step + 5], [variable.numpy() for variable in variables]
+        momenta = [first.numpy() for first in adam.first]
+        norm = np.sqrt(sum(np.sum(momentum**2) for momentum in momenta)) or 1.0
+        for variable, value, momentum in zip(variables, before, momenta, strict=True):
+            variable.assign(value + 0.5 / norm * momentum)
+        with tf.GradientTape() as tape:
+            losses = keras.losses.sparse_categorical_crossentropy(
+                LABELS[batch], by_hand(IMAGES[batch], training=True), True
+            )
+            loss = tf.reduce_mean(losses)
+        gradients = tape.gradient(loss, [variable.value for variable in variables])
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+        adam.apply(gradients, tf.constant(0.01), tf.constant(step))
+    assert_close(ours.get_weights(), by_hand.get_weights(), rtol=2e-3, atol=2e-5)
+    plain = built(NORMED)
+    trained(plain, ADAM, size=15)
+    assert np.abs(plain.get_weights()[0] - ours.get_weights()[0]).max() > 1e-3
+
+
+def test_the_loss_shown_of_branches_is_that_of_their_mean():
+    both = built(replace(PLAIN, branches=3))
+    expected = inference.loss_and_accuracy(inference.predict(both, IMAGES), LABELS)
+    np.testing.assert_allclose(trained(both, ADAM, rate=0.0), [expected], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [(NORMED, {"ghost_batches": 2}), pytest.param(PUBLISHED, {"filter_groups": 2}, marks=pytest.mark.slow)],

@@ -14,8 +14,8 @@ from conftest import generated_digits
 from keras import layers
 
 from pipeline.base.errors import UserError
-from pipeline.base.optimizers import ARGUMENTS, CLIPPING, CONV_MUON, REFUSED
-from pipeline.base.schema import Augment, Optimizer, OptimizerName
+from pipeline.base.optimizers import ARGUMENTS, CLIPPING, CONV_MUON, REFUSED, OptimizerName
+from pipeline.base.schema import Augment, Optimizer
 from pipeline.model import inference
 from pipeline.training import checkpoint, loop, optimizer
 

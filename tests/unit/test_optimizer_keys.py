@@ -26,6 +26,10 @@ from pipeline.model.kept import best_figures, in_words, is_over, kept_epoch
         (("optimizer.name=adafactor",), "input should be 'adam', 'adamw'"),
         (("optimizer.name=adamw",), r"without decay is adam: give optimizer\.weight_decay"),
         (("optimizer.name=muon",), r"filter_groups=8: muon needs the whole kernel of a layer: give 1"),
+        (
+            ("optimizer.name=sgd", "optimizer.sam_radius=0.1"),
+            r"sam_radius=0\.1: give optimizer\.name=adam without arguments, or conv_muon",
+        ),
         (("train.patience=2", "optimizer.schedule=cosine"), "the rate would stop near its peak: give constant"),
         (("train.patience=2", "data.val_size=0"), r"needs validation examples: give data\.val_size above 0"),
     ],
