@@ -22,6 +22,7 @@ EXTRAPOLATED = 10_000  # runs in a store
 FASTER = (  # a recipe, what it is compared with, and the largest ratio of their training times
     *(("baseline", "published", 0.6), ("baseline", "published", 0.4), ("accurate", "keras_convnet", 1.2)),
     *(("accurate", "keras_convnet", 0.8), ("accurate", "published", 0.4), ("fast", "keras_convnet", 0.15)),
+    ("one_look", "keras_convnet", 0.99),  # what accurate took until 30 November 2026, on 28x28 pixels
 )
 
 
@@ -74,6 +75,8 @@ def target_table(studies: Studies, original: Mapping[str, float]) -> str:
     rows = [time_target(studies, *target) for target in FASTER]
     rows += [["accurate: mean test accuracy", *accuracy_target(studies, "accurate", lambda mean: mean.mean, 0.997)]]
     rows += [["accurate: its lower 95 % limit", *accuracy_target(studies, "accurate", lambda mean: mean.low, 0.997)]]
+    rows += [["one_look: mean test accuracy", *accuracy_target(studies, "one_look", lambda mean: mean.mean, 0.997)]]
+    rows += [["one_look: its lower 95 % limit", *accuracy_target(studies, "one_look", lambda mean: mean.low, 0.997)]]
     rows += [["fast: mean test accuracy", *accuracy_target(studies, "fast", lambda mean: mean.mean, 0.992)]]
     seeds = report.seeds_of(studies, "baseline")
     training = [trial["train_accuracy"] for trial in seeds]

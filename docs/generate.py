@@ -25,7 +25,7 @@ from pipeline.metrics.significance import mean_interval
 
 END = "<!-- end -->"
 README_HEAD = ("recipe", "parameters", "epochs", "seeds", "test accuracy", "with TTA", "training time")
-README_ROWS = ("published", "keras_convnet", "baseline", "fast", "accurate")
+README_ROWS = ("published", "keras_convnet", "baseline", "fast", "accurate", "one_look")
 COPIED = {  # pages, and the files of docs/runs that are copied into them
     "sweeps": ["ranking.md", "effects.md"],
     "comparing": ["comparison.md", "folds.md", "published.md"],
