@@ -138,7 +138,7 @@ def run(command: Sequence[str], fails: bool = False, **variables: str) -> str:
 def compare(stored: Sequence[Trial], new: Sequence[Trial]) -> str:
     """Return a table of new seconds per epoch over stored ones, and whether the ranges of the two overlap."""
     lines = [f"{'':14} {'stored':>8} {'now':>8} {'ratio':>6}"]
-    for name in dict.fromkeys(trial["what"] for trial in new):
+    for name in dict.fromkeys(trial["what"] for trial in new if trial["what"] in {one["what"] for one in stored}):
         old, now = ([one["epoch_seconds"][-1] for one in trials if one["what"] == name] for trials in (stored, new))
         before, after = statistics.median(old), statistics.median(now)
         overlap = min(now) <= max(old) and min(old) <= max(now)

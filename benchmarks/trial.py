@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.command import isolate
-from pipeline.base.console import load_keras
 from pipeline.base.hydra import compose
+from pipeline.base.keras_import import load_keras
 from pipeline.base.project import open_project
 from pipeline.base.schema import Config, Model
 from pipeline.data.examples import Examples, head

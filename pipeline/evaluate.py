@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from pipeline.base import own
 from pipeline.base.command import main
-from pipeline.base.console import load_keras
 from pipeline.base.errors import UserError
 from pipeline.base.files import load_csv, save_csv, save_json, write_text
+from pipeline.base.keras_import import load_keras
 from pipeline.base.project import Project
 from pipeline.base.schema import Config
 from pipeline.base.verb_schemas import RunConfig

@@ -14,8 +14,9 @@ import numpy as np
 from pipeline.apps import export_formats
 from pipeline.apps.predictor import model_files
 from pipeline.base.command import main
-from pipeline.base.console import load_keras, quiet_import
+from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError
+from pipeline.base.keras_import import load_keras
 from pipeline.base.project import Project
 from pipeline.base.verb_schemas import ExportConfig
 from pipeline.data.examples import load_split

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 from pipeline.base import own
 from pipeline.base.command import main
-from pipeline.base.console import load_keras, quiet_import
+from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError
 from pipeline.base.files import load_csv, load_json, load_yaml, sha256
+from pipeline.base.keras_import import load_keras
 from pipeline.base.project import Project
 from pipeline.base.schema import Config, own_functions
 from pipeline.base.validation import from_recorded

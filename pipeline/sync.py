@@ -10,6 +10,7 @@ import re
 from pipeline.base.command import main
 from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError
+from pipeline.base.keras_import import load_keras
 from pipeline.base.project import Project
 from pipeline.base.verb_schemas import SyncConfig
 from pipeline.tracking.record import waiting
@@ -24,6 +25,7 @@ def sync(project: Project, config: SyncConfig) -> None:
     names = {record.info["id"]: record.info["name"] for record in waiting(project)}
     left: list[str] = []
     if names:
+        load_keras()
         with quiet_import():
             from pipeline.tracking.sending import send_pending
 

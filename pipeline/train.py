@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from pipeline.base.command import main
-from pipeline.base.console import load_keras, quiet_import
+from pipeline.base.console import quiet_import
 from pipeline.base.errors import UserError
+from pipeline.base.keras_import import load_keras
 from pipeline.base.project import Project, open_project
 from pipeline.base.validation import without_own_keys
 from pipeline.base.verb_schemas import TrainConfig, labels

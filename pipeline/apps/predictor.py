@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from pipeline.apps.digit_finder import Page, find_digits, finds_classes_of
 from pipeline.apps.images import fitted, read_pages
-from pipeline.base.console import load_keras
 from pipeline.base.errors import UserError
 from pipeline.base.files import load_csv, load_yaml, require_file
 from pipeline.base.hydra import load_network_of_recipe
+from pipeline.base.keras_import import load_keras
 from pipeline.base.project import Project
 from pipeline.base.schema import Data
 from pipeline.base.verb_schemas import ExportConfig, PredictorConfig

@@ -22,8 +22,6 @@ from pipeline.base.errors import one_line
 
 NOTES = "^(WARNING: All log messages before absl|I0000 |INFO: Created TensorFlow Lite XNNPACK delegate)"
 
-UNUSED = ("sklearn", "matplotlib", "matplotlib.pyplot", "mpl_toolkits", "IPython")
-
 
 @contextmanager
 def quiet_import() -> Iterator[None]:
@@ -44,20 +42,6 @@ def quiet_import() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(stderr, 2)
             os.close(stderr)
-
-
-def load_keras() -> None:
-    """Import Keras, quietly, and without UNUSED, which 3.15 would import for its wrappers and galleries: a second.
-
-    Nothing else is imported meanwhile, so a user's own code finds them all.
-    """
-    hidden = [name for name in UNUSED if sys.modules.setdefault(name, None) is None]  # type: ignore[arg-type]
-    try:
-        with quiet_import():
-            import keras  # noqa: F401
-    finally:
-        for name in hidden:
-            sys.modules.pop(name, None)
 
 
 @contextmanager

@@ -77,28 +77,24 @@ REFUSED = {
     "name": "it would name nothing: leave it out",
 }
 FRACTIONS = ("beta_1", "beta_2", "adam_beta_1", "adam_beta_2", "momentum", "rho")  # from 0 to below 1
-BY_VARIABLE = {
-    "muon",
-    CONV_MUON,
-    "lamb",
-    "clipnorm",
-    "global_clipnorm",
-}  # a step looks at a whole variable, not at each element
-
-
-CHECKED = {"name", "args", "weight_decay", "filter_groups", "sam_radius"}  # the keys that have to fit together
+BY_VARIABLE = {"muon", CONV_MUON, "lamb", "clipnorm", "global_clipnorm"}  # a step looks at whole variables
+# The keys of the configuration that have to fit together.
+CHECKED = {"name", "args", "weight_decay", "filter_groups", "sam_radius"}
 
 
 def check_optimizer(
     name: str, args: Mapping[str, Any], weight_decay: float, filter_groups: int = 1, sam_radius: float = 0.0
 ) -> None:
-    """Raise a ValueError, one line, where Keras's optimizer of this name cannot train as these keys ask."""
+    """Raise a ValueError, one line, where the optimizer of this name cannot train as these keys ask."""
     known = ARGUMENTS[name] | (CLIPPING if name != CONV_MUON else {})
     for key, value in args.items():
         if key in REFUSED:
             raise ValueError(f"optimizer.args.{key}: {REFUSED[key]}")
         if key not in known:
-            raise ValueError(f"optimizer.args: {name} takes no argument {key}: it takes {', '.join(known)}")
+            raise ValueError(
+                f"optimizer.args: {name} takes no argument {key}: it takes {', '.join(known) or 'none'}; "
+                f"~optimizer.args.{key} leaves out what a recipe gives"
+            )
         if wanted := _expected(key, known[key], value):
             raise ValueError(f"optimizer.args.{key}={value}: expected {wanted}")
     if len(clips := [key for key in CLIPPING if args.get(key) is not None]) > 1:
@@ -125,6 +121,8 @@ def _expected(key: str, default: Any, value: Any) -> str:
     if isinstance(default, list):
         texts = isinstance(value, list) and all(isinstance(text, str) for text in value)
         return "" if texts else "a list of names of layers"
+    if key == "adam_lr_ratio":
+        return "" if is_number and value > 0 else "a number above 0"
     if key in FRACTIONS:
         return "" if is_number and 0 <= value < 1 else "a number from 0 to below 1"
     if isinstance(default, int):

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+from PIL import Image
 
 from pipeline.base import own
-from pipeline.base.files import save_yaml, write_text
+from pipeline.base.files import replacing, save_yaml, write_text
 from pipeline.base.project import Project
 from pipeline.base.schema import Config, own_functions
 from pipeline.experiments.pictures import tags_with_pictures
 from pipeline.model.build import count_macs
-from pipeline.reports import plots, sheets
 from pipeline.tracking.environment import git_diff, packages, run_tags
 from pipeline.tracking.fingerprint import Fingerprint, training_params
 from pipeline.tracking.record import Record
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.experiments.run import Split
 
 SHOWN = 12  # images drawn before and after augmentation
+WIDTH = 1200  # pixels of their sheet
 
 
 def run_info(
@@ -67,7 +68,8 @@ def write_description(project: Project, config: Config, split: Split, record: Re
         return
     images = split.train.images[:SHOWN]
     augmented = random_affine(images, [config.seed, 0], config.augment).numpy()
-    titles = ["unmodified"] * len(images) + ["augmented"] * len(images)
-    heading = f"{config.name}: training images before and after augmentation"
-    figure = sheets.plot_examples(np.concatenate([images, augmented]), titles, len(images), heading)
-    plots.save_figure(record.folder / "augmented.png", figure)
+    sheet = np.concatenate([np.concatenate(list(row), 1) for row in (images, augmented)])  # one row above the other
+    sheet = sheet if sheet.ndim == 3 else 255 - sheet  # ink is dark, as in all pictures
+    size = WIDTH, round(WIDTH * sheet.shape[0] / sheet.shape[1])
+    with replacing(record.folder / "augmented.png") as file:
+        Image.fromarray(sheet).resize(size, Image.Resampling.BICUBIC).save(file)

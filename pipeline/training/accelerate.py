@@ -118,8 +118,8 @@ def accelerated(model: keras.Model, filter_groups: int) -> keras.Model:
         for layer in model.layers[model.layers.index(dense) + 1 :]:
             x = layer(x)
         return keras.Model(model.input, x)
-    if (last := model.layers[-1]).name == BRANCHES:
-        model = keras.Model(model.input, last.input)
+    if (every := _layers(model)) and type(every[-1]) is layers.Average and every[-1].name == BRANCHES:
+        model = keras.Model(model.input, every[-1].input)
     if not any(map(_is_fusible, _layers(model))):
         return model
 

@@ -34,9 +34,9 @@ from pipeline.training.optimizer import climb, learning_rates, make_optimizer
 class Epoch(NamedTuple):
     """One row of history.csv. Losses are the mean cross-entropy in nats; accuracies are shares, 0 to 1.
 
-    The training metrics are averaged over the epoch while the weights change, as Keras prints them, on augmented images
-    where the recipe augments. The validation metrics are taken at the end of the epoch, and are NaN where no examples
-    were held out.
+    The training metrics are averaged over the epoch while the weights change, as Keras prints them: on augmented images
+    where the recipe augments, with the weights that `climb` leads to where it has a sam_radius. The validation metrics
+    are taken at the end of the epoch, and are NaN where no examples were held out.
     """
 
     epoch: int

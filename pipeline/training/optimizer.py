@@ -10,7 +10,6 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
-from pipeline.base.optimizers import ARGUMENTS, CONV_MUON
 from pipeline.base.schema import Optimizer
 
 Gradients = Sequence[tf.Tensor | None]  # None for a variable that the loss does not depend on: it stays as it is
@@ -44,7 +43,7 @@ class Adam:
         self.weight_decay = weight_decay
         self.first, self.second = ([tf.Variable(tf.zeros_like(one.value)) for one in variables] for _ in range(2))
         self.state = [*self.first, *self.second]  # the variables that the next step depends on, beside the model's
-        self.directions = self.first  # of each variable, the mean direction of its gradients so far
+        self.directions = self.first  # where the gradients so far lead, for `climb`
 
     def apply(self, gradients: Gradients, rate: tf.Tensor, step: tf.Tensor) -> None:
         """Move the variables; `rate` is float32, `step` int32, counted from 0 over the whole training."""
@@ -73,7 +72,7 @@ class Adam:
                 moved.assign(moved.constraint(moved))
 
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of the quintic below; five steps bring singular values to 0.7..1.2
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of the polynomial below: 5 steps lead from 0.01..1 to 0.7..1.2
 
 
 class ConvMuon:
@@ -82,18 +81,21 @@ class ConvMuon:
 
     A kernel, read as a matrix [height width channels, filters], moves by its momentum made nearly orthogonal: every
     direction by the same amount. Keras's Muon does that to the kernels of dense layers, and leaves convolutions to
-    AdamW.
+    AdamW. Weight decay is that of Adam above, each variable's at its own rate.
     """
 
     def __init__(
         self,
         variables: Sequence[keras.Variable],
         weight_decay: float,
-        adam_lr_ratio: float,
-        momentum: float,
-        ns_steps: int,
+        adam_lr_ratio: float = 1.0,
+        momentum: float = 0.95,
+        ns_steps: int = 5,
     ) -> None:
-        self.is_kernel = [len(variable.shape) == 4 for variable in variables]
+        self.is_kernel = [
+            variable.name == "kernel" and len(variable.shape) == 4 and variable.shape[-1] > 1  # 1: of a depthwise one
+            for variable in variables
+        ]
         self.kernels = [one for one, is_kernel in zip(variables, self.is_kernel, strict=True) if is_kernel]
         self.momenta = [tf.Variable(tf.zeros_like(kernel.value)) for kernel in self.kernels]
         rest = [one for one, is_kernel in zip(variables, self.is_kernel, strict=True) if not is_kernel]
@@ -123,10 +125,11 @@ class ConvMuon:
 
 
 def climb(variables: Sequence[tf.Variable], directions: Sequence[tf.Variable], radius: float) -> list[tf.Tensor]:
-    """Move the variables by `radius` along their gradients so far; return where they were.
+    """Move the variables by `radius`, a distance in the space of all, along `directions`; return where they were.
 
     Gradients that are taken there are those of a higher loss nearby, and lead to flat minima (momentum-SAM: Becker et
-    al. 2024, arXiv 2401.12033).
+    al. 2024, arXiv 2401.12033). With ConvMuon the kernels of convolutions move most: their momenta are sums, and Adam's
+    are means.
     """
     before = [variable.read_value() for variable in variables]
     length = radius / (tf.linalg.global_norm(directions) + 1e-12)
@@ -178,8 +181,8 @@ class KerasOptimizer:
 
 def make_optimizer(settings: Optimizer, variables: Sequence[keras.Variable]) -> Adam | ConvMuon | KerasOptimizer:
     """Return what moves the variables: our own Adam where it computes the same as the one that is asked for."""
-    if settings.name == CONV_MUON:
-        return ConvMuon(variables, settings.weight_decay, **(ARGUMENTS[CONV_MUON] | settings.args))
+    if settings.name == "conv_muon":
+        return ConvMuon(variables, settings.weight_decay, **settings.args)
     if settings.name == "adam" and not settings.args:
         return Adam(variables, settings.weight_decay)
     return KerasOptimizer(variables, settings)

@@ -139,7 +139,7 @@ def test_where_the_log_cannot_be_written_training_goes_on(tmp_path, capsys):
 def test_keras_loads_without_what_it_does_not_need_which_is_there_afterwards():
     unused = "'sklearn', 'scipy.stats', 'matplotlib', 'IPython'"
     code = (
-        "import sys\nfrom pipeline.base.console import load_keras\nload_keras()\n"
+        "import sys\nfrom pipeline.base.keras_import import load_keras\nload_keras()\n"
         f"print('keras' in sys.modules, [name for name in ({unused}) if name in sys.modules])\n"
         "from sklearn.metrics import f1_score\nfrom matplotlib import pyplot\nprint(f1_score([0, 1], [0, 1]))"
     )

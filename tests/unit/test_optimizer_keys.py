@@ -27,7 +27,7 @@ from pipeline.model.kept import best_figures, in_words, is_over, kept_epoch
         (("optimizer.name=adamw",), r"without decay is adam: give optimizer\.weight_decay"),
         (("optimizer.name=muon",), r"filter_groups=8: muon needs the whole kernel of a layer: give 1"),
         (
-            ("optimizer.name=sgd", "optimizer.sam_radius=0.1"),
+            ("optimizer.args.beta_1=0.8", "optimizer.sam_radius=0.1"),
             r"sam_radius=0\.1: give optimizer\.name=adam without arguments, or conv_muon",
         ),
         (("train.patience=2", "optimizer.schedule=cosine"), "the rate would stop near its peak: give constant"),
@@ -64,6 +64,7 @@ def test_arguments_can_be_given_on_the_command_line_though_no_recipe_has_them(co
         ("muon", {"exclude_layers": "logits"}, 1, "expected a list of names of layers"),
         ("adam", {"clipnorm": 1, "clipvalue": 1}, 1, "give one of clipnorm and clipvalue"),
         ("conv_muon", {"clipnorm": 1.0}, 1, "takes no argument clipnorm: it takes adam_lr_ratio, momentum, ns_steps"),
+        ("conv_muon", {"adam_lr_ratio": -1}, 1, "adam_lr_ratio=-1: expected a number above 0"),
         ("conv_muon", {}, 2, "conv_muon needs the whole kernel"),
         ("lamb", {}, 2, "lamb needs the whole kernel"),
         ("adam", {"global_clipnorm": 1}, 2, "global_clipnorm needs the whole kernel"),
