@@ -4,7 +4,8 @@
     python -m benchmarks.run all             every study, for hours
     python -m benchmarks.run compare         time again, compared with the stored times
 
-A study of trainings goes on where it stopped; a trial of other code, values, hardware or versions is run again.
+A study of trainings goes on where it stopped, but for times; a trial of other code, values, hardware or versions is run
+again.
 """
 
 from __future__ import annotations
@@ -186,7 +187,8 @@ def main() -> None:
             elif study in COMMANDS:
                 save_json(RESULTS / f"{study}.json", {"trials": time_commands(project, COMMANDS[study])})
             else:
-                run_study(project, RESULTS / f"{study}.json", plan(study))
+                # Times of another day are no rounds with today's.
+                run_study(project, RESULTS / f"{study}.json", plan(study), resume=not study.startswith("time"))
     except UserError as error:
         sys.exit(f"error: {error}")
 
