@@ -68,6 +68,7 @@ def test_a_recipe_that_changes_another_gives_only_what_differs(compose, recipe):
     before = flat(compose(f"recipe={Path(base).name}").model_dump())
     if "build" in own.get("model", {}):  # a network of its own has no key in common with the built-in one
         assert own.pop("model").keys() <= {"build", "args"}
+    own.get("optimizer", {}).pop("args", None)  # each optimizer has its own
     assert flat(own).keys() <= before.keys()
     assert [key for key, value in flat(own).items() if before[key] == value] == []
 
@@ -104,6 +105,8 @@ AS_BEFORE = {
     "optimizer.ghost_batches": 1,
     "optimizer.filter_groups": 1,
     "model.crop": 0,
+    "model.branches": 1,
+    "optimizer.sam_radius": 0.0,
     "augment.stretch": 0.0,
     "augment.full_until": 0.0,
     "augment.last": 1.0,  # the amounts do not fall
@@ -206,6 +209,8 @@ OUT_OF_RANGE = [
     ("optimizer.ghost_batches=17", "optimizer.ghost_batches=17", "16"),
     ("optimizer.filter_groups=0", "optimizer.filter_groups=0", "1"),
     ("model.crop=14", "model.crop=14", "no pixel"),
+    ("model.branches=0", "model.branches=0", "1"),
+    ("optimizer.sam_radius=-0.1", "optimizer.sam_radius=-0.1", "0"),
     ("optimizer.learning_rate=nan", "optimizer.learning_rate=nan", "10"),
     ("optimizer.schedule=linear", "optimizer.schedule=linear", "'constant', 'one_cycle' or 'cosine'"),
     ("optimizer.name=sdg", "optimizer.name=sdg", "'sgd'"),
