@@ -124,7 +124,7 @@ lock:  ## Renew requirements.lock (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
 		--extra dev --extra export --constraint requirements.lock --output-file requirements-export.lock pyproject.toml
 
-benchmark: repro  ## 12 minutes after `make repro`: times of the recipes and of plain Keras, and docs/benchmark.md
+benchmark: repro  ## 9 to 20 minutes after `make repro`: times of the recipes and of plain Keras, and docs/benchmark.md
 	python -m benchmarks.run time start
 	$(MAKE) docs
 
