@@ -34,6 +34,7 @@ STUDIES = {  # and what its table is about
     "checkpoint": "checkpoints",
     "processor": "another processor (AVX2)",
 }
+ACCURACY = tuple(name for name in STUDIES if name.startswith("accuracy"))
 LABELS = {"published": "original, in plain Keras", "keras_convnet": "Keras's own example"}
 LABELS |= {name: name for name in ("baseline", "accurate", "one_look", "fast")}
 EPOCHS = dict.fromkeys(LABELS, 15) | {"fast": 1}
@@ -54,13 +55,8 @@ ACCURACY_HEAD = (
 
 def load(read: Callable[[str], str]) -> Studies:
     """Return the trials of every study; `read` returns the text of a file of this repository."""
-    found: dict[str, Sequence[Trial]] = {}
-    for name in (*STUDIES, "statistics"):
-        try:
-            found[name] = json.loads(read(f"benchmarks/results/{name}.json"))["trials"]
-        except FileNotFoundError:  # it takes hours, and was not run yet
-            found[name] = []
-    return found
+    names = (*STUDIES, "statistics")
+    return {name: json.loads(read(f"benchmarks/results/{name}.json"))["trials"] for name in names}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -116,12 +112,12 @@ def machine_list(studies: Studies) -> str:
     return "".join(textwrap.fill(item, WIDTH, subsequent_indent="  ", break_on_hyphens=False) + "\n" for item in items)
 
 
-def note(studies: Studies, study: str, sample: str = "") -> str:
-    """Return the line under a table: the machines of the studies that `study` is the beginning of the names of, and the
-    sample: the trials of each row, if it is not given."""
-    trials = [trial for name in STUDIES if name.startswith(study) for trial in studies[name]]
+def note(studies: Studies, *names: str, sample: str = "") -> str:
+    """Return the line under a table of the studies `names`: their machines, and the sample: the trials of each row, if
+    it is not given."""
+    trials = [trial for name in names for trial in studies[name]]
     machines = sorted({machine_letters(studies)[trial["hardware"]] for trial in trials})
-    rounds = max(map(len, by_name(studies[study]).values()))
+    rounds = max(map(len, by_name(trials).values()))
     return f"\nMachine{'s' * (len(machines) > 1)} {' and '.join(machines)}, {sample or f'n = {rounds} rounds'}.\n"
 
 
@@ -164,7 +160,7 @@ def time_table(studies: Studies) -> str:
 
 def groups(studies: Studies) -> Iterator[tuple[str, str, int, Sequence[Trial], str]]:
     """Yield name, label, digits trained on, trials and suffix of their keys: with TTA in a group of its own."""
-    every = [trial for study in STUDIES if study == "peers" or study.startswith("accuracy") for trial in studies[study]]
+    every = [trial for study in ("peers", *ACCURACY) for trial in studies[study]]
     for name, digits in itertools.product(LABELS, (SPLIT, ALL)):
         trials = [trial for trial in every if (trial["what"], trial["train_digits"]) == (name, digits)]
         if trials:
@@ -192,7 +188,7 @@ def accuracy_table(studies: Studies) -> str:
         row += [percent(statistics.mean(val)) if val else "–"]
         rows.append([*row, percent(statistics.mean(trial["train_accuracy"] for trial in trials))])
     peers = ", ".join({machine_letters(studies)[trial["hardware"]] for trial in studies["peers"]})
-    return table(ACCURACY_HEAD, rows) + note(studies, "accuracy", f"plain Keras on {peers}; means over seeds")
+    return table(ACCURACY_HEAD, rows) + note(studies, *ACCURACY, sample=f"plain Keras on {peers}; means over seeds")
 
 
 def seeds_of(studies: Studies, recipe: str) -> Sequence[Trial]:

@@ -103,7 +103,7 @@ def scaling_table(studies: Studies) -> str:
         for name in dict.fromkeys(name for name, _, _ in sizes)
     ]
     [rounds] = set(map(len, sizes.values()))
-    return table(["", *head], rows) + report.note(studies, "scaling", f"n = {rounds} rounds")
+    return table(["", *head], rows) + report.note(studies, "scaling", sample=f"n = {rounds} rounds")
 
 
 def start_table(studies: Studies) -> str:

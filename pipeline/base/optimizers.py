@@ -78,8 +78,6 @@ REFUSED = {
 }
 FRACTIONS = ("beta_1", "beta_2", "adam_beta_1", "adam_beta_2", "momentum", "rho")  # from 0 to below 1
 BY_VARIABLE = {"muon", CONV_MUON, "lamb", "clipnorm", "global_clipnorm"}  # a step looks at whole variables
-# The keys of the configuration that have to fit together.
-CHECKED = {"name", "args", "weight_decay", "filter_groups", "sam_radius"}
 
 
 def check_optimizer(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from pipeline.base.optimizers import CHECKED, OptimizerName, check_optimizer
+from pipeline.base.optimizers import OptimizerName, check_optimizer
 
 ArrayName = Literal["train_images", "train_labels", "test_images", "test_labels"]
 ARRAYS = get_args(ArrayName)  # what a data set consists of
@@ -205,7 +205,9 @@ class Config(Section):
         optimizer = self.optimizer
         if optimizer.ghost_batches > optimizer.batch_size:
             raise ValueError(f"optimizer.ghost_batches: give at most the batch_size {optimizer.batch_size}")
-        check_optimizer(**optimizer.model_dump(include=CHECKED))
+        check_optimizer(
+            optimizer.name, optimizer.args, optimizer.weight_decay, optimizer.filter_groups, optimizer.sam_radius
+        )
         self._patience_fits()
         folds, fold = self.train.folds, self.train.fold
         if (folds is None) != (fold is None) or (fold or 0) >= (folds or 1):
