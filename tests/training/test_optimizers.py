@@ -163,6 +163,15 @@ def test_conv_muon_moves_kernels_of_convolutions_by_an_orthogonal_matrix_and_ada
         np.testing.assert_allclose(moved[index], kernel, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("shape", "steps"), [((40, 8), 1), ((40, 8), 5), ((8, 40), 5), ((40, 8), 7)])
+def test_many_steps_on_a_matrix_with_small_singular_values_are_those_of_each_value(shape, steps):
+    """On one Gram matrix the rounding of seven steps would grow to 1e-7 times twelve to that power, 3.6."""
+    left, _, right = np.linalg.svd(np.random.default_rng(0).normal(size=shape), full_matrices=False)
+    matrix = (left * np.logspace(0, -4, 8)) @ right
+    expected = orthogonal_by_hand(matrix, steps)
+    np.testing.assert_allclose(optimizer.nearly_orthogonal(tf.constant(matrix, tf.float32), steps), expected, atol=1e-3)
+
+
 def test_five_steps_bring_singular_values_above_a_hundredth_near_one():
     values = np.array([1.0, 0.5, 0.1, 0.01])
     left, right = (np.linalg.qr(np.random.default_rng(n).normal(size=(size, 4)))[0] for n, size in ((0, 9), (1, 6)))
