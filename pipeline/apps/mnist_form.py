@@ -49,7 +49,7 @@ def centred(ink: Ink) -> NDArray[np.uint8]:
 
 
 def _cropped(ink: Ink) -> Ink:
-    rows, columns = (np.flatnonzero((ink > 0.25).any(axis)) for axis in (1, 0))
+    rows, columns = (np.flatnonzero((ink > 0.1).any(axis)) for axis in (1, 0))
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else ink
 
 
@@ -57,6 +57,6 @@ def _fitted(ink: Ink, size: int) -> Ink:
     """Resample so that the longer side has `size` pixels."""
     ratio = size / max(ink.shape)
     height, width = (max(1, round(side * ratio)) for side in ink.shape)
-    method = Image.Resampling.BOX if ratio < 1 else Image.Resampling.BICUBIC
+    method = Image.Resampling.BOX if ratio < 1 else Image.Resampling.LANCZOS
     resized = Image.fromarray(ink.astype(np.float32)).resize((width, height), method)
     return np.clip(np.asarray(resized, np.float64), 0, 1)
