@@ -1,5 +1,6 @@
 """How many digits of benchmarks/pages.py a recipe's model reads:
 
+    python -m pipeline.signs
     python -m benchmarks.reading develop|measure recipe=accurate
 
 A box is right where it is one digit's own: what both have in common is at least 0.4 of what the two cover together.
@@ -13,23 +14,25 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.pages import Points, pages
+from benchmarks.pages import Points, fonts, pages
 from benchmarks.report import percent, provenance, table
 from benchmarks.run import RESULTS, measured_on
-from pipeline.apps.digit_finder import Page, find_digits
+from pipeline.apps.digit_finder import DIGITS, Page, find_digits
 from pipeline.apps.images import MAX_SIDE, read_image
-from pipeline.apps.predictor import load_predictor
+from pipeline.apps.predictor import Predictor, load_predictor
 from pipeline.base.command import isolate
 from pipeline.base.errors import UserError
 from pipeline.base.files import load_json, save_json
 from pipeline.base.hydra import compose
 from pipeline.base.project import open_project
 from pipeline.base.verb_schemas import PredictConfig
+from pipeline.signs import SIGNS, drawn_shapes
 
 Counts = Mapping[str, Mapping[str, float]]  # by kind of page, then by what is counted
 
@@ -60,7 +63,7 @@ def count(part: str, predictor: Any) -> dict[str, dict[str, float]]:
         try:
             page = find_digits(read_image(file))
             probabilities = predictor.probabilities(page.digits)
-            sure = ~(predictor.abstains(probabilities) | page.joined)
+            sure = ~(predictor.abstains(probabilities) | page.joined | predictor.are_signs(page.digits))
             said = probabilities.argmax(1)
         except UserError:
             page, sure, said = Page(np.zeros((0, 0), np.uint8), [], np.zeros(0, np.uint8), np.zeros(0, bool)), [], []
@@ -82,6 +85,27 @@ def count(part: str, predictor: Any) -> dict[str, dict[str, float]]:
         row["confident"] += int(sum(sure))
         row["confident_right"] += sum(bool(sure[box]) for box in right)
     return rows
+
+
+def count_signs(part: str, predictor: Predictor) -> dict[str, dict[str, int]]:
+    """Return of printed signs and of printed digits, a sheet each: shapes, those of which the model is confident, and
+    those that are also no signs to the network of `python -m pipeline.signs`."""
+    counts = {}
+    for name, printed in (("signs", SIGNS), ("digits", DIGITS)):
+        shapes = np.stack(list(drawn_shapes(printed, map(Path, fonts(part)))))
+        confident = ~predictor.abstains(predictor.probabilities(shapes))
+        kept = confident & ~predictor.are_signs(shapes)
+        counts[name] = {"shapes": len(shapes), "confident": int(confident.sum()), "kept": int(kept.sum())}
+    return counts
+
+
+def signs_table(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """Return what `count_signs` returns as a Markdown table."""
+    rows = [
+        [name, f"{of['shapes']:,}", *(percent(of[key] / of["shapes"], 1) for key in ("confident", "kept"))]
+        for name, of in counts.items()
+    ]
+    return table(("printed", "shapes", "confident answers", "after `python -m pipeline.signs`"), rows)
 
 
 def as_file(image: Image.Image) -> bytes:
@@ -112,15 +136,20 @@ def reading_table(counts: Counts, before: Counts) -> str:
 def blocks(read: Callable[[str], str]) -> dict[str, str]:
     """Return the generated block of docs/predicting.md by name; `read` returns the text of a file."""
     stored = json.loads(read("benchmarks/results/reading.json"))
-    return {"reading": f"{reading_table(stored['counts'], stored['before'])}\n{provenance(stored)}"}
+    return {
+        "reading": f"{reading_table(stored['counts'], stored['before'])}\n{provenance(stored)}",
+        "signs": signs_table(stored["signs"]),
+    }
 
 
 if __name__ == "__main__":
     isolate()
     part, *overrides = sys.argv[1:]
     project = open_project()
-    counts = count(part, load_predictor(project, compose(project, *overrides, schema=PredictConfig, name="predict")))
+    predictor = load_predictor(project, compose(project, *overrides, schema=PredictConfig, name="predict"))
+    counts, signs = count(part, predictor), count_signs(part, predictor)
     if part == "measure":
         stored = load_json(RESULTS / "reading.json")  # `before` is of commit d897b76, and cannot be measured here
-        save_json(RESULTS / "reading.json", {"before": stored["before"], "counts": counts, **measured_on(project)})
-    print(reading_table(counts, counts))
+        now = {"before": stored["before"], "counts": counts, "signs": signs, **measured_on(project)}
+        save_json(RESULTS / "reading.json", now)
+    print(reading_table(counts, counts), signs_table(signs), sep="\n")

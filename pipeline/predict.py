@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.apps.digit_finder import Page
-from pipeline.apps.predictor import Predictor, load_predictor, read_file
+from pipeline.apps.digit_finder import Page, finds_classes_of
+from pipeline.apps.predictor import Predictor, knows_signs, load_predictor, read_file
 from pipeline.base.command import main
 from pipeline.base.errors import UserError
 from pipeline.base.project import Project
@@ -24,6 +24,8 @@ def predict(project: Project, config: PredictConfig) -> None:
     predictor = load_predictor(project, config)
     abstains = f"abstains below {percent(predictor.threshold)}" if predictor.threshold <= 1 else "always abstains"
     print(f"{predictor.description}, which {abstains}")
+    if finds_classes_of(config.data) and not knows_signs(project, config.data):
+        print("letters and other signs are taken for digits: `python -m pipeline.signs`, a minute, tells them apart")
     errors = []
     for number, file in enumerate(files, 1):
         name = plain(str(file))
@@ -57,15 +59,17 @@ def _files(value: Any) -> list[Path]:
 
 def _show(name: str, page: Page, predictor: Predictor, picture: Path | None) -> None:
     probabilities, classes = predictor.probabilities(page.digits), predictor.data.classes
-    abstains = predictor.abstains(probabilities) | page.joined
+    signs = predictor.are_signs(page.digits)
+    abstains = predictor.abstains(probabilities) | page.joined | signs
     captions, lines = [], []
-    for values, unsure, joined in zip(probabilities, abstains, page.joined, strict=True):
+    for values, unsure, joined, sign in zip(probabilities, abstains, page.joined, signs, strict=True):
         first, second = values.argsort()[:-3:-1]
         captions.append("?" if joined else classes[first] + "?" * int(unsure))
         if joined:
             lines.append(f"  {len(captions)}: several digits that touch, not read")
             continue
         doubt = f", unsure (or {classes[second]}, {percent(values[second])})" if unsure else ""
+        doubt = ", unsure (or a letter or another sign)" if sign else doubt
         lines.append(f"  {len(captions)}: {classes[first]}, {percent(values[first])}{doubt}")
     if page.left_out:
         lines.append(f"  left out: {page.left_out}, far larger, smaller or paler than the digits, or lines")

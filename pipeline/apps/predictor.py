@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.apps.digit_finder import Page, find_digits, finds_classes_of
 from pipeline.apps.images import fitted, read_pages
 from pipeline.base.errors import UserError
-from pipeline.base.files import load_csv, load_yaml, require_file
+from pipeline.base.files import load_csv, load_json, load_yaml, require_file
 from pipeline.base.hydra import load_network_of_recipe
 from pipeline.base.keras_import import load_keras
 from pipeline.base.project import Project
@@ -32,6 +32,8 @@ class Predictor(NamedTuple):
     threshold: float  # the model abstains where its highest probability is lower; infinite: it always abstains
     description: str
     data: Data  # the data set that it was trained on
+    # Of uint8 [N, 28, 28] which, [N], are rather letters or other signs than digits; none, where that was not learnt.
+    are_signs: Callable[[NDArray[np.uint8]], NDArray[np.bool_]] = lambda images: np.zeros(len(images), bool)
 
     def abstains(self, probabilities: NDArray[np.float64]) -> NDArray[np.bool_]:
         highest = [float(f"{value:.6g}") for value in probabilities.max(1)]  # as those that the threshold is one of
@@ -115,7 +117,21 @@ def load_predictor(project: Project, config: PredictorConfig, again: bool = True
     correct = np.array([row["label"] == row["prediction"] for row in rows], bool)
     threshold = confidence_threshold(highest, correct, config.confidence)
     infer = looks_again(model, unsure_below(highest)) if again and tta_shifts > 1 else inference(model)
-    return Predictor(lambda images: metrics.softmax(infer(images)), threshold, description, config.data)
+    predictor = Predictor(lambda images: metrics.softmax(infer(images)), threshold, description, config.data)
+    if not knows_signs(project, config.data):
+        return predictor
+    likeness, least = inference(load_model(project.signs / "model.keras")), load_json(project.signs / "threshold.json")
+    return predictor._replace(are_signs=lambda images: digit_likeness(likeness(images)) < least["threshold"])
+
+
+def knows_signs(project: Project, data: Data) -> bool:
+    """Return whether there is a network that tells the digits of `data` from other signs."""
+    return finds_classes_of(data) and (project.signs / "model.keras").is_file()
+
+
+def digit_likeness(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return how much more like a digit than like another sign images are, [N], from the logits of both, [N, 2]."""
+    return logits[:, 1] - logits[:, 0]
 
 
 def unsure_below(probability: NDArray[np.float64]) -> float:

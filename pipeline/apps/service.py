@@ -50,7 +50,9 @@ class ColourArrays(BaseModel):
 
 class Answer(BaseModel):
     digits: list[int] = Field(description="the most probable class of each image, an index into `classes`")
-    abstains: list[bool] = Field(description="whether its probability is below the model's confidence threshold")
+    abstains: list[bool] = Field(
+        description="whether its probability is below the model's confidence threshold, or it is rather another sign"
+    )
     probabilities: list[list[float]] = Field(description="N x K, to six decimals")
     classes: list[str] = Field(description="names of the K classes")
     boxes: list[Box] | None = Field(None, description="top, left, bottom and right of each digit on a page, in pixels")
@@ -115,7 +117,7 @@ def build_app(predictor: Predictor, hosts: list[str], origins: Sequence[str] = (
             pages = read_file(content, name, data)[0]
             images = np.concatenate([page.digits for *_, page in pages])
         probabilities = predictor.probabilities(images)
-        abstains = predictor.abstains(probabilities)
+        abstains = predictor.abstains(probabilities) | predictor.are_signs(images)
         if pages:
             abstains |= np.concatenate([page.joined for *_, page in pages])
         boxes = [box for *_, page in pages for box in page.boxes]

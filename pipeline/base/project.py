@@ -50,6 +50,11 @@ class Project:
         return self.home / "data" / "downloads"
 
     @property
+    def signs(self) -> Path:
+        """The network that tells digits from other signs, where `python -m pipeline.signs` has made one."""
+        return self.root / "data" / "signs"
+
+    @property
     def results(self) -> Path:
         return self.root / "results"
 
