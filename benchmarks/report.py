@@ -27,6 +27,7 @@ STUDIES = {  # and what its table is about
     "accuracy_one_look": "accuracy of one_look",
     "accuracy_60000": "accuracy, trained on 60,000 digits",
     "peers": "accuracy of plain Keras",
+    "stopped": "Keras's example with early stopping",
     "scaling": "cost against size",
     "start": "command startup time",
     "parallel": "two jobs at a time",

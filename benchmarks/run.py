@@ -42,7 +42,7 @@ ACCURACY = {
     "accuracy_one_look": (("one_look",), ["--test"]),
     "accuracy_60000": (("accurate", "one_look", "fast"), ["data.val_size=0", "--test"]),
 }
-SEEDS, PEER_SEEDS, PROCESSOR_SEEDS, ROUNDS = 10, 3, 5, 3
+SEEDS, PEER_SEEDS, PROCESSOR_SEEDS, ROUNDS, PATIENCE = 10, 3, 5, 3, 5
 TRAIN, ONE_BATCH = "python -m pipeline.train", "recipe=debug/one_batch"
 FOUR_SEEDS, FOUR_LENGTHS = "recipe=fast seed=range(0,4)", "recipe=baseline model.filters=4 train.epochs=1,3,5,15"
 Commands = Mapping[str, str]  # by the name that they have in the results
@@ -67,6 +67,10 @@ def plan(study: str) -> Iterator[tuple[str, list[str]]]:
     """Yield the trials of a study, in rounds: a busy minute affects all alike."""
     if study == "peers":
         yield from ((name, [f"seed={n}", "--test"]) for n in range(PEER_SEEDS) for name in PEERS)
+    if study == "stopped":  # the example of Keras as one would train it, and accurate beside it
+        stopped = ["train.epochs=100", f"--patience={PATIENCE}", "--test"]
+        for n in range(PEER_SEEDS):
+            yield from (("keras_convnet", [f"seed={n}", *stopped]), ("accurate", [f"seed={n}", "--test"]))
     if study in ACCURACY:
         names, words = ACCURACY[study]
         yield from ((name, [f"seed={n}", *words]) for n in range(SEEDS) for name in names)
@@ -176,7 +180,7 @@ def measured_on(project: Project) -> dict[str, str]:
 
 def main() -> None:
     isolate()
-    studies = ("time", *ACCURACY, "peers", "scaling", "checkpoint", "processor", *COMMANDS)
+    studies = ("time", *ACCURACY, "peers", "stopped", "scaling", "checkpoint", "processor", *COMMANDS)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run")
     parser.add_argument("studies", nargs="+", choices=[*studies, "time_avx2", "all", "compare"])
     asked, project = parser.parse_args().studies, open_project()

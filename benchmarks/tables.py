@@ -41,6 +41,7 @@ def blocks(read: Callable[[str], str]) -> dict[str, str]:
         "shared": sweep_table(studies, "shared"),
         "checkpoint": checkpoint_table(studies),
         "processor": processor_table(studies),
+        "stopped": stopped_table(studies),
         "statistics": simulation_table(studies["statistics"]),
         "records": report.record_table(studies, json.loads(read("benchmarks/results/records.json"))["records"]),
     }
@@ -68,6 +69,18 @@ def accuracy_target(studies: Studies, name: str, value: Callable[[Mean], float],
     met += ", at the limit" * any(percent(values[way]) == percent(limit) for way in meeting)
     measured = "; ".join(f"{way}: {percent(accuracy)}" for way, accuracy in values.items())
     return [f"at least {percent(limit)}", measured or "–", met if values else "not measured"]
+
+
+def stopped_table(studies: Studies) -> str:
+    """Return epochs, seconds and test accuracy of the example of Keras that stopped early, and of accurate."""
+    rows = []
+    for name, trials in report.by_name(studies["stopped"]).items():
+        mean, epochs = mean_interval(accuracies(trials), CONFIDENCE), [one["epoch_seconds"] for one in trials]
+        row = [LABELS[name] + ", stopped early" * (name == "keras_convnet"), spread(list(map(len, epochs)), 0)]
+        row += [spread(list(map(sum, epochs)), 0), str(mean.n), percent(mean.mean), interval(mean.low, mean.high)]
+        rows.append(row)
+    head = ("", "epochs", "training (s)", "seeds", "test accuracy", "95 % CI of the mean (t)")
+    return table(head, rows) + report.note(studies, "stopped")
 
 
 def target_table(studies: Studies, original: Mapping[str, float]) -> str:

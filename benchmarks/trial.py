@@ -1,6 +1,6 @@
 """Train once, in a process of its own, and print the figures as one line of JSON, the last on stdout.
 
-    python -m benchmarks.trial <peer or recipe> [--test] [--checkpoints] [--filters-times M] [key=value ...]
+    python -m benchmarks.trial <peer or recipe> [--test] [--checkpoints] [--filters-times M] [--patience P] [<key>=… …]
 
 Only with --test it reads the test digits, once, after the last epoch. Seconds are those of the epochs, without
 validation.
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--test", action="store_true")
     parser.add_argument("--checkpoints", action="store_true")
     parser.add_argument("--filters-times", type=float, default=1)
+    parser.add_argument("--patience", type=int, help="epochs after which a peer that is no better stops, at its best")
     parser.add_argument("--instructions", help="the most that oneDNN may use of the processor, such as AVX2")
     options, overrides = parser.parse_known_args()
     if options.instructions:
@@ -54,7 +55,10 @@ def main() -> None:
     digits = split(load_raw(project.raw / f"{config.data.name}.npz", config.data), config.data)
     load_keras()
     if is_peer:
-        figures, predict = _fit_peer(options.name, config, digits["train"], options.filters_times)
+        val = digits["val"] if options.patience else None
+        figures, predict = _fit_peer(
+            options.name, config, digits["train"], options.filters_times, val, options.patience
+        )
     else:
         figures, predict = _fit_recipe(config, digits["train"], options.filters_times, options.checkpoints)
     for name in ("val", "test") if options.test else ("val",):
@@ -88,7 +92,9 @@ def _fit_recipe(config: Config, train: Examples, times: float, checkpoints: bool
     return figures, lambda images, shifts: inference.predict(model, images, shifts)
 
 
-def _fit_peer(name: str, config: Config, train: Examples, times: float) -> tuple[dict[str, Any], Predict]:
+def _fit_peer(
+    name: str, config: Config, train: Examples, times: float, val: Examples | None, patience: int
+) -> tuple[dict[str, Any], Predict]:
     import keras
 
     from benchmarks import peers
@@ -103,12 +109,18 @@ def _fit_peer(name: str, config: Config, train: Examples, times: float) -> tuple
     def pixels(images: Images) -> NDArray[np.float32]:
         return images[..., None].astype(np.float32) * np.float32(peer.pixel_scale)
 
+    def labels(examples: Examples) -> NDArray[Any]:
+        return keras.utils.to_categorical(examples.labels, 10) if peer.one_hot else examples.labels
+
     keras.utils.set_random_seed(config.seed)
     peer: peers.Peer = getattr(peers, name)(times)
     clock: list[float] = []
-    labels = keras.utils.to_categorical(train.labels, 10) if peer.one_hot else train.labels
-    settings = {"batch_size": peer.batch_size, "epochs": config.train.epochs, "callbacks": [Clock()], "verbose": 0}
-    history = peer.model.fit(pixels(train.images), labels, **settings).history
+    settings: dict[str, Any] = {"batch_size": peer.batch_size, "epochs": config.train.epochs, "verbose": 0}
+    settings["callbacks"] = [Clock()]
+    if val:
+        settings["validation_data"] = pixels(val.images), labels(val)
+        settings["callbacks"].append(keras.callbacks.EarlyStopping(patience=patience, restore_best_weights=True))
+    history = peer.model.fit(pixels(train.images), labels(train), **settings).history
     figures = {"num_params": peer.model.count_params(), "epoch_seconds": clock}
     figures["train_accuracy"] = history["accuracy"][-1]
     return figures, lambda images, _: peer.model.predict(pixels(images), batch_size=500, verbose=0)

@@ -116,6 +116,12 @@ def test_a_row_of_time_has_the_figures_of_its_trials():
     assert "| original, in plain Keras | 7 | 15 | 20.0 | ≈ 300 | 1.00 | 2.00 |" in report.time_table(studies(time=time))
 
 
+def test_a_peer_that_stopped_early_has_the_epochs_and_seconds_that_it_took():
+    trials = [scored("keras_convnet", 80) | {"epoch_seconds": [2.0] * epochs} for epochs in (20, 30, 25)]
+    row = tables.stopped_table(studies(stopped=trials)).splitlines()[2]
+    assert row == "| Keras's own example, stopped early | 25 (20–30) | 50 (40–60) | 3 | 99.20 % | 99.20 to 99.20 |"
+
+
 def test_sizes_are_columns():
     small = [timed("published", 2) | {"train_digits": 7000, "words": ["--filters-times=4"]}, timed("published", 1)]
     head, _, row, *_ = tables.scaling_table(studies(scaling=small)).splitlines()
