@@ -25,7 +25,7 @@ from benchmarks.report import percent, provenance, table
 from benchmarks.run import RESULTS, measured_on
 from pipeline.apps.digit_finder import DIGITS, Page, find_digits
 from pipeline.apps.images import MAX_SIDE, read_image
-from pipeline.apps.predictor import Predictor, load_predictor
+from pipeline.apps.predictor import Predictor, knows_signs, load_predictor
 from pipeline.base.command import isolate
 from pipeline.base.errors import UserError
 from pipeline.base.files import load_json, save_json
@@ -146,7 +146,10 @@ if __name__ == "__main__":
     isolate()
     part, *overrides = sys.argv[1:]
     project = open_project()
-    predictor = load_predictor(project, compose(project, *overrides, schema=PredictConfig, name="predict"))
+    config = compose(project, *overrides, schema=PredictConfig, name="predict")
+    if not knows_signs(project, config.data):
+        sys.exit("error: run `python -m pipeline.signs` first")
+    predictor = load_predictor(project, config)
     counts, signs = count(part, predictor), count_signs(part, predictor)
     if part == "measure":
         stored = load_json(RESULTS / "reading.json")  # `before` is of commit d897b76, and cannot be measured here

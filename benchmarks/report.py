@@ -27,13 +27,13 @@ STUDIES = {  # and what its table is about
     "accuracy_one_look": "accuracy of one_look",
     "accuracy_60000": "accuracy, trained on 60,000 digits",
     "peers": "accuracy of plain Keras",
-    "stopped": "Keras's example with early stopping",
     "scaling": "cost against size",
     "start": "command startup time",
     "parallel": "two jobs at a time",
     "shared": "sweeps over the number of epochs",
     "checkpoint": "checkpoints",
     "processor": "another processor (AVX2)",
+    "stopped": "Keras's example, stopped early",
 }
 ACCURACY = tuple(name for name in STUDIES if name.startswith("accuracy"))
 LABELS = {"published": "original, in plain Keras", "keras_convnet": "Keras's own example"}

@@ -3,7 +3,7 @@
     python -m benchmarks.trial <peer or recipe> [--test] [--checkpoints] [--filters-times M] [--patience P] [<key>=… …]
 
 Only with --test it reads the test digits, once, after the last epoch. Seconds are those of the epochs, without
-validation.
+validation, but for a peer with --patience.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ def main() -> None:
     parser.add_argument("--patience", type=int, help="epochs after which a peer that is no better stops, at its best")
     parser.add_argument("--instructions", help="the most that oneDNN may use of the processor, such as AVX2")
     options, overrides = parser.parse_known_args()
+    if options.patience and options.name not in PEERS:
+        parser.error(f"--patience is for {' and '.join(PEERS)}")
     if options.instructions:
         os.environ["ONEDNN_MAX_CPU_ISA"] = options.instructions  # read when TensorFlow is imported
     from pipeline.data.readers import load_raw
@@ -55,10 +57,7 @@ def main() -> None:
     digits = split(load_raw(project.raw / f"{config.data.name}.npz", config.data), config.data)
     load_keras()
     if is_peer:
-        val = digits["val"] if options.patience else None
-        figures, predict = _fit_peer(
-            options.name, config, digits["train"], options.filters_times, val, options.patience
-        )
+        figures, predict = _fit_peer(options.name, config, digits, options.filters_times, options.patience)
     else:
         figures, predict = _fit_recipe(config, digits["train"], options.filters_times, options.checkpoints)
     for name in ("val", "test") if options.test else ("val",):
@@ -93,7 +92,7 @@ def _fit_recipe(config: Config, train: Examples, times: float, checkpoints: bool
 
 
 def _fit_peer(
-    name: str, config: Config, train: Examples, times: float, val: Examples | None, patience: int
+    name: str, config: Config, digits: Mapping[str, Examples], times: float, patience: int | None
 ) -> tuple[dict[str, Any], Predict]:
     import keras
 
@@ -117,7 +116,8 @@ def _fit_peer(
     clock: list[float] = []
     settings: dict[str, Any] = {"batch_size": peer.batch_size, "epochs": config.train.epochs, "verbose": 0}
     settings["callbacks"] = [Clock()]
-    if val:
+    train, val = digits["train"], digits["val"]
+    if patience:
         settings["validation_data"] = pixels(val.images), labels(val)
         settings["callbacks"].append(keras.callbacks.EarlyStopping(patience=patience, restore_best_weights=True))
     history = peer.model.fit(pixels(train.images), labels(train), **settings).history

@@ -25,7 +25,7 @@ def predict(project: Project, config: PredictConfig) -> None:
     abstains = f"abstains below {percent(predictor.threshold)}" if predictor.threshold <= 1 else "always abstains"
     print(f"{predictor.description}, which {abstains}")
     if finds_classes_of(config.data) and not knows_signs(project, config.data):
-        print("letters and other signs are taken for digits: `python -m pipeline.signs`, a minute, tells them apart")
+        print("letters and other signs are taken for digits, until you run `python -m pipeline.signs` (half a minute)")
     errors = []
     for number, file in enumerate(files, 1):
         name = plain(str(file))

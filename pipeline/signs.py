@@ -14,72 +14,77 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.apps.digit_finder import DIGITS, find_digits, finds_classes_of
-from pipeline.apps.predictor import digit_likeness
 from pipeline.base.command import main
 from pipeline.base.console import TrainingProgress
 from pipeline.base.errors import UserError
-from pipeline.base.files import save_json
 from pipeline.base.keras_import import load_keras
 from pipeline.base.project import Project
-from pipeline.base.schema import Config
+from pipeline.base.schema import Config, Model
 from pipeline.data.examples import Examples, head
 from pipeline.data.split import training_examples
 
-# Left out are those that look like digits in some font, O o I l | S s Z z B, and %, which has rings as o.
-SIGNS = sorted({*string.ascii_letters, *"!?#&+*=@$€./-()[]{}<>^~:;,'\"_"} - set("OoIlSsZzB"))
+# Left out are those that look like digits in some font, O o I l | S s Z z B, and what has parts that do: % ' ".
+SIGNS = sorted({*string.ascii_letters, *"!?#&+*=@$€./-()[]{}<>^~:;,_"} - set("OoIlSsZzB"))
 SIZES = (60, 90)  # pixels of a font
 WRITTEN = 20_000  # training digits to learn from
 DIGIT_TIMES, SIGN_TIMES = 8, 6  # how often each printed one counts
 LOST = 0.01  # share of the validation digits that count as signs
-NO_SYMBOLS = ("cmex", "cmmi", "cmsy", "NonUni", "Siz")  # fonts in which letters look otherwise
+UNUSABLE = ("cmex", "cmmi", "cmsy", "Display", "LastResort", "NonUni", "Siz")  # fonts of symbols, or of placeholders
 
 
 def signs(project: Project, config: Config) -> None:
-    """Write model.keras, whose logits are of a sign and of a digit, and the threshold between both."""
+    """Write data/signs/model.keras, whose logits are of a sign and of a digit. `predict` and `serve` ask it until the
+    folder is deleted."""
     if not finds_classes_of(config.data):
         raise UserError(f"signs are told from MNIST's digits, and data={config.data.name} has others: give data=mnist")
+    if not isinstance(config.model, Model):
+        raise UserError(f"recipe={config.name} has a network of your own: give another recipe")
     train, val = training_examples(project, config)
     if not len(val.labels):
         raise UserError("no validation digits to choose a threshold by: give data.val_size above 0 and run `dvc repro`")
-    printed, others = (np.stack(list(drawn_shapes(signs, matplotlib_fonts()))) for signs in (DIGITS, SIGNS))
     written = head(train, WRITTEN).images
+    printed, others = (np.stack(list(drawn_shapes(of, matplotlib_fonts()))) for of in (DIGITS, SIGNS))
     images = np.concatenate([written, np.tile(printed, (DIGIT_TIMES, 1, 1)), np.tile(others, (SIGN_TIMES, 1, 1))])
     labels = np.repeat(np.array([1, 0], np.uint8), [len(images) - SIGN_TIMES * len(others), SIGN_TIMES * len(others)])
     load_keras()
-    from pipeline.model.build import build_model
+    import keras
+
+    from pipeline.model.build import build_cnn
     from pipeline.model.files import save_model
     from pipeline.model.inference import inference, start
     from pipeline.training.loop import fit
 
     start(config.seed)
-    two_classes = config.data.model_copy(update={"classes": ["sign", "digit"]})
-    model = build_model(project, config.model_copy(update={"data": two_classes}))
+    model = build_cnn(config.model, config.data.shape, 2)
+    examples = Examples(images, labels, np.arange(len(labels), dtype=np.int32))
     digits = val._replace(labels=np.ones_like(val.labels))
-    drawn = Examples(images, labels, np.arange(len(labels), dtype=np.int32))
     with TrainingProgress("signs", config.train.epochs, len(labels)) as progress:
-        for epoch, seconds, _ in fit(model, config, drawn, digits, progress.batch):
+        for epoch, seconds, _ in fit(model, config, examples, digits, progress.batch):
             progress.epoch_done(epoch.train_accuracy, epoch.val_accuracy, seconds)
-    threshold = float(np.quantile(digit_likeness(inference(model)(val.images)), LOST))
-    save_json(project.signs / "threshold.json", {"threshold": threshold})
-    save_model(project.signs / "model.keras", model)
-    print(f"wrote {project.signs}: {LOST:.0%} of the validation digits, n = {len(val.labels):,}, count as signs")
+    likeness = np.diff(inference(model)(val.images))[:, 0]  # to a digit, beyond that to a sign
+    threshold = float(np.quantile(likeness, LOST))
+    shifted = keras.layers.Rescaling(1.0, [0.0, -threshold])(model.output)  # so that the higher logit decides
+    save_model(project.signs / "model.keras", keras.Model(model.input, shifted))
+    lost = np.bincount(val.labels[likeness < threshold], minlength=len(DIGITS))
+    of_each = ", ".join(f"{digit}: {count}" for digit, count in enumerate(lost) if count)
+    print(f"wrote {project.signs}: of {len(val.labels):,} validation digits {lost.sum()} count as signs ({of_each})")
 
 
 def matplotlib_fonts() -> list[Path]:
     import matplotlib
 
     every = sorted(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("*.ttf"))
-    return [path for path in every if not any(part in path.name for part in NO_SYMBOLS)]
+    return [path for path in every if not any(part in path.name for part in UNUSABLE)]
 
 
-def drawn_shapes(signs: Iterable[str], fonts: Iterable[Path]) -> Iterator[NDArray[np.uint8]]:
-    """Yield what `find_digits` finds, uint8 [28, 28] each, where each sign is printed on a sheet of its own."""
+def drawn_shapes(characters: Iterable[str], fonts: Iterable[Path]) -> Iterator[NDArray[np.uint8]]:
+    """Yield what `find_digits` finds, uint8 [28, 28] each, where each character is printed on a sheet of its own."""
     for path in fonts:
         for size in SIZES:
             font = ImageFont.truetype(path, size)
-            for sign in signs:
+            for character in characters:
                 sheet = Image.new("L", (200, 160), 255)
-                ImageDraw.Draw(sheet).text((50, 25), sign, 0, font)
+                ImageDraw.Draw(sheet).text((50, 25), character, 0, font)
                 try:
                     yield from find_digits(np.asarray(sheet)).digits
                 except UserError:  # as a full stop is too small for

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.apps.digit_finder import Page, find_digits, finds_classes_of
 from pipeline.apps.images import fitted, read_pages
 from pipeline.base.errors import UserError
-from pipeline.base.files import load_csv, load_json, load_yaml, require_file
+from pipeline.base.files import load_csv, load_yaml, require_file
 from pipeline.base.hydra import load_network_of_recipe
 from pipeline.base.keras_import import load_keras
 from pipeline.base.project import Project
@@ -32,7 +32,7 @@ class Predictor(NamedTuple):
     threshold: float  # the model abstains where its highest probability is lower; infinite: it always abstains
     description: str
     data: Data  # the data set that it was trained on
-    # Of uint8 [N, 28, 28] which, [N], are rather letters or other signs than digits; none, where that was not learnt.
+    # Which of uint8 [N, 28, 28] are rather letters or other signs than digits, [N]; none, where that was not learnt.
     are_signs: Callable[[NDArray[np.uint8]], NDArray[np.bool_]] = lambda images: np.zeros(len(images), bool)
 
     def abstains(self, probabilities: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -100,7 +100,8 @@ def model_files(project: Project, config: PredictorConfig | ExportConfig) -> Ite
 def load_predictor(project: Project, config: PredictorConfig, again: bool = True) -> Predictor:
     """Load the model of `model_files`, and choose its thresholds from its validation predictions.
 
-    `again`: it looks a second time, with test-time augmentation, at what it is unsure of, if it was evaluated with it.
+    `again`: it looks a second time, with test-time augmentation, at what it is unsure of, if it was evaluated with it;
+    and it asks the network of `python -m pipeline.signs`, if there is one.
     """
     with model_files(project, config) as (model_file, predictions, description, tta_shifts):
         load_keras()
@@ -118,20 +119,18 @@ def load_predictor(project: Project, config: PredictorConfig, again: bool = True
     threshold = confidence_threshold(highest, correct, config.confidence)
     infer = looks_again(model, unsure_below(highest)) if again and tta_shifts > 1 else inference(model)
     predictor = Predictor(lambda images: metrics.softmax(infer(images)), threshold, description, config.data)
-    if not knows_signs(project, config.data):
+    if not (again and knows_signs(project, config.data)):
         return predictor
-    likeness, least = inference(load_model(project.signs / "model.keras")), load_json(project.signs / "threshold.json")
-    return predictor._replace(are_signs=lambda images: digit_likeness(likeness(images)) < least["threshold"])
+    try:
+        sign_or_digit = inference(load_model(project.signs / "model.keras"))
+    except UserError as error:
+        raise UserError(f"{error}; or delete {project.signs}, which `python -m pipeline.signs` makes again") from None
+    return predictor._replace(are_signs=lambda images: sign_or_digit(images).argmax(1) == 0)
 
 
 def knows_signs(project: Project, data: Data) -> bool:
     """Return whether there is a network that tells the digits of `data` from other signs."""
     return finds_classes_of(data) and (project.signs / "model.keras").is_file()
-
-
-def digit_likeness(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return how much more like a digit than like another sign images are, [N], from the logits of both, [N, 2]."""
-    return logits[:, 1] - logits[:, 0]
 
 
 def unsure_below(probability: NDArray[np.float64]) -> float:

@@ -73,7 +73,7 @@ class Adam:
 
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of the polynomial below: 5 steps lead from 0.01..1 to 0.7..1.2
-AT_ONCE = 5  # steps on a Gram matrix: its rounding grows twelvefold in each
+AT_ONCE = 5  # steps on a Gram matrix: its rounding grows twelvefold in each, from 1e-7 of float32
 
 
 class ConvMuon:
@@ -144,16 +144,17 @@ def nearly_orthogonal(matrix: tf.Tensor, steps: int) -> tf.Tensor:
     Newton-Schulz iteration: a x + b x^3 + c x^5 of every singular value x, which takes products of matrices alone.
 
     Steps together are one polynomial in the Gram matrix of the shorter side, times the matrix. So the longer side,
-    which is most of the work, is met twice in AT_ONCE steps.
+    which is most of the work, is met twice in AT_ONCE steps, or in each on a GPU, which may round products to 1e-3.
     """
+    at_once = 1 if tf.config.list_physical_devices("GPU") else AT_ONCE
     a, b, c = NEWTON_SCHULZ
     x = matrix / (tf.norm(matrix) + 1e-7)  # no singular value above 1
     is_tall = matrix.shape[0] > matrix.shape[1]
     identity = tf.eye(min(matrix.shape))
-    for first in range(0, steps, AT_ONCE):
+    for first in range(0, steps, at_once):
         gram = tf.matmul(x, x, transpose_a=is_tall, transpose_b=not is_tall)
         product = identity
-        for _ in range(first, min(first + AT_ONCE, steps)):
+        for _ in range(first, min(first + at_once, steps)):
             factor = a * identity + b * gram + c * tf.matmul(gram, gram)
             product = tf.matmul(factor, product)
             gram = tf.matmul(tf.matmul(factor, gram), factor)
