@@ -101,8 +101,12 @@ def _strokes(found: list[_Found]) -> float:
 
 def _ink_of_one(values: Ink) -> Ink:
     """Return the ink of a small image: its greys are of pixels that the pen covers in part."""
-    difference = values - np.median(np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]]))
-    contrast = np.maximum(difference if np.sum(difference**3) > 0 else -difference, 0)  # ink is rare, and far from it
+    border = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
+    paper = np.median(border)
+    noise = 4 * np.median(np.abs(border - paper))
+    difference = values - paper
+    contrast = difference if np.sum(difference**3) > 0 else -difference  # ink is rare, and far from the paper
+    contrast = np.maximum(contrast - noise, 0)
     if contrast.max() < MIN_CONTRAST:
         raise UserError(EMPTY)
     return contrast / contrast.max()

@@ -49,7 +49,7 @@ def centred(ink: Ink) -> NDArray[np.uint8]:
 
 
 def _cropped(ink: Ink) -> Ink:
-    rows, columns = (np.flatnonzero((ink > 0.25).any(axis)) for axis in (1, 0))
+    rows, columns = (np.flatnonzero((ink > 0.1).any(axis)) for axis in (1, 0))
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else ink
 
 

@@ -273,6 +273,17 @@ def test_ink_and_paper_of_one_brightness_are_told_apart_by_their_colour():
     assert len(digit_finder.find_digits(read).boxes) == 2
 
 
+def test_noise_does_not_change_the_size_of_a_digit_in_a_small_picture():
+    """It is cropped where its faint edges end: noise with a standard deviation of a twentieth of its ink is no edge."""
+    plain = np.full((56, 56), 225.0)
+    plain[16:40, 16:40] = stress_tests.draw(load_json(STROKES)["round"]["8"], 8, 24)
+    noisy = plain + np.random.default_rng(0).normal(0, 9, plain.shape)
+    forms = [digit_finder.find_digits(page.clip(0, 255).astype(np.uint8)).digits[0] for page in (plain, noisy)]
+    boxes = [np.argwhere(form > 100) for form in forms]
+    np.testing.assert_allclose([box.min(0) for box in boxes][1], boxes[0].min(0), atol=2)
+    np.testing.assert_allclose([box.max(0) for box in boxes][1], boxes[0].max(0), atol=2)
+
+
 def test_a_small_image_that_is_wider_than_high_may_hold_several_digits():
     small = Image.fromarray(draw_page(["42"])).resize((64, 32), Image.Resampling.BOX)
     assert len(digit_finder.find_digits(np.asarray(small)).boxes) == 2
