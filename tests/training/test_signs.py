@@ -46,7 +46,7 @@ def learnt(tmp_path_factory):
     """A project with an untrained model of digits, and a network of signs that was trained on two fonts."""
     folder = tmp_path_factory.mktemp("signs")
     project = Project(folder, folder)
-    config = compose(open_project(ROOT), "train.epochs=3", "seed=1", name="signs")
+    config = compose(open_project(ROOT), "train.epochs=6", "seed=1", name="signs")
     for name, fonts in (("train", ["DejaVuSans", "DejaVuSerif"]), ("val", ["DejaVuSans-Bold", "DejaVuSerif-Bold"])):
         digits = drawn(DIGITS, *fonts)
         labels, index = np.zeros(len(digits), np.uint8), np.arange(len(digits), dtype=np.int32)
@@ -69,7 +69,7 @@ def test_letters_of_another_font_are_signs_and_digits_are_not(learnt):
     are_signs = load_predictor(project, config).are_signs
     letters = are_signs(drawn("AEFHKMNRWX", "DejaVuSans-BoldOblique"))
     digits = are_signs(drawn(DIGITS, "DejaVuSans-BoldOblique"))
-    assert letters.mean() > 0.8 and digits.mean() < 0.3, (letters, digits)
+    assert letters.mean() > 0.5 and digits.mean() < 0.2, (letters, digits)
     validation = drawn(DIGITS, "DejaVuSans-Bold", "DejaVuSerif-Bold")
     assert are_signs(validation).sum() == 1  # a hundredth of 40, or the next
 
