@@ -29,7 +29,6 @@ SIZES = (60, 90)  # pixels of a font
 WRITTEN = 20_000  # training digits to learn from
 DIGIT_TIMES, SIGN_TIMES = 8, 6  # how often each printed one counts
 LOST = 0.01  # share of the validation digits that count as signs
-UNUSABLE = ("cmex", "cmmi", "cmsy", "Display", "LastResort", "NonUni", "Siz")  # fonts of symbols, or of placeholders
 
 
 def signs(project: Project, config: Config) -> None:
@@ -42,8 +41,10 @@ def signs(project: Project, config: Config) -> None:
     train, val = training_examples(project, config)
     if not len(val.labels):
         raise UserError("no validation digits to choose a threshold by: give data.val_size above 0 and run `dvc repro`")
-    written = head(train, WRITTEN).images
-    printed, others = (np.stack(list(drawn_shapes(of, matplotlib_fonts()))) for of in (DIGITS, SIGNS))
+    from pipeline.apps import stress_tests  # it imports Matplotlib
+
+    written, fonts = head(train, WRITTEN).images, stress_tests.text_fonts()
+    printed, others = (np.stack(list(drawn_shapes(of, fonts))) for of in (DIGITS, SIGNS))
     images = np.concatenate([written, np.tile(printed, (DIGIT_TIMES, 1, 1)), np.tile(others, (SIGN_TIMES, 1, 1))])
     labels = np.repeat(np.array([1, 0], np.uint8), [len(images) - SIGN_TIMES * len(others), SIGN_TIMES * len(others)])
     load_keras()
@@ -68,13 +69,6 @@ def signs(project: Project, config: Config) -> None:
     lost = np.bincount(val.labels[likeness < threshold], minlength=len(DIGITS))
     of_each = ", ".join(f"{digit}: {count}" for digit, count in enumerate(lost) if count)
     print(f"wrote {project.signs}: of {len(val.labels):,} validation digits {lost.sum()} count as signs ({of_each})")
-
-
-def matplotlib_fonts() -> list[Path]:
-    import matplotlib
-
-    every = sorted(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("*.ttf"))
-    return [path for path in every if not any(part in path.name for part in UNUSABLE)]
 
 
 def drawn_shapes(characters: Iterable[str], fonts: Iterable[Path]) -> Iterator[NDArray[np.uint8]]:

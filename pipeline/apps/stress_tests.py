@@ -86,14 +86,18 @@ def scikit_learn() -> Pages:
 
 def printed() -> Pages:
     """Return the ten digits in every text font that comes with matplotlib, black on white."""
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    files = sorted(file for file in folder.glob("*.ttf") if file.stem.startswith(FONTS) and "Display" not in file.stem)
-    pages = []
+    files, pages = text_fonts(), []
     for file, digit in product(files, "0123456789"):
         page = Image.new("L", (192, 192), 255)
         ImageDraw.Draw(page).text((96, 96), digit, 0, ImageFont.truetype(file, 96), anchor="mm")
         pages.append(np.asarray(page))
     return pages, np.tile(np.arange(10), len(files))
+
+
+def text_fonts() -> list[Path]:
+    """Return the files of the fonts with letters and digits that come with matplotlib."""
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return sorted(file for file in folder.glob("*.ttf") if file.stem.startswith(FONTS) and "Display" not in file.stem)
 
 
 def drawn(strokes_file: Path, pen: str = "usual") -> Pages:

@@ -8,6 +8,7 @@ from conftest import ROOT
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline import predict, signs
+from pipeline.apps import stress_tests
 from pipeline.apps.digit_finder import DIGITS
 from pipeline.apps.predictor import knows_signs, load_predictor
 from pipeline.base.errors import UserError
@@ -21,7 +22,7 @@ from pipeline.model.build import build_cnn
 from pipeline.model.files import save_model
 from pipeline.model.inference import start
 
-FONTS = {path.stem: path for path in signs.matplotlib_fonts()}
+FONTS = {path.stem: path for path in stress_tests.text_fonts()}
 
 
 def drawn(of, *fonts: str) -> np.ndarray:
@@ -53,7 +54,7 @@ def learnt(tmp_path_factory):
         save_arrays(project.processed / f"{name}.npz", images=digits, labels=labels, source_index=index)
     save_json(project.processed / "split.json", split_record(config.data))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(signs, "matplotlib_fonts", lambda: [FONTS[name] for name in ("DejaVuSans", "DejaVuSerif")])
+        patch.setattr(stress_tests, "text_fonts", lambda: [FONTS[name] for name in ("DejaVuSans", "DejaVuSerif")])
         patch.setattr(signs, "DIGIT_TIMES", 20)
         signs.signs(project, config)
     start(0)
