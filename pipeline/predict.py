@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.apps.digit_finder import Page, finds_classes_of
-from pipeline.apps.predictor import Predictor, knows_signs, load_predictor, read_file
+from pipeline.apps.predictor import JOINED, UNSURE, Predictor, knows_signs, load_predictor, read_file
 from pipeline.base.command import main
 from pipeline.base.errors import UserError
 from pipeline.base.project import Project
@@ -30,15 +30,15 @@ def predict(project: Project, config: PredictConfig) -> None:
     for number, file in enumerate(files, 1):
         name = plain(str(file))
         try:
-            pages, empty = read_file(file, name, config.data)
+            for page_number, label, page in read_file(file, name, config.data):
+                if isinstance(page, str):  # of a cover, or a back
+                    print(f"{label}: {page}")
+                    continue
+                page_of = f"_{page_number}" if label != name else ""
+                picture = project.job_folder / f"{number}_{Path(name).stem}{page_of}.png"
+                _show(label, page, predictor, picture if config.show else None)
         except UserError as error:
             errors.append(str(error))
-            continue
-        for page_number, label, page in pages:
-            page_of = f"_{page_number}" if label != name else ""
-            picture = project.job_folder / f"{number}_{Path(name).stem}{page_of}.png"
-            _show(label, page, predictor, picture if config.show else None)
-        print(*empty, sep="\n", end="\n" * bool(empty))  # a cover, or a back
     if errors:
         raise UserError("; ".join(errors))
 
@@ -58,19 +58,14 @@ def _files(value: Any) -> list[Path]:
 
 
 def _show(name: str, page: Page, predictor: Predictor, picture: Path | None) -> None:
-    probabilities, classes = predictor.probabilities(page.digits), predictor.data.classes
-    signs = predictor.are_signs(page.digits)
-    abstains = predictor.abstains(probabilities) | page.joined | signs
+    (probabilities, reasons), classes = predictor.answers(page.digits, page.joined), predictor.data.classes
     captions, lines = [], []
-    for values, unsure, joined, sign in zip(probabilities, abstains, page.joined, signs, strict=True):
+    for values, reason in zip(probabilities, reasons, strict=True):
         first, second = values.argsort()[:-3:-1]
-        captions.append("?" if joined else classes[first] + "?" * int(unsure))
-        if joined:
-            lines.append(f"  {len(captions)}: several digits that touch, not read")
-            continue
-        doubt = f", unsure (or {classes[second]}, {percent(values[second])})" if unsure else ""
-        doubt = ", unsure (or a letter or another sign)" if sign else doubt
-        lines.append(f"  {len(captions)}: {classes[first]}, {percent(values[first])}{doubt}")
+        captions.append("?" if reason == JOINED else classes[first] + "?" * bool(reason))
+        said = f"{classes[first]}, {percent(values[first])}{', ' * bool(reason)}{reason}"
+        said += f" (or {classes[second]}, {percent(values[second])})" * (reason == UNSURE)
+        lines.append(f"  {len(captions)}: {f'{reason}, not read' if reason == JOINED else said}")
     if page.left_out:
         lines.append(f"  left out: {page.left_out}, far larger, smaller or paler than the digits, or lines")
     print(f"{name}: {' '.join(captions)}", *lines, sep="\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,38 +26,46 @@ LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R 601)
 
 def read_image(source: Path | bytes, name: str = "", channels: int = 1) -> NDArray[np.uint8]:
     """Return the pixels of an image that is one page, as `read_pages` does; several are a UserError."""
-    pages = list(read_pages(source, name, channels))
-    if len(pages) > 1:
-        raise UserError(f"{name or str(source)} has {len(pages)} pages, expected one: give each as a file of its own")
-    return pages[0]
+    (_, pixels), *others = read_pages(source, name, channels)
+    if others:
+        raise UserError(
+            f"{name or str(source)} has {1 + len(others)} pages, expected one: give each as a file of its own"
+        )
+    return pixels
 
 
-def read_pages(source: Path | bytes, name: str = "", channels: int = 1) -> Iterator[NDArray[np.uint8]]:
-    """Yield the pixels of every page of an image file or its bytes, or frame of an animation, upright.
+def read_pages(source: Path | bytes, name: str = "", channels: int = 1) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Yield the name and the pixels of every page of an image file or its bytes, or frame of an animation, upright.
 
     They are uint8 [H, W], grey, or for 3 channels [H, W, 3], red, green and blue. What is no image, damaged, has more
     than MAX_PIXELS a page, or more than MAX_PAGES is a UserError.
     """
     name = name or str(source)
     content = source if isinstance(source, bytes) else source.read_bytes()
+    with _one_line_errors(name):
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        # A phone's photograph may hold a preview, or what makes it brighter, beside itself.
+        count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    if count > MAX_PAGES:
+        raise UserError(f"{name} has {count:,} pages, expected at most {MAX_PAGES}: give it in parts")
+    for number in range(count):
+        page = f"{name}, page {number + 1} of {count}" if count > 1 else name
+        with _one_line_errors(page):
+            image.seek(number)
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width:,} x {image.height:,} pixels"
+                raise UserError(f"{page} has {size}, expected at most {MAX_PIXELS:,}: give it smaller, or a part")
+            image.draft("RGB", (MAX_SIDE, MAX_SIDE))  # a JPEG can be unpacked at an eighth of its size
+            pixels = _pixels(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
+        yield page, pixels
+
+
+@contextmanager
+def _one_line_errors(name: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damage that Pillow can live with
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                # A phone's photograph may hold a preview, or what makes it brighter, beside itself.
-                count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-                if count > MAX_PAGES:
-                    raise UserError(f"{name} has {count:,} pages, expected at most {MAX_PAGES}: give it in parts")
-                for number in range(count):
-                    image.seek(number)
-                    if image.width * image.height > MAX_PIXELS:
-                        size = f"{image.width:,} x {image.height:,} pixels"
-                        raise UserError(
-                            f"{name} has {size}, expected at most {MAX_PIXELS:,}: give it smaller, or a part"
-                        )
-                    mode = "L" if channels == 1 else "RGB"
-                    image.draft("RGB", (MAX_SIDE, MAX_SIDE))  # a JPEG can be unpacked at an eighth of its size
-                    yield _pixels(ImageOps.exif_transpose(image), mode)
+            yield
     except UserError:
         raise
     except Image.DecompressionBombError:  # Pillow's own limit

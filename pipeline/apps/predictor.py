@@ -24,7 +24,8 @@ from pipeline.base.verb_schemas import ExportConfig, PredictorConfig
 from pipeline.data.examples import SMALL_LABELS, check_split
 from pipeline.metrics import metrics
 
-UNSURE = 0.06  # share of the validation examples that are looked at again, four times each
+LOOKED_AT_AGAIN = 0.06  # share of the validation examples, four times each
+UNSURE, SIGN, JOINED = "unsure", "unsure, perhaps a letter or another sign", "several digits that touch"
 
 
 class Predictor(NamedTuple):
@@ -39,6 +40,15 @@ class Predictor(NamedTuple):
         highest = [float(f"{value:.6g}") for value in probabilities.max(1)]  # as those that the threshold is one of
         return np.array(highest) < self.threshold
 
+    def answers(
+        self, images: NDArray[np.uint8], joined: NDArray[np.bool_] | bool = False
+    ) -> tuple[NDArray[np.float64], list[str]]:
+        """Return the probabilities [N, K] of images, of which some are `joined`, and why it abstains from each, or
+        "" where it does not."""
+        probabilities = self.probabilities(images)
+        reasons = {JOINED: joined, SIGN: self.are_signs(images), UNSURE: self.abstains(probabilities)}
+        return probabilities, np.select([*reasons.values()], [*reasons], "").tolist()
+
 
 def read_page(pixels: NDArray[np.uint8], data: Data) -> Page:
     """Return the digits on a page, or of other data than MNIST's digits the one picture that it is, as `adopt` fits the
@@ -48,23 +58,23 @@ def read_page(pixels: NDArray[np.uint8], data: Data) -> Page:
     return Page(pixels, [], fitted(pixels, data.shape)[None], np.zeros(1, bool))
 
 
-def read_file(source: Path | bytes, name: str, data: Data) -> tuple[list[tuple[int, str, Page]], list[str]]:
-    """Return the pages of a file or its bytes, each with its number and name, and what is said of empty ones.
+def read_file(source: Path | bytes, name: str, data: Data) -> Iterator[tuple[int, str, Page | str]]:
+    """Yield the number, the name and the digits of each page of a file or its bytes, or why a page has none.
 
-    A file that cannot be read, or has nothing on any page, is a UserError.
+    A page that is damaged, or nothing on any page, is a UserError.
     """
-    found: list[tuple[int, str, Page]] = []
-    empty: list[str] = []
-    pages = list(read_pages(source, name, data.channels))
-    for number, pixels in enumerate(pages, 1):
-        label = f"{name}, page {number} of {len(pages)}" if len(pages) > 1 else name
+    read = 0
+    for number, (label, pixels) in enumerate(read_pages(source, name, data.channels), 1):
         try:
-            found.append((number, label, read_page(pixels, data)))
+            page: Page | str = read_page(pixels, data)
+            read += 1
         except UserError as error:
-            empty.append(f"{label}: {error}")
-    if not found:
-        raise UserError("; ".join(empty))
-    return found, empty
+            if label == name:  # its only page
+                raise UserError(f"{name}: {error}") from None
+            page = str(error)
+        yield number, label, page
+    if not read:
+        raise UserError(f"{name} has digits on none of its pages")
 
 
 @contextmanager
@@ -134,8 +144,8 @@ def knows_signs(project: Project, data: Data) -> bool:
 
 
 def unsure_below(probability: NDArray[np.float64]) -> float:
-    """Return the highest `probability` [N] that at most a share UNSURE of them is below; 0 if there are none."""
-    return float(np.sort(probability)[int(UNSURE * len(probability))]) if len(probability) else 0.0
+    """Return the highest `probability` [N] such that at most LOOKED_AT_AGAIN of them are below; 0 if there are none."""
+    return float(np.sort(probability)[int(LOOKED_AT_AGAIN * len(probability))]) if len(probability) else 0.0
 
 
 def confidence_threshold(probability: NDArray[np.float64], correct: NDArray[np.bool_], share: float) -> float:

@@ -16,60 +16,60 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from pydantic import BaseModel, FailFast, Field
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
 from pipeline.apps.digit_finder import Page, finds_classes_of
 from pipeline.apps.ink import Box
 from pipeline.apps.predictor import Predictor, read_file
 from pipeline.base.errors import UserError
+from pipeline.base.schema import Data
 
 MAX_BYTES = 16_000_000  # of a request: 5,000 images of 28 x 28 as JSON, or a large photograph
 PAGE = resources.files("pipeline.apps").joinpath("page.html").read_text(encoding="utf-8")
-
-Pixel = Annotated[int, Field(strict=True, ge=0, le=255)]
-Row = Annotated[list[Pixel], FailFast()]
-Image = Annotated[list[Row], FailFast()]
-ColourImage = Annotated[list[Annotated[list[Row], FailFast()]], FailFast()]
 
 
 class Arrays(BaseModel):
     """Images of the shape that the model takes, as MLflow's own server takes them too."""
 
-    inputs: Annotated[list[Image], FailFast()] = Field(
-        min_length=1, description="N x H x W whole numbers, from 0 for paper to 255 for ink"
-    )
-
-
-class ColourArrays(BaseModel):
-    """The same in colour."""
-
-    inputs: Annotated[list[ColourImage], FailFast()] = Field(
-        min_length=1, description="N x H x W x 3 whole numbers from 0 to 255: red, green and blue"
+    inputs: list[Any] = Field(
+        description="N x H x W, or in colour N x H x W x 3, whole numbers from 0, paper or black, to 255, ink or white"
     )
 
 
 class Answer(BaseModel):
     digits: list[int] = Field(description="the most probable class of each image, an index into `classes`")
-    abstains: list[bool] = Field(
-        description="whether its probability is below the model's confidence threshold, or it is rather another sign"
-    )
+    abstains: list[bool] = Field(description="whether there is a reason to")
+    reasons: list[str] = Field(description="why the model abstains from each image, or nothing where it does not")
     probabilities: list[list[float]] = Field(description="N x K, to six decimals")
     classes: list[str] = Field(description="names of the K classes")
     boxes: list[Box] | None = Field(None, description="top, left, bottom and right of each digit on a page, in pixels")
-    pages: list[int] | None = Field(None, description="of several pages with digits, the page of each digit, from 1")
+    pages: list[int] | None = Field(None, description="where some are not on the first page, the page of each, from 1")
+    unread: list[str] | None = Field(None, description="pages of a file on which no digits were found, and why")
     left_out: int | None = Field(None, description="of an image, other shapes that look like no digits beside these")
-    seen: list[Image] | None = Field(None, description="each digit of a page as the model saw it")
+    seen: list[list[list[int]]] | None = Field(None, description="each digit of a page as the model saw it")
 
 
 def uploaded(body: bytes, content_type: str) -> tuple[str, bytes]:
-    """Return name and content of the file that a body is, or that a form brings; a form without one is a UserError."""
-    if not content_type.startswith("multipart/form-data"):
+    """Return name and content of the file that a body is, or that a form brings; of a form with none or several, a
+    UserError."""
+    if not content_type.lower().startswith("multipart/form-data"):
         return "the body, which is not application/json,", body
     form = email.message_from_bytes(b"Content-Type: %s\r\n\r\n%s" % (content_type.encode("latin-1"), body))
-    for part in form.walk():
-        if name := part.get_filename():
-            return name, bytes(part.get_payload(decode=True))
-    raise UserError("the form has no file: give one, as curl -F image=@photo.png does")
+    files = [part for part in form.walk() if part.get_filename() and not part.is_multipart()]
+    if len(files) != 1:
+        raise UserError(f"the form has {len(files)} files: give one, as curl -F image=@photo.png does")
+    return str(files[0].get_filename()), bytes(files[0].get_payload(decode=True))
+
+
+def images_of(arrays: Arrays, data: Data) -> NDArray[np.uint8]:
+    """Return the images of a request as an array; other shapes and values than the model takes are a UserError."""
+    values = np.array(arrays.inputs, object)  # of no common type: a long text would make every number as long
+    is_of_shape = list(values.shape[1:]) == data.shape and {*map(type, values.flat)} == {int}
+    if not is_of_shape or values.min() < 0 or values.max() > 255:
+        shape = " x ".join(map(str, ["N", *data.shape]))
+        raise UserError(f"inputs is not {shape} whole numbers from 0 to 255: give images of that shape")
+    return values.astype(np.uint8)
 
 
 def build_app(predictor: Predictor, hosts: list[str], origins: Sequence[str] = ()) -> FastAPI:
@@ -102,37 +102,37 @@ def build_app(predictor: Predictor, hosts: list[str], origins: Sequence[str] = (
 
     data = predictor.data
 
-    def predict(request: Request, body: Any) -> Answer:
+    @app.post("/predict", response_model_exclude_none=True)
+    def predict(request: Request, body: Annotated[Arrays | bytes, Body()]) -> Answer:
         """Predict the class of every image of the arrays, of an image, or of every digit on the page that it shows."""
-        pages: list[tuple[int, str, Page]] = []
-        if not isinstance(body, bytes):
-            try:
-                images = np.array(body.inputs, np.uint8)
-            except ValueError:  # rows of several lengths
-                images = np.empty(0, np.uint8)
-            if list(images.shape[1:]) != data.shape:
-                raise UserError(f"inputs is not {' x '.join(map(str, ['N', *data.shape]))}: give images of that shape")
-        else:
+        pages: list[Page] = []
+        numbers: list[int] = []  # of the page of each digit
+        unread: list[str] = []
+        if isinstance(body, bytes):
             name, content = uploaded(body, request.headers.get("content-type", ""))
-            pages = read_file(content, name, data)[0]
-            images = np.concatenate([page.digits for *_, page in pages])
-        probabilities = predictor.probabilities(images)
-        abstains = predictor.abstains(probabilities) | predictor.are_signs(images)
-        if pages:
-            abstains |= np.concatenate([page.joined for *_, page in pages])
-        boxes = [box for *_, page in pages for box in page.boxes]
+            for number, _, page in read_file(content, name, data):
+                if isinstance(page, str):
+                    unread.append(f"page {number}: {page}")
+                    continue
+                numbers += [number] * len(page.digits)
+                pages.append(page._replace(image=np.empty((0, 0), np.uint8)))  # a hundred may be a gigabyte
+            images = np.concatenate([page.digits for page in pages])
+            probabilities, reasons = predictor.answers(images, np.concatenate([page.joined for page in pages]))
+        else:
+            images = images_of(body, data)
+            probabilities, reasons = predictor.answers(images)
+        boxes = [box for page in pages for box in page.boxes]
         return Answer(
             digits=probabilities.argmax(1).tolist(),
-            abstains=abstains.tolist(),
+            abstains=list(map(bool, reasons)),
+            reasons=reasons,
             probabilities=probabilities.round(6).tolist(),
             classes=data.classes,
             boxes=boxes or None,
             seen=images.tolist() if boxes else None,
-            left_out=sum(page.left_out for *_, page in pages) or None,
-            pages=[number for number, _, page in pages for _ in page.digits] if pages[1:] else None,
+            unread=unread or None,
+            left_out=sum(page.left_out for page in pages) or None,
+            pages=numbers if max(numbers, default=1) > 1 else None,
         )
 
-    arrays = Arrays if data.channels == 1 else ColourArrays
-    predict.__annotations__["body"] = Annotated[arrays | bytes, Body()]
-    app.post("/predict", response_model_exclude_none=True)(predict)
     return app

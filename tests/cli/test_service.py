@@ -55,7 +55,7 @@ def served(predictor: Predictor, origins: Sequence[str] = ()) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def address():
-    with served(Predictor(by_ink, 0.3, "a test's model", compose(open_project(ROOT)).data)) as at:
+    with served(Predictor(by_ink, 0.4, "a test's model", compose(open_project(ROOT)).data)) as at:
         yield at
 
 
@@ -76,7 +76,8 @@ def test_arrays_get_digits_probabilities_and_whether_the_model_abstains(address)
     expected = by_ink(images)
     assert answer["digits"] == [0, 4, 9]
     assert np.allclose(answer["probabilities"], expected, atol=1e-6)
-    assert answer["abstains"] == (expected.max(1) < 0.3).tolist() and "boxes" not in answer
+    assert answer["abstains"] == (expected.max(1) < 0.4).tolist() == [False, True, False]
+    assert answer["reasons"] == ["", "unsure", ""] and "boxes" not in answer
 
 
 def test_an_image_gets_what_was_found_where(address):
@@ -100,7 +101,9 @@ def test_a_form_brings_the_same_as_the_file_itself(address):
     form = requests.post(f"{address}/predict", files={"image": ("a b.png", file.getvalue())}, timeout=10)
     assert form.json() == plain and len(plain["boxes"]) == 3
     without = requests.post(f"{address}/predict", files={"image": ("", b"")}, timeout=10)
-    assert (without.status_code, without.json()["detail"][:21]) == (400, "the form has no file:")
+    assert (without.status_code, without.json()["detail"][:21]) == (400, "the form has 0 files:")
+    two = requests.post(f"{address}/predict", files=[("image", (name, b"")) for name in ("a", "b")], timeout=10)
+    assert (two.status_code, two.json()["detail"][:21]) == (400, "the form has 2 files:")
 
 
 def test_the_digits_of_several_pages_say_which_they_are_on(address):
@@ -110,6 +113,10 @@ def test_the_digits_of_several_pages_say_which_they_are_on(address):
     blank.save(file, "TIFF", save_all=True, append_images=[sheets[0], blank, sheets[1]])
     answer = post(address, file.getvalue(), "image/tiff").json()
     assert answer["pages"] == [2, 4] and len(answer["boxes"]) == 2
+    assert [said[:26] for said in answer["unread"]] == ["page 1: the page is empty,", "page 3: the page is empty,"]
+    file = io.BytesIO()
+    blank.save(file, "TIFF", save_all=True, append_images=sheets[:1])
+    assert post(address, file.getvalue(), "image/tiff").json()["pages"] == [2], "a cover is no page without a number"
 
 
 def test_web_pages_of_other_origins_may_ask_where_that_is_allowed(address, tmp_path):
@@ -217,7 +224,7 @@ def hostile(number: int) -> tuple[bytes, str]:
     spoilt = bytearray(image)
     spoilt[rng.randrange(33)] ^= rng.randrange(1, 256)  # its signature, or its header with the checksum
     number_like = rng.choice(
-        ["1e999", "-1", "256", "1.5", "NaN", "Infinity", "true", "null", '"7"', "[]", "{}", "1" * 5000]
+        ["1e999", "-1", "256", "1.5", "NaN", "Infinity", "true", "null", '"7"', "[]", "{}", "1" * 5000, "1" * 30]
     )
     shape = rng.choice([[], [[]], [ROW], SQUARE, [SQUARE[:27]], [[ROW[:27]] * 28], [SQUARE, SQUARE[:3]], [[SQUARE]]])
     text = rng.choice(["../../etc/passwd", "<script>alert(1)</script>", "${oc.env:HOME}", "\u0000", "é" * 1000])
@@ -233,6 +240,12 @@ def hostile(number: int) -> tuple[bytes, str]:
             ),
             (json.dumps({"inputs": shape}).encode(), "application/json"),
             (json.dumps({"inputs": text}).encode(), "application/json"),
+            (json.dumps({"inputs": ["a" * 20_000] + [0] * 100_000}).encode(), "application/json"),
+            (
+                b"--x\r\nContent-Disposition: form-data; name=a; filename=b\r\n"
+                b"Content-Type: message/rfc822\r\n\r\nSubject: c\r\n\r\n\r\n--x--\r\n",
+                "multipart/form-data; boundary=x",
+            ),
             (
                 json.dumps(
                     rng.choice([None, 7, [], [SQUARE], {"instances": [SQUARE]}, {"inputs": {"a": SQUARE}}])

@@ -95,7 +95,7 @@ def test_predict_reads_every_page_of_a_file_and_names_the_empty_ones(clone, page
     assert (done.returncode, done.stderr) == (0, "")
     alone = pipeline(clone, "predict", f"input=[{pages / '3.png'},{pages / '7.png'}]", "recipe=baseline")
     read = [line.rpartition(": ")[2] for line in done.stdout.splitlines() if "scan.tif, page" in line]
-    assert read == [*read_off(alone).values(), "give an image with digits that stand out"]
+    assert read == ["give an image with digits that stand out", *read_off(alone).values()]
     assert f"{tmp_path / 'scan.tif'}, page 1 of 3: the page is empty" in done.stdout
     assert [name.rpartition("/")[2] for name in re.findall(r"^wrote (.+)$", done.stdout, re.MULTILINE)] == [
         "1_scan_2.png",

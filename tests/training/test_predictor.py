@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from benchmarks.looks import compare_looks
-from pipeline.apps.predictor import confidence_threshold, load_predictor, unsure_below
+from pipeline.apps.predictor import (
+    JOINED,
+    SIGN,
+    UNSURE,
+    Predictor,
+    confidence_threshold,
+    load_predictor,
+    unsure_below,
+)
 from pipeline.base.errors import UserError
 from pipeline.base.files import save_json, write_text
 from pipeline.base.project import Project
@@ -139,6 +147,22 @@ def test_a_model_evaluated_with_test_time_augmentation_predicts_with_it_where_it
     images = np.random.default_rng(0).integers(0, 256, (3, 12, 10)).astype(np.uint8)
     expected = softmax(predict(load_model(project.model("baseline")), images, looks))
     assert np.allclose(predictor.probabilities(images), expected, atol=1e-6)
+
+
+def test_it_says_why_it_abstains_and_what_weighs_most_first(compose):
+    """Of each image by its first pixel: digits that touch, a sign, a low probability, and one that it is sure of."""
+
+    def probabilities(images):
+        highest = np.where(images[:, 0, 0] % 2, 0.4, 0.9)
+        return np.stack([highest, 1 - highest], 1)
+
+    predictor = Predictor(probabilities, 0.7, "", compose().data, lambda images: images[:, 0, 0] >= 4)
+    images = np.zeros((8, 28, 28), np.uint8)
+    images[:, 0, 0] = range(8)
+    joined = np.array([0, 0, 1, 1, 0, 0, 1, 1], bool)
+    expected = ["", UNSURE, JOINED, JOINED, SIGN, SIGN, JOINED, JOINED]
+    assert predictor.answers(images, joined)[1] == expected
+    assert predictor.answers(images)[1] == ["", UNSURE, "", UNSURE, SIGN, SIGN, SIGN, SIGN]
 
 
 def test_a_model_without_validation_examples_always_abstains(compose, tmp_path):
