@@ -22,7 +22,7 @@ LEAST = 6  # pixels: what is smaller is a speck
 MIN_CONTRAST = 0.1  # of ink to paper, as a share of the whole range: with less, a page is empty
 EDGE = 0.3  # share of what surrounds a part that may be as dark as it
 SENSITIVITY = 0.2  # Sauvola's k
-PALE = 0.35  # share of the strongest contrast around, below which it is no ink
+PALE, PALEST = 0.35, 0.25  # share of the strongest contrast around, and on the page, below which it is no ink
 LINE, SHARE = 3 * LARGEST, 0.4  # a ruled line runs straight for so many pixels, and over such a share of the page
 
 
@@ -44,7 +44,7 @@ class Box(NamedTuple):
 
     @property
     def sides(self) -> tuple[int, int]:
-        return self.common(self)
+        return self.bottom - self.top, self.right - self.left
 
 
 class Level(NamedTuple):
@@ -52,6 +52,7 @@ class Level(NamedTuple):
 
     factor: int
     labels: NDArray[np.int32]  # [H / factor, W / factor], of connected components, from 1; 0 is paper
+    lines: NDArray[np.bool_]  # [H / factor, W / factor], ruled ones, which are no ink
     values: Values
     paper: Values  # the value of the paper around each pixel
 
@@ -69,8 +70,9 @@ def levels(values: Values) -> Iterator[Level]:
     factor = 1
     while True:
         mask, paper = threshold(values)
-        labels, _ = ndimage.label(without_lines(mask), np.ones((3, 3)))
-        yield Level(factor, labels, values, paper)
+        ink = without_lines(mask)
+        labels, _ = ndimage.label(ink, np.ones((3, 3)))
+        yield Level(factor, labels, mask & ~ink, values, paper)
         if max(values.shape) <= LARGEST:
             return
         values, factor = reduced(values, 2), 2 * factor
@@ -100,10 +102,12 @@ def joined(found: list[Part]) -> list[Part]:
             other = whole[index]
             height, width = part.box.common(other.box)
             sides, others = part.box.sides, other.box.sides
-            if width < min(sides[1], others[1]) / 2 or height > min(sides[0], others[0]) / 2:
+            if width < min(sides[1], others[1]) / 2 or height > min(sides[0], others[0]) / 2:  # beside it, or around
+                continue
+            if sides[1] > max(4 * sides[0], 1.2 * others[1]):  # a dash, to write on
                 continue
             both = part.join(other)
-            if both.box.sides[0] <= 1.5 * max(usual, *sides, *others):
+            if both.box.sides[0] <= 1.5 * max(usual, *sides, *others):  # else they are of two lines
                 whole[index] = both
                 break
         else:
@@ -116,10 +120,10 @@ def ink_of(level: Level, window: Window, own: NDArray[np.bool_], noise: float) -
     """Return the ink of a part, the pixels `own` of a window of its level, and its contrast as a share of the paper's
     value; 0 where it does not stand out from what is around it."""
     values, paper, others = level.values[window], level.paper[window], (level.labels[window] > 0) & ~own
-    dark, light = float(np.quantile(values[own], 0.2)), float(np.median(paper[own]))
+    dark, light = float(np.sort(values[own])[own.sum() // 5]), float(paper[own].mean())
     pen = light - dark
-    near = ndimage.binary_dilation(own)
-    ring = ndimage.binary_dilation(near, iterations=2) & ~near & ~others
+    near = _grown(own)
+    ring = _grown(_grown(near)) & ~near & ~others
     # Beside a stroke there is paper: an edge, as of a sheet on a table or of a shadow, is dark on the other side.
     if pen < max(MIN_CONTRAST, 5 * noise) or np.sum(values[ring] < (dark + light) / 2) > EDGE * ring.sum():
         return np.zeros(own.shape), 0.0
@@ -127,19 +131,29 @@ def ink_of(level: Level, window: Window, own: NDArray[np.bool_], noise: float) -
     return np.where(near & ~others, shade, 0), pen / light
 
 
+def _grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return a mask grown by a pixel. For masks as small as digits, ndimage takes several times as long."""
+    grown = mask.copy()
+    grown[1:] |= mask[:-1]
+    grown[:-1] |= mask[1:]
+    grown[:, 1:] |= mask[:, :-1]
+    grown[:, :-1] |= mask[:, 1:]
+    return grown
+
+
 def threshold(values: Values) -> tuple[NDArray[np.bool_], Values]:
     """Return what is ink [H, W], by its surroundings (Sauvola and Pietikäinen 2000), and the value of the paper."""
     step = 4 if max(values.shape) > 8 * LARGEST else 1  # what varies slowly need not be known at every pixel
-    mean = _around(reduced(values, step), step)
-    deviation = np.sqrt(np.maximum(_around(reduced(values * values, step), step) - mean * mean, 0))
+    mean = around(reduced(values, step), step)
+    deviation = np.sqrt(np.maximum(around(reduced(values * values, step), step) - mean * mean, 0))
     limit = mean * (1 + SENSITIVITY * (deviation / max(float(deviation.max()), 0.05) - 1))
     mask = values < _enlarged(limit, values.shape)
-    light, share = (_around(reduced(one, step), step) for one in (values * ~mask, 1.0 - mask))
-    paper = _enlarged(np.where(share > 0.02, light / np.maximum(share, 0.02), mean), values.shape)
+    light, share = (around(reduced(one, step), step) for one in (values * ~mask, 1.0 - mask))
+    paper = _enlarged(light / np.maximum(share, 0.02), values.shape)
     contrast = np.maximum(paper - values, 0)
     # Printed lines are often paler than what is written on them.
     pen = ndimage.maximum_filter(_strongest(contrast * mask, step), WINDOW // step | 1)
-    return mask & (contrast > PALE * _enlarged(pen, values.shape)), paper
+    return mask & (contrast > _enlarged(np.maximum(PALE * pen, PALEST * pen.max()), values.shape)), paper
 
 
 def reduced(values: Values, step: int) -> Values:
@@ -153,7 +167,8 @@ def _strongest(values: Values, step: int) -> Values:
     return np.maximum.reduce([padded[i::step, j::step] for i in range(step) for j in range(step)])
 
 
-def _around(values: Values, step: int) -> Values:
+def around(values: Values, step: int) -> Values:
+    """Return the mean of what surrounds each of the pixels, which are reduced by `step`."""
     return ndimage.uniform_filter(values, WINDOW // step | 1, mode="nearest")
 
 
@@ -167,25 +182,25 @@ def _enlarged(values: Values, shape: tuple[int, ...]) -> Values:
 
 def without_lines(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Take ruled lines away, and leave of them what a stroke crosses."""
-    kept = mask
-    for axis in (0, 1):
-        if mask.shape[axis] < LINE:
-            continue
-        across = 1 - axis
-        thick = ndimage.maximum_filter1d(mask, 3, across)  # a line that is a little turned is steps
-        lines = ndimage.minimum_filter1d(thick, LINE, axis, mode="constant")
-        if not lines.any():
-            continue
-        lines = ndimage.maximum_filter1d(lines, LINE, axis, mode="constant")
-        labels, _ = ndimage.label(lines)
-        reach = mask.shape[axis] * SHARE
-        far = [0, *(window[axis].stop - window[axis].start >= reach for window in ndimage.find_objects(labels))]
-        if not any(far):
-            continue
-        lines = np.array(far, bool)[labels]
-        starts = int(np.count_nonzero(np.diff(lines, axis=across, prepend=False) & lines))
-        width = -(-int(np.count_nonzero(lines)) // starts)
-        rest = mask & ~lines
-        bridged = ndimage.minimum_filter1d(ndimage.maximum_filter1d(rest, width + 2, across), width + 2, across)
-        kept = kept & (rest | bridged)
-    return kept
+    return _without_level_lines(mask) & _without_level_lines(mask.T).T
+
+
+def _without_level_lines(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    if mask.shape[1] < LINE or not _runs(mask[:, ::8], LINE // 8 - 1).any():  # a quick look: most pages have none
+        return mask
+    lines = ndimage.maximum_filter1d(_runs(mask, LINE), LINE, 1, mode="constant")
+    labels, _ = ndimage.label(lines)
+    reach = mask.shape[1] * SHARE
+    lines = np.array([0, *(x.stop - x.start >= reach for _, x in ndimage.find_objects(labels))], bool)[labels]
+    if not lines.any():
+        return mask
+    starts = int(np.count_nonzero(np.diff(lines, axis=0, prepend=False) & lines))
+    width = -(-int(np.count_nonzero(lines)) // starts)
+    rest = mask & ~lines
+    bridged = ndimage.minimum_filter1d(ndimage.maximum_filter1d(rest, width + 2, 0), width + 2, 0)
+    return rest | (mask & bridged)
+
+
+def _runs(mask: NDArray[np.bool_], length: int) -> NDArray[np.bool_]:
+    """Return the middles of runs along rows; a line that is a little turned is steps from a row to the next."""
+    return ndimage.minimum_filter1d(ndimage.maximum_filter1d(mask, 3, 0), length, 1, mode="constant")

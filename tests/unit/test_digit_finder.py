@@ -183,6 +183,16 @@ def test_parts_of_one_digit_are_joined_and_specks_are_dropped():
     assert len(digit_finder.find_digits(page).boxes) == 2
 
 
+def test_digits_of_lines_set_tightly_stay_apart():
+    """As in a sum on paper: the gap between lines is a tenth of a digit."""
+    page = np.full((400, 500), 255, np.uint8)
+    for top, left in itertools.product((40, 128, 216), (50, 150, 250, 350)):
+        page[top : top + 80, left : left + 8] = page[top : top + 80, left + 42 : left + 50] = 0
+        page[top : top + 8, left : left + 50] = 0
+    boxes = digit_finder.find_digits(page).boxes
+    assert [(box.top // 80, box.left // 50) for box in boxes] == [*itertools.product((0, 1, 2), (1, 3, 5, 7))]
+
+
 def test_shapes_that_are_no_digits_beside_the_others_are_counted():
     page = draw_page(["31"])
     assert digit_finder.find_digits(page).left_out == 0
@@ -238,12 +248,54 @@ def test_every_page_of_a_file_is_read(kind, options):
     blank = Image.new("L", (240, 120), 225)
     sheets = [blank, *(Image.fromarray(draw_page([digits])) for digits in ("31", "42"))]  # an empty cover first
     content = as_file(sheets[0], kind, save_all=True, append_images=sheets[1:], **options)
-    first, *others = images.read_pages(content, "scan")
+    (name, first), *others = images.read_pages(content, "scan")
     with pytest.raises(UserError, match="empty"):
         digit_finder.find_digits(first)
-    assert [len(digit_finder.find_digits(page).boxes) for page in others] == [2, 2]
+    assert [(name, len(digit_finder.find_digits(page).boxes)) for name, page in others] == [
+        ("scan, page 2 of 3", 2),
+        ("scan, page 3 of 3", 2),
+    ]
+    assert name == "scan, page 1 of 3"
     with pytest.raises(UserError, match=r"^scan has 3 pages, expected one: give each as a file of its own$"):
         images.read_image(content, "scan")
+
+
+def test_the_pages_before_a_damaged_one_are_read_and_it_is_named():
+    sheets = [Image.fromarray(draw_page([digits])) for digits in ("31", "42", "7")]
+    content = bytearray(as_file(sheets[0], "TIFF", save_all=True, append_images=sheets[1:], compression="tiff_lzw"))
+    with Image.open(io.BytesIO(content)) as file:
+        file.seek(1)
+        [start, *_], [length, *_] = file.tag_v2[273], file.tag_v2[279]  # where the pixels of its first strip stand
+    content[start : start + length] = b"\xff" * length
+    pages = images.read_pages(bytes(content), "scan")
+    assert len(digit_finder.find_digits(next(pages)[1]).boxes) == 2
+    with pytest.raises(UserError, match=r"^scan, page 2 of 3 is no image that can be read"):
+        next(pages)
+
+
+@pytest.mark.parametrize("size", [100, 400, 1300])
+def test_whether_ink_or_paper_is_dark_is_seen_for_thin_and_bold_pens_on_pages_of_every_size(size):
+    """Of bold digits and of light ones, a second look is taken: at their whole shape, on large pages a small one."""
+    seven = load_json(STROKES)["round"]["7"]
+    for pen in (3, 20):
+        values = stress_tests.draw(seven, pen, size).astype(np.float32) / 255
+        for page in (values, 1 - values):
+            dark = digit_finder._with_dark_ink(page)
+            is_plain = size > 1200 or (pen == 3 and page is values)
+            assert len(dark) == (1 if is_plain else 2)
+            assert not is_plain or np.allclose(dark[0], values, atol=1e-6)
+        boxes = [digit_finder.find_digits((255 * page).astype(np.uint8)).boxes for page in (values, 1 - values)]
+        assert boxes[0] == boxes[1] and len(boxes[0]) == 1
+
+
+def test_what_gleams_on_a_page_is_no_ink():
+    grey = np.where(draw_page(["012345"] * 6, pen=5, size=60) > 128, 150, 90).astype(np.uint8)
+    page = Image.fromarray(np.pad(grey, 120, constant_values=150))
+    for number in range(20):
+        left, top = (30 + 28 * number, 40) if number % 2 else (40, 30 + 28 * number)
+        ImageDraw.Draw(page).ellipse((left, top, left + 16, top + 16), 255)
+    boxes = digit_finder.find_digits(np.asarray(page)).boxes
+    assert len(boxes) == 36 and all(box.sides[0] > 25 for box in boxes)
 
 
 def test_more_pages_than_anybody_scans_are_an_error():
@@ -424,3 +476,63 @@ def test_a_page_full_of_spots_is_an_error():
         page[row : row + 16, column : column + 4] = 0
     with pytest.raises(UserError, match="shapes, expected 1,000 digits at most"):
         digit_finder.find_digits(page)
+
+
+@pytest.mark.parametrize("text", ["23,456.78", "3,141,592", "12,50"])
+@pytest.mark.parametrize("turn", [-2, 0, 1.5])
+def test_commas_and_points_leave_the_digits_of_a_number_in_order(text, turn):
+    page = Image.new("L", (600, 180), 250)
+    ImageDraw.Draw(page).text((60, 50), text, 20, ImageFont.truetype(FONT, 60))
+    boxes = digit_finder.find_digits(np.asarray(page.rotate(turn, Image.Resampling.BICUBIC, fillcolor=250))).boxes
+    digits = [box for box in boxes if box.sides[0] > 30]
+    assert len(digits) == sum(map(str.isdigit, text)) and digits == sorted(digits, key=lambda box: box.left)
+
+
+def in_boxes(frame):
+    """A row of eight digits of 120 x 120, in front of what `frame` draws around the cell from a column on."""
+    page = Image.new("L", (1160, 300), 250)
+    for cell in range(8):
+        frame(ImageDraw.Draw(page), 100 + 120 * cell)
+    digits = draw_page(["72104149"])
+    return np.minimum(np.asarray(page), np.pad(digits, ((90, 90), (100, 100)), constant_values=255))
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        lambda draw, left: draw.rectangle((left, 90, left + 120, 210), None, 40, 3),
+        lambda draw, left: draw.rectangle((left + 6, 94, left + 114, 206), None, 40, 3),
+        lambda draw, left: draw.line((left + 15, 200, left + 105, 200), 40, 4),
+    ],
+    ids=["boxes", "a box each", "a dash each"],
+)
+def test_the_dark_lines_of_a_form_are_no_digits_and_no_part_of_one(frame):
+    page = in_boxes(frame)
+    for turn in (0, 0.7):
+        turned = Image.fromarray(page).rotate(turn, Image.Resampling.BICUBIC, fillcolor=250)
+        boxes = digit_finder.find_digits(np.asarray(turned)).boxes
+        assert len(boxes) == 8 and all(60 < box.sides[0] < 100 for box in boxes), (turn, boxes)
+
+
+def test_the_pieces_of_a_turned_grid_are_paler_than_digits():
+    page = draw_page(2 * ["0123456789"])
+    page = np.pad(page, 300, constant_values=225)
+    for at in range(17, page.shape[1], 40):
+        for lines in (page[:, at : at + 3], page[at : at + 3]):
+            np.minimum(lines, 175, out=lines)
+    turned = Image.fromarray(page).rotate(1.2, Image.Resampling.BICUBIC, fillcolor=225)
+    boxes = digit_finder.find_digits(np.asarray(turned)).boxes
+    assert (len([box for box in boxes if box.sides[0] > 50]), len(boxes)) == (20, 20)
+
+
+@pytest.mark.parametrize("high", [30, 60, 100, 400])
+@pytest.mark.parametrize("share", [0.15, 0.42])
+def test_a_zero_with_a_dot_or_a_dash_inside_is_one_digit(high, share):
+    """As many fonts for programmers have it: no frame around another digit, and no speck that takes its place."""
+    page = Image.new("L", (4 * high, 2 * high), 250)
+    draw, pen, inner = ImageDraw.Draw(page), max(3, high // 9), max(4, round(high * share / 2))
+    for left in (high, 2 * high):
+        draw.ellipse((left, high // 2, left + 0.6 * high, 1.5 * high), None, 20, pen)
+        draw.ellipse((left + 0.3 * high - pen / 2, high - inner, left + 0.3 * high + pen / 2, high + inner), 20)
+    boxes = digit_finder.find_digits(np.asarray(page)).boxes
+    assert [box.left // high for box in boxes if box.sides[0] > 0.9 * high] == [1, 2] and len(boxes) == 2
