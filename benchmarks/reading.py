@@ -98,11 +98,11 @@ def count_signs(part: str, predictor: Predictor) -> dict[str, dict[str, int]]:
     return counts
 
 
-def time_full_page(predictor: Predictor) -> dict[str, Any]:
+def time_full_page(part: str, predictor: Predictor) -> dict[str, Any]:
     """Return the digits read of a printed page of A4 at 300 dpi that is full of them, and the seconds of 5 times, from
     the file to the answers."""
     random, canvas = np.random.default_rng(3), Canvas(210, 297, 300)
-    font = ImageFont.truetype(fonts("measure")[0], 12 * 300 / 72)
+    font = ImageFont.truetype(fonts(part)[0], 12 * 300 / 72)
     for row in range(40):
         canvas.print_row(text_of(random, 24), 15 * canvas.mm, (12 + 6.7 * row) * canvas.mm, font)
     file, seconds = as_file(scanned(canvas, random).image), []
@@ -171,7 +171,7 @@ if __name__ == "__main__":
     if not knows_signs(project, config.data):
         sys.exit("error: run `python -m pipeline.signs` first")
     predictor = load_predictor(project, config)
-    full_page = time_full_page(predictor)
+    full_page = time_full_page(part, predictor)
     counts, signs = count(part, predictor), count_signs(part, predictor)
     if part == "measure":
         stored = load_json(RESULTS / "reading.json")  # `before` is of commit d897b76, and cannot be measured here

@@ -62,10 +62,15 @@ def _show(name: str, page: Page, predictor: Predictor, picture: Path | None) -> 
     captions, lines = [], []
     for values, reason in zip(probabilities, reasons, strict=True):
         first, second = values.argsort()[:-3:-1]
-        captions.append("?" if reason == JOINED else classes[first] + "?" * bool(reason))
-        said = f"{classes[first]}, {percent(values[first])}{', ' * bool(reason)}{reason}"
-        said += f" (or {classes[second]}, {percent(values[second])})" * (reason == UNSURE)
-        lines.append(f"  {len(captions)}: {f'{reason}, not read' if reason == JOINED else said}")
+        caption, said = classes[first], f"{classes[first]}, {percent(values[first])}"
+        if reason == JOINED:
+            caption, said = "?", f"{reason}, not read"
+        elif reason:
+            caption, said = f"{caption}?", f"{said}, {reason}"
+        if reason == UNSURE:
+            said += f" (or {classes[second]}, {percent(values[second])})"
+        captions.append(caption)
+        lines.append(f"  {len(captions)}: {said}")
     if page.left_out:
         lines.append(f"  left out: {page.left_out}, far larger, smaller or paler than the digits, or lines")
     print(f"{name}: {' '.join(captions)}", *lines, sep="\n")

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from pipeline.apps.ink import MIN_CONTRAST, Box, Values, around, levels, reduced
 from pipeline.apps.mnist_form import FIELD, Ink, to_mnist_form
-from pipeline.apps.shapes import MAX_DIGITS, Shape, is_bar, shapes_of, strokes, too_many, without_frames
+from pipeline.apps.shapes import MAX_DIGITS, Shape, is_bar, shapes_of, too_many, weight, without_frames
 from pipeline.base.errors import UserError
 from pipeline.base.schema import Data
 
 DIGITS = list("0123456789")  # the classes that are found
 SINGLE = 64  # pixels: an image no larger, and no wider than high, holds one digit
 ENOUGH = 1200  # pixels of the longer side, to see whether ink or paper is dark
-PLAIN = 2.0  # skewness that tells dark ink; of bold light digits, cut out tightly, it was 0.5 at most
+PLAIN = -2.0  # skewness that tells dark ink; of bold light digits, cut out tightly, it was -0.5 at least
 FAINT = 0.4  # share of the usual contrast
 EMPTY = "the page is empty, or its ink too faint: give an image with digits that stand out"
 
@@ -47,7 +47,7 @@ def find_digits(image: NDArray[np.uint8]) -> Page:
         one = to_mnist_form(_ink_of_one(image / 255.0))
         return Page(image, [Box(0, 0, height, width)], one[None], np.zeros(1, bool))
     looks = map(_digits, _with_dark_ink(image.astype(np.float32) / 255))
-    found, left_out = max(looks, key=lambda look: strokes(look[0]))
+    found, left_out = max(looks, key=lambda look: _likeness(look[0]))
     if not found:
         raise UserError(EMPTY)
     if len(found) > MAX_DIGITS:
@@ -68,10 +68,16 @@ def _with_dark_ink(values: Values) -> list[Values]:
     small = reduced(values, factor)
     difference = small - around(small, 1)
     skewness = np.mean(difference**3) / (np.mean(difference**2) + 1e-6) ** 1.5
-    if skewness < -PLAIN:
+    if skewness < PLAIN:
         return [values]
-    dark, light = (strokes(_digits(one)[0]) if factor > 1 else 0 for one in (small, 1 - small))
+    dark, light = (_likeness(_digits(one)[0]) if factor > 1 else 0 for one in (small, 1 - small))
     return [values] * (dark >= light) + [1 - values] * (light >= dark)
+
+
+def _likeness(found: list[Shape]) -> float:
+    """Return how much speaks for these as the ink, not the paper. With both confused, the holes in digits are found, or
+    a whole sheet."""
+    return sum(map(weight, found))
 
 
 def _ink_of_one(values: Ink) -> Ink:
@@ -96,7 +102,7 @@ def _digits(values: Values) -> tuple[list[Shape], int]:
     if not found:
         return [], 0
     signs = [one for one in found if not is_bar(one)] or found
-    weights = np.array([strokes([one]) for one in signs])  # specks and patches, as of a cloth, weigh little
+    weights = np.array(list(map(weight, signs)))  # specks and patches, as of a cloth, weigh little
     usual = _quantile(np.array([max(one.box.sides) for one in signs]), weights, 0.5)
     pen = _quantile(np.array([one.contrast for one in signs]), weights, 0.9)  # not that of a grid's many pieces
 

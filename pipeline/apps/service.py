@@ -108,6 +108,7 @@ def build_app(predictor: Predictor, hosts: list[str], origins: Sequence[str] = (
         pages: list[Page] = []
         numbers: list[int] = []  # of the page of each digit
         unread: list[str] = []
+        joined: NDArray[np.bool_] | bool = False
         if isinstance(body, bytes):
             name, content = uploaded(body, request.headers.get("content-type", ""))
             for number, _, page in read_file(content, name, data):
@@ -117,10 +118,10 @@ def build_app(predictor: Predictor, hosts: list[str], origins: Sequence[str] = (
                 numbers += [number] * len(page.digits)
                 pages.append(page._replace(image=np.empty((0, 0), np.uint8)))  # a hundred may be a gigabyte
             images = np.concatenate([page.digits for page in pages])
-            probabilities, reasons = predictor.answers(images, np.concatenate([page.joined for page in pages]))
+            joined = np.concatenate([page.joined for page in pages])
         else:
             images = images_of(body, data)
-            probabilities, reasons = predictor.answers(images)
+        probabilities, reasons = predictor.answers(images, joined)
         boxes = [box for page in pages for box in page.boxes]
         return Answer(
             digits=probabilities.argmax(1).tolist(),

@@ -116,11 +116,11 @@ def without_frames(found: list[Shape], finer: int) -> list[Shape]:
         if len(inside) and not _is_hollow(one):  # pieces of lines may lie around it
             inside = inside[inside < finer]
         sizes, areas, contrasts = (values[inside] / values[number]).T
-        # A digit in its box is over half as high; the dash of a zero is lower, lighter by a factor of five, and one.
+        # A digit is over half as high as its frame or has a quarter of its ink, and the dot or dash of a zero neither.
         is_frame = len(inside) >= 3 or (((sizes > 0.5) | (areas > 0.25)) & (contrasts > 0.6)).any()
-        if is_frame or shared[:finer].sum() > 0.5 * spaces[number]:  # or of a whole line of digits
+        if is_frame or shared[:finer].sum() > 0.5 * spaces[number]:  # a piece of a line of digits that are known
             dropped.add(number)
-        else:  # specks, or the dot of a zero; what is far darker stays, beside a shadow for one
+        else:  # specks, or the dot of a zero; what is far darker than what is around it stays
             dropped.update(inside[contrasts < 2].tolist())
     return [one for index, one in enumerate(found) if index not in dropped]
 
@@ -134,10 +134,9 @@ def is_bar(one: Shape) -> bool:
     return one.box.sides[1] < one.box.sides[0] / 7
 
 
-def strokes(found: list[Shape]) -> float:
-    """Return how much speaks for these as the ink, not the paper: digits that leave most of their boxes free. With ink
-    and paper confused, the holes in digits are found, or a whole sheet."""
-    return sum(max(one.box.sides) * (1 - one.area / math.prod(one.box.sides)) ** 2 for one in found)
+def weight(one: Shape) -> float:
+    """Return how much a shape looks like a digit: it is large, and leaves most of its box free."""
+    return max(one.box.sides) * (1 - one.area / math.prod(one.box.sides)) ** 2
 
 
 def too_many(shapes: int) -> UserError:
